@@ -1,0 +1,151 @@
+"""
+The interfaces that quantizers, backends and publishers implement.
+
+A provider is a light object: importing its module must not import its toolchain.
+`check`, `lower` and `estimate` are pure and run in the planner's process; `quantize`
+and `compile` are heavy and run in a worker process of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+
+from lmi_build.digest import JSONValue
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lmi_build.errors import Problem
+    from lmi_build.events import Emit
+    from lmi_build.values.model import ModelFacts
+    from lmi_build.values.quant import QuantScheme
+    from lmi_build.values.recipe import QuantSpec, Recipe
+    from lmi_build.values.stage import Estimate
+
+Params: TypeAlias = Mapping[str, JSONValue]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProviderInfo:
+    """
+    What a provider is and needs.
+
+    Args:
+        name: As the recipe names it.
+        summary: One sentence for `doctor` and the support matrix.
+        distributions: Python packages that must be installed to run it, by their
+            index names; their versions go into the key.
+        salt: Bumped when the provider's code changes meaning.
+        entry: `module:attribute` of the worker's callable.
+        methods: Quantization methods offered; empty for a backend.
+        targets: Devices it builds for; empty for a quantizer.
+        packings: Checkpoint packings a backend consumes.
+        modules: Importable names that prove the distributions work (`doctor`).
+    """
+
+    name: str
+    summary: str
+    distributions: tuple[str, ...]
+    salt: int
+    entry: str
+    methods: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    packings: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """
+    One stage's work, as the worker sees it: paths and plain values only.
+
+    Args:
+        stage: The stage's name, for events.
+        params: Lowered parameters; everything that may change a byte.
+        inputs: Role to a read-only folder.
+        out: Empty folder that becomes the result.
+        state: Folder that survives a killed attempt of the same key; what is in it
+            may be half written and must be checked before it is used.
+        settings: What may not change a byte: locations, threads, endpoints.
+    """
+
+    stage: str
+    params: Params
+    inputs: Mapping[str, Path]
+    out: Path
+    state: Path
+    settings: Params = field(default_factory=dict)
+
+
+class Runnable(Protocol):
+    """What a stage's `entry` names: runs the job or raises `LmiBuildError`."""
+
+    def __call__(self, job: Job, emit: Emit) -> None:
+        """Fill `job.out`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Serving:
+    """
+    What a backend needs in a package to be served by DJL Serving.
+
+    Args:
+        handler: Name of a file in `package/handlers/`, shipped as `model.py`.
+        requirements: Pinned packages of the serving container.
+        properties: `serving.properties` entries of this backend, without defaults.
+        engine_dir: Folder inside the package that holds the engine.
+        settings: What the handler reads from `lmi_build.json` beside it: bounds,
+            end-of-sequence ids and the backend's own values.
+    """
+
+    handler: str
+    requirements: tuple[str, ...]
+    properties: Mapping[str, str]
+    engine_dir: str
+    settings: Params
+
+
+@runtime_checkable
+class Quantizer(Protocol):
+    """Turns a float checkpoint into a smaller one."""
+
+    info: ProviderInfo
+
+    def check(self, recipe: Recipe, model: ModelFacts) -> Iterator[Problem]:
+        """Yield every reason why this cannot be done, by dotted recipe path."""
+
+    def scheme(self, spec: QuantSpec, model: ModelFacts) -> QuantScheme:
+        """What the result will be."""
+
+    def lower(self, spec: QuantSpec, model: ModelFacts) -> Params:
+        """The worker's parameters: complete, without defaults."""
+
+    def estimate(self, spec: QuantSpec, model: ModelFacts) -> Estimate:
+        """Bytes on disk and in memory."""
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Turns a checkpoint into an engine for one target."""
+
+    info: ProviderInfo
+
+    def check(
+        self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme
+    ) -> Iterator[Problem]:
+        """Yield every reason why this cannot be built, by dotted recipe path."""
+
+    def lower(self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme) -> Params:
+        """The worker's parameters; the only place where native names appear."""
+
+    def serving(
+        self, recipe: Recipe, model: ModelFacts, versions: Mapping[str, str]
+    ) -> Serving:
+        """What the package needs; `versions` maps distributions to versions."""
+
+    def estimate(
+        self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme
+    ) -> Estimate:
+        """Bytes on disk and in memory."""

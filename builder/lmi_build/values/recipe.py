@@ -1,0 +1,246 @@
+"""
+A recipe after its text was read and checked: plain frozen values.
+
+`recipe.load` makes them; everything below the door works with these and never with
+YAML or with the validation library.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from lmi_build.errors import Problem, Span
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lmi_build.digest import JSONValue
+    from lmi_build.values.bounds import Bounds
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSpec:
+    """
+    Which model, from where.
+
+    Args:
+        source: Hub repository, folder, `s3://` prefix or `.gguf` file.
+        revision: Branch, tag or commit of a hub repository.
+        dtype: `auto` keeps what the source has; else the float type of the weights.
+        trust_remote_code: Files of Python code that may run; empty forbids all.
+    """
+
+    source: str
+    revision: str = "main"
+    dtype: str = "auto"
+    trust_remote_code: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalibrationSpec:
+    """
+    The text that activations are observed on.
+
+    Args:
+        dataset: `builtin:python-docs`, a text, JSONL or Parquet file, a hub data set
+            (`hub:owner/name`) or an `s3://` object.
+        num_samples: Sequences.
+        max_seq_len: Tokens of one sequence.
+        seed: Order of the draw.
+        chat_template: Whether rows are wrapped in the model's chat template.
+    """
+
+    dataset: str = "builtin:python-docs"
+    num_samples: int = 64
+    max_seq_len: int = 512
+    seed: int = 0
+    chat_template: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantSpec:
+    """
+    How weights become smaller.
+
+    Args:
+        method: `none`, `gptq`, `awq`, `smoothquant` or `int8`.
+        provider: Who runs it; `builtin` unless named.
+        bits: Bits of one weight.
+        group_size: Input channels that share a scale; -1 is the whole row.
+        sym: Symmetric around zero, without zero points.
+        desc_act: GPTQ visits columns by falling activation.
+        damp_percent: GPTQ's dampening, as a share of the mean diagonal.
+        smoothing_strength: SmoothQuant's alpha, 0 to 1.
+        ignore: Module names or `*` patterns that stay as they are.
+        calibration: None for methods that need no data.
+    """
+
+    method: str = "none"
+    provider: str = "builtin"
+    bits: int = 16
+    group_size: int = -1
+    sym: bool = True
+    desc_act: bool = True
+    damp_percent: float = 0.01
+    smoothing_strength: float = 0.5
+    ignore: tuple[str, ...] = ("lm_head",)
+    calibration: CalibrationSpec | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompileSpec:
+    """
+    What turns a checkpoint into an engine, for which machine.
+
+    Args:
+        backend: Name of a backend provider.
+        target: `cpu` or an instance type.
+        release: Row of the catalogue; None takes the newest.
+        tensor_parallel_size: Ranks a layer is split over.
+        pipeline_parallel_size: Ranks the layers are split over.
+        options: The backend's own options, checked by the backend.
+    """
+
+    backend: str
+    target: str = "cpu"
+    release: str | None = None
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    options: Mapping[str, JSONValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServeSpec:
+    """
+    Settings of the server that do not change the engine.
+
+    Args:
+        rolling_batch: LMI's `option.rolling_batch`; `auto` lets the layout choose.
+        model_loading_timeout: Seconds the front end waits for the worker to load.
+        predict_timeout: Seconds one request may take.
+        environment: Extra environment variables of the container.
+    """
+
+    rolling_batch: str = "auto"
+    model_loading_timeout: int = 1800
+    predict_timeout: int = 240
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gates:
+    """
+    Floors and ceilings that fail a build; None is no gate.
+
+    Args:
+        max_perplexity_ratio: Engine perplexity over the float model's.
+        max_mean_kl: Mean KL divergence per token, in nats.
+        min_top1_agreement: Share of tokens with the same most likely successor.
+        max_abs_logit_error: Largest difference of any logit.
+    """
+
+    max_perplexity_ratio: float | None = None
+    max_mean_kl: float | None = None
+    min_top1_agreement: float | None = None
+    max_abs_logit_error: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifySpec:
+    """
+    What is tried on the packed artifact.
+
+    Args:
+        prompts: Questions answered greedily.
+        max_new_tokens: Length of those answers, in tokens.
+        num_samples: Held-out sequences for the comparison of logits.
+        max_seq_len: Tokens of one held-out sequence.
+        gates: What fails the build.
+    """
+
+    prompts: tuple[str, ...] = ("What is the capital of France?",)
+    max_new_tokens: int = 32
+    num_samples: int = 8
+    max_seq_len: int = 512
+    gates: Gates = field(default_factory=Gates)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackageSpec:
+    """
+    How the artifact lies on disk.
+
+    Args:
+        layout: `djl-lmi`.
+        format: `prefix` (a folder) or `tar.gz`.
+    """
+
+    layout: str = "djl-lmi"
+    format: str = "prefix"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublishSpec:
+    """
+    Where the artifact goes.
+
+    Args:
+        to: `s3://bucket/prefix` or a folder.
+        kms_key_id: Key for server-side encryption.
+        tags: Object tags.
+        expected_bucket_owner: Account that must own the bucket.
+        endpoint_url: Another S3 endpoint.
+        region: AWS region.
+    """
+
+    to: str
+    kms_key_id: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    expected_bucket_owner: str | None = None
+    endpoint_url: str | None = None
+    region: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """
+    One artifact's recipe (a `matrix` file makes several).
+
+    Args:
+        name: Name of the artifact; a matrix variant's ends in its values.
+        file: Path as the user gave it.
+        document: The resolved recipe, defaults and overrides in, as JSON.
+        overrides: `--set` arguments, as given.
+        spans: Dotted path to its place in the text.
+        variant: The matrix values that made this variant.
+    """
+
+    name: str
+    file: str
+    model: ModelSpec
+    quantize: QuantSpec
+    bounds: Bounds
+    compile: CompileSpec
+    serve: ServeSpec
+    verify: VerifySpec
+    package: PackageSpec
+    publish: PublishSpec | None
+    document: Mapping[str, JSONValue]
+    overrides: tuple[str, ...] = ()
+    spans: Mapping[str, Span] = field(default_factory=dict)
+    variant: Mapping[str, JSONValue] = field(default_factory=dict)
+
+    def locate(self, problem: Problem) -> Problem:
+        """Give a problem the place of its dotted path, or of the nearest parent."""
+        path = problem.path
+        while path and path not in self.spans:
+            path = path.rpartition(".")[0]
+        span = problem.span or self.spans.get(path)
+        return Problem(
+            code=problem.code,
+            message=problem.message,
+            path=problem.path,
+            hint=problem.hint,
+            span=span,
+        )
