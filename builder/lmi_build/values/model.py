@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -182,7 +182,6 @@ class ModelFacts:
     tensors: tuple[TensorFact, ...]
     dtype: str
     num_skipped_bytes: int = 0
-    remote_code: tuple[FileFact, ...] = field(default=())
 
     @property
     def fetch_bytes(self) -> int:

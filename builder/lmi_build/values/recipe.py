@@ -28,13 +28,14 @@ class ModelSpec:
         source: Hub repository, folder, `s3://` prefix or `.gguf` file.
         revision: Branch, tag or commit of a hub repository.
         dtype: `auto` keeps what the source has; else the float type of the weights.
-        trust_remote_code: Files of Python code that may run; empty forbids all.
+        trust_remote_code: Whether the model's own Python files may be fetched and run;
+            their digests then enter the key.
     """
 
     source: str
     revision: str = "main"
     dtype: str = "auto"
-    trust_remote_code: tuple[str, ...] = ()
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,134 @@
+"""
+What the user's environment says, read in one place.
+
+No other module reads an environment variable. Secrets are kept apart, have no
+`repr`, and reach only the stages that ask for them by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DEFAULT_HF_ENDPOINT = "https://huggingface.co"
+
+# Handed to every worker: what a process needs to start, and nothing that names a
+# person or a credential.
+_WORKER_VARIABLES = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "SSL_CERT_FILE",
+)
+# Seen only by stages that list `hub` or `aws` in `Stage.secrets`.
+_SECRET_VARIABLES: Mapping[str, tuple[str, ...]] = {
+    "hub": ("HF_TOKEN", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE"),
+    "aws": (
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "AWS_PROFILE",
+        "AWS_REGION",
+        "AWS_DEFAULT_REGION",
+        "AWS_CONFIG_FILE",
+        "AWS_SHARED_CREDENTIALS_FILE",
+        "AWS_ENDPOINT_URL",
+        "AWS_ENDPOINT_URL_S3",
+        "AWS_CA_BUNDLE",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+        "AWS_ROLE_ARN",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "HOME",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """
+    The environment of one run.
+
+    Args:
+        cache_dir: Root of the store.
+        hf_endpoint: Base URL of the model hub.
+        offline: Whether the network may be used at all.
+        threads: Threads of a worker; 0 takes every core this process may use.
+        worker_environment: Variables every worker gets.
+        secrets: Group name to variables; never printed, logged or hashed.
+    """
+
+    cache_dir: Path
+    hf_endpoint: str = DEFAULT_HF_ENDPOINT
+    offline: bool = False
+    threads: int = 0
+    worker_environment: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+
+    @property
+    def hf_token(self) -> str | None:
+        """The hub's token, if the user has one."""
+        return self.secrets.get("hub", {}).get("HF_TOKEN")
+
+    def secret_values(self) -> tuple[str, ...]:
+        """Every value that must never be shown, longest first."""
+        names = {"HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
+        names |= {"AWS_CONTAINER_AUTHORIZATION_TOKEN", "AWS_ACCESS_KEY_ID"}
+        found = {
+            value
+            for group in self.secrets.values()
+            for name, value in group.items()
+            if name in names and value
+        }
+        return tuple(sorted(found, key=len, reverse=True))
+
+
+def settings_from_environ(
+    environ: Mapping[str, str],
+    *,
+    cache_dir: Path | None = None,
+    offline: bool | None = None,
+) -> Settings:
+    """
+    Read the environment.
+
+    Args:
+        environ: Usually `os.environ`.
+        cache_dir: Overrides `LMI_BUILD_CACHE`; by default `$XDG_CACHE_HOME/lmi-build`,
+            else `~/.cache/lmi-build`.
+        offline: Overrides `LMI_BUILD_OFFLINE` and `HF_HUB_OFFLINE`.
+    """
+    if cache_dir is None:
+        base = environ.get("XDG_CACHE_HOME") or f"{environ.get('HOME', '~')}/.cache"
+        cache_dir = Path(environ.get("LMI_BUILD_CACHE") or f"{base}/lmi-build")
+    if offline is None:
+        truthy = {"1", "true", "yes", "on"}
+        flags = (
+            environ.get("LMI_BUILD_OFFLINE", ""),
+            environ.get("HF_HUB_OFFLINE", ""),
+        )
+        offline = any(flag.lower() in truthy for flag in flags)
+    return Settings(
+        cache_dir=cache_dir.expanduser().absolute(),
+        hf_endpoint=(environ.get("HF_ENDPOINT") or DEFAULT_HF_ENDPOINT).rstrip("/"),
+        offline=offline,
+        threads=int(environ.get("LMI_BUILD_THREADS") or 0),
+        worker_environment=_pick(environ, _WORKER_VARIABLES),
+        secrets={
+            name: _pick(environ, names) for name, names in _SECRET_VARIABLES.items()
+        },
+    )
+
+
+def _pick(environ: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
+    return {name: environ[name] for name in names if environ.get(name)}
