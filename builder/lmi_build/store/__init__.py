@@ -1,0 +1,1 @@
+"""Where finished work is kept, by content."""
