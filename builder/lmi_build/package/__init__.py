@@ -1,0 +1,1 @@
+"""Laying out what a build made as a folder that a server can load."""

@@ -1,0 +1,206 @@
+"""
+The package stage: lays a model, a checkpoint and an engine out as one artifact.
+
+Order of work, so that every later file can name the earlier ones: engine, handler
+and settings, tokenizer, papers, `provenance.json`, and `manifest.json` last.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, cast
+
+from lmi_build import __version__
+from lmi_build.digest import canonical_json, digest_file
+from lmi_build.errors import SourceInvalid, StageFailed
+from lmi_build.events import StageProgress
+from lmi_build.package.archive import write_archive
+from lmi_build.package.handler_files import handler_path
+from lmi_build.package.papers import model_card
+from lmi_build.package.place import place
+from lmi_build.package.properties import PROPERTIES_NAME, render_properties
+from lmi_build.package.provenance import PROVENANCE_NAME, provenance_statement
+from lmi_build.values.manifest import (
+    ARCHIVE_NAME,
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from lmi_build.digest import JSONValue
+    from lmi_build.events import Emit
+    from lmi_build.spi import Job
+
+SETTINGS_NAME = "lmi_build.json"
+HANDLER_NAME = "model.py"
+REQUIREMENTS_NAME = "requirements.txt"
+LEDGER_NAME = "ledger.json"
+
+# What a tokenizer of the Hugging Face family may be made of; taken as present.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+_PAPER_PATTERNS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "README.md")
+
+
+def run(job: Job, emit: Emit) -> None:
+    """
+    Fill `job.out` with the artifact.
+
+    Raises:
+        SourceInvalid: `package.no-tokenizer` or `package.no-engine`.
+        StageFailed: `package.handler-changed` when the installed handler is not the
+            one that was planned.
+    """
+    params = cast("dict[str, Any]", job.params)
+    out = job.out
+    _lay_engine(job.inputs["engine"], out / params["serving"]["engine_dir"])
+    _lay_handler(params["serving"], out)
+    _lay_tokenizer(job.inputs["checkpoint"], job.inputs["model"], out)
+    _lay_papers(job.inputs["model"], out, params)
+    entries = _list_files(job, emit)
+    statement = provenance_statement(params, entries, version=__version__)
+    _write(out / PROVENANCE_NAME, statement)
+    entries.append(_entry(out, out / PROVENANCE_NAME))
+    manifest = make_manifest(
+        params, entries, ledger=ledger_summary(job.inputs["checkpoint"])
+    )
+    _write(out / MANIFEST_NAME, manifest.to_bytes())
+    if params["format"] == "tar.gz":
+        names = [*(entry.path for entry in manifest.files), MANIFEST_NAME]
+        write_archive(out, sorted(names), out / ARCHIVE_NAME)
+
+
+def make_manifest(
+    params: Mapping[str, JSONValue],
+    entries: list[FileEntry],
+    *,
+    ledger: Mapping[str, JSONValue] | None,
+) -> Manifest:
+    """Join what was planned with what lies there."""
+    head = cast("dict[str, Any]", dict(params))
+    settings = ("settings", "handler_digest")
+    serving = {k: v for k, v in head["serving"].items() if k not in settings}
+    return Manifest(
+        **{**head, "serving": serving},
+        ledger=ledger,
+        files=tuple(sorted(entries)),
+    )
+
+
+def ledger_summary(checkpoint: Path) -> dict[str, JSONValue] | None:
+    """
+    Digest and number of rows of the tensor ledger; None when there is none.
+
+    Raises:
+        SourceInvalid: `package.ledger-unreadable`.
+    """
+    path = checkpoint / LEDGER_NAME
+    if not path.is_file():
+        return None
+    try:
+        rows = json.loads(path.read_bytes())
+        rows = rows["rows"] if isinstance(rows, dict) else rows
+        num_rows = len(rows)
+    except (ValueError, KeyError, TypeError) as error:
+        raise SourceInvalid(
+            f"{LEDGER_NAME} of the checkpoint is not a table of tensors: {error}",
+            code="package.ledger-unreadable",
+            hints=("run `lmi-build cache verify`, then build again",),
+        ) from error
+    return {"digest": digest_file(path), "num_rows": num_rows}
+
+
+def _lay_engine(engine: Path, to: Path) -> None:
+    files = [path for path in sorted(engine.rglob("*")) if path.is_file()]
+    if not files:
+        raise SourceInvalid(
+            "the compile stage left an empty engine folder",
+            code="package.no-engine",
+            hints=("run `lmi-build cache verify`, then build again",),
+        )
+    for path in files:
+        place(path, to / path.relative_to(engine))
+
+
+def _lay_handler(serving: Mapping[str, Any], out: Path) -> None:
+    source = handler_path(serving["handler"])
+    found = digest_file(source)
+    if found != serving["handler_digest"]:
+        raise StageFailed(
+            f"handler `{serving['handler']}` is {found}, the plan was made with"
+            f" {serving['handler_digest']}",
+            code="package.handler-changed",
+            hints=("lmi-build was changed since `plan`: make the plan again",),
+        )
+    _write(out / HANDLER_NAME, source.read_bytes())
+    lines = "".join(f"{line}\n" for line in sorted(serving["requirements"]))
+    _write(out / REQUIREMENTS_NAME, lines.encode())
+    _write(out / SETTINGS_NAME, _pretty(serving["settings"]))
+    _write(out / PROPERTIES_NAME, render_properties(serving["properties"]))
+
+
+def _lay_tokenizer(checkpoint: Path, model: Path, out: Path) -> None:
+    for name in _TOKENIZER_FILES:
+        source = next(
+            (d / name for d in (checkpoint, model) if (d / name).is_file()), None
+        )
+        if source is not None:
+            place(source, out / name)
+    if not (out / "tokenizer.json").is_file():
+        raise SourceInvalid(
+            "the model has no tokenizer.json, which the handler reads",
+            code="package.no-tokenizer",
+            hints=(
+                (
+                    "convert it once: `AutoTokenizer.from_pretrained(MODEL)"
+                    ".save_pretrained(MODEL)` writes tokenizer.json"
+                ),
+            ),
+        )
+
+
+def _lay_papers(model: Path, out: Path, params: Mapping[str, Any]) -> None:
+    for pattern in _PAPER_PATTERNS:
+        for path in sorted(model.glob(pattern)):
+            if path.is_file():
+                place(path, out / path.name)
+    if not (out / "README.md").exists():
+        _write(out / "README.md", model_card(params))
+
+
+def _list_files(job: Job, emit: Emit) -> list[FileEntry]:
+    paths = sorted(path for path in job.out.rglob("*") if path.is_file())
+    entries = []
+    for done, path in enumerate(paths, start=1):
+        entries.append(_entry(job.out, path))
+        emit(StageProgress(stage=job.stage, done=done, total=len(paths), unit="files"))
+    return entries
+
+
+def _entry(root: Path, path: Path) -> FileEntry:
+    return FileEntry(
+        path=path.relative_to(root).as_posix(),
+        size=path.stat().st_size,
+        digest=digest_file(path),
+    )
+
+
+def _pretty(value: JSONValue) -> bytes:
+    plain = json.loads(canonical_json(value))
+    return (json.dumps(plain, sort_keys=True, indent=2) + "\n").encode()
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)

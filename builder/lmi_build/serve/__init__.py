@@ -1,0 +1,1 @@
+"""Serving an artifact over HTTP with the handler that it ships."""

@@ -1,0 +1,161 @@
+"""
+The one place where requests meet the engine: one at a time, in one thread.
+
+An engine is a native object without locks of its own, so every call to it goes to
+the same single thread, and a lock keeps two streams from taking turns. Waiting is
+bounded: beyond it a client is told to come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lmi_build.serve.problems import Refused
+
+if TYPE_CHECKING:
+    from collections.abc import (
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
+
+    from lmi_build.package.engine import Loaded, Step
+
+T = TypeVar("T")
+
+
+class EngineRoom:
+    """
+    Runs engine calls one after another.
+
+    Args:
+        loaded: The engine.
+        max_waiting: Requests that may wait for their turn.
+    """
+
+    def __init__(self, loaded: Loaded, *, max_waiting: int) -> None:
+        self.loaded = loaded
+        self._max_waiting = max_waiting
+        self._num_waiting = 0
+        self._lock = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+
+    async def enter(self) -> None:
+        """
+        Wait for the engine.
+
+        Raises:
+            Refused: 503 when too many are waiting already.
+        """
+        if self._num_waiting >= self._max_waiting and self._lock.locked():
+            raise Refused(
+                f"{self._num_waiting} requests are waiting, that is the limit",
+                status=503,
+                code="busy",
+            )
+        self._num_waiting += 1
+        try:
+            await self._lock.acquire()
+        finally:
+            self._num_waiting -= 1
+
+    def leave(self) -> None:
+        """Let the next one in."""
+        self._lock.release()
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Run a function in the engine's thread; the caller has entered."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """Enter, run a function to its end, leave."""
+        await self.enter()
+        try:
+            # Shielded: a native call cannot be interrupted, so the room must not be
+            # left while it goes on.
+            return await _finish(self.call(function))
+        finally:
+            self.leave()
+
+    def close(self) -> None:
+        """Let the running call end, then stop the thread."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+async def _finish(awaitable: Awaitable[T]) -> T:
+    """Await to the end even when the caller is cancelled meanwhile."""
+    task = asyncio.ensure_future(awaitable)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+class TokenStream:
+    """
+    One generation in progress; it holds the room until `aclose`.
+
+    The first token is made by `open`, so that a refused request is known before an
+    answer with status 200 has begun.
+    """
+
+    def __init__(self, room: EngineRoom, steps: Iterator[Step], first: Step) -> None:
+        self._room = room
+        self._steps = steps
+        self._first = first
+        self._closed = False
+
+    @classmethod
+    async def open(
+        cls, room: EngineRoom, ids: Sequence[int], parameters: Mapping[str, Any]
+    ) -> TokenStream:
+        """
+        Enter the room and make the first token.
+
+        Raises:
+            Refused: 503 when the room is full.
+            ValueError: What the handler raises for a bad request.
+        """
+        await room.enter()
+        try:
+            steps, first = await _finish(
+                room.call(lambda: _begin(room.loaded, ids, parameters))
+            )
+        except BaseException:
+            room.leave()
+            raise
+        return cls(room, steps, first)
+
+    async def __aiter__(self) -> AsyncIterator[Step]:
+        step: Step | None = self._first
+        while step is not None:
+            yield step
+            step = await _finish(self._room.call(lambda: next(self._steps, None)))
+
+    async def aclose(self) -> None:
+        """Stop generating and leave the room; may be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            close = getattr(self._steps, "close", None)
+            if close is not None:
+                await _finish(self._room.call(close))
+        finally:
+            self._room.leave()
+
+
+def _begin(
+    loaded: Loaded, ids: Sequence[int], parameters: Mapping[str, Any]
+) -> tuple[Iterator[Step], Step]:
+    steps = iter(loaded.engine.stream(ids, parameters))
+    first = next(steps, None)
+    if first is None:
+        raise RuntimeError("the engine ended before its first token")
+    return steps, first

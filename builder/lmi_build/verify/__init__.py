@@ -1,0 +1,1 @@
+"""Proving that an artifact is what its manifest says, before anyone relies on it."""
