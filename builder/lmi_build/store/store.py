@@ -148,26 +148,30 @@ class Store:
         try:
             with files.locked(lock, wait=False) as held:
                 if held:
-                    yield self._fresh_scratch(key)
+                    with self._fresh_scratch(key) as scratch:
+                        yield scratch
                     return
             on_wait()
-            with files.locked(lock):
-                yield self._fresh_scratch(key)
+            with files.locked(lock), self._fresh_scratch(key) as scratch:
+                yield scratch
         except OSError as error:
             raise files.explain_os_error(error, "using the store", self.root) from error
-        finally:
-            with suppress(OSError):
-                files.remove_tree(self._scratch(key))
 
     def _scratch(self, key: str) -> Path:
         return self.root / "scratch" / hex_of(key)
 
-    def _fresh_scratch(self, key: str) -> Path:
+    @contextmanager
+    def _fresh_scratch(self, key: str) -> Iterator[Path]:
+        """An empty folder, removed at the end; the caller holds the key's lock."""
         scratch = self._scratch(key)
         files.remove_tree(scratch)
         scratch.mkdir(parents=True)
         self.state_dir(key).mkdir(parents=True, exist_ok=True)
-        return scratch
+        try:
+            yield scratch
+        finally:
+            with suppress(OSError):  # the next holder of the key removes it
+                files.remove_tree(scratch)
 
     def commit(
         self,

@@ -7,15 +7,14 @@ YAML or with the validation library.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
-
-from lmi_build.errors import Problem, Span
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lmi_build.digest import JSONValue
+    from lmi_build.errors import Problem, Span
     from lmi_build.values.bounds import Bounds
 
 
@@ -50,6 +49,8 @@ class CalibrationSpec:
         max_seq_len: Tokens of one sequence.
         seed: Order of the draw.
         chat_template: Whether rows are wrapped in the model's chat template.
+        digest: Name of the data set's content; empty until it was looked at.
+        location: Where a worker reads it; empty for built-in text; never in a key.
     """
 
     dataset: str = "builtin:python-docs"
@@ -57,6 +58,8 @@ class CalibrationSpec:
     max_seq_len: int = 512
     seed: int = 0
     chat_template: bool = False
+    digest: str = ""
+    location: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -238,10 +241,4 @@ class Recipe:
         while path and path not in self.spans:
             path = path.rpartition(".")[0]
         span = problem.span or self.spans.get(path)
-        return Problem(
-            code=problem.code,
-            message=problem.message,
-            path=problem.path,
-            hint=problem.hint,
-            span=span,
-        )
+        return replace(problem, span=span)

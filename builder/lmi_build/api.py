@@ -1,0 +1,361 @@
+"""
+The library: five steps from a recipe to a published artifact.
+
+```python
+recipes = load_recipe(Path("recipe.yaml"))
+plan = make_plan(recipes, settings)
+result = build(plan, settings)
+tree = write_artifact(result, plan.artifacts[0].name, Path("artifacts"), settings)
+receipt = publish(tree, recipes[0].publish, settings)
+```
+
+The command line calls nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmi_build import registry
+from lmi_build.events import ignore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from lmi_build.digest import Digest
+    from lmi_build.events import Emit
+    from lmi_build.plan.explain import Change
+    from lmi_build.store.store import Store
+    from lmi_build.values.model import ModelFacts
+    from lmi_build.values.publish import PublishReceipt
+    from lmi_build.values.recipe import PublishSpec, Recipe
+    from lmi_build.values.result import BuildResult
+    from lmi_build.values.settings import Settings
+    from lmi_build.values.stage import Plan, Stage
+
+
+def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> tuple[Recipe, ...]:
+    """
+    Read a recipe file; a `matrix` gives several recipes.
+
+    Args:
+        path: The YAML file.
+        overrides: `dotted.path=value` pairs, as `--set` takes them.
+
+    Raises:
+        RecipeInvalid: Every problem of the file and the overrides at once.
+    """
+    from lmi_build.recipe.load import load_recipe as load
+
+    return load(path, overrides=overrides)
+
+
+def resolve(recipes: Sequence[Recipe], settings: Settings) -> dict[str, ModelFacts]:
+    """
+    Pin down the model of every recipe; each distinct model is looked up once.
+
+    Returns:
+        Recipe name to facts.
+
+    Raises:
+        RemoteFailed: The hub or S3 cannot be reached or refuses.
+        SourceInvalid: The model's files are broken or refused.
+    """
+    from lmi_build.sources.resolve import resolve_model
+
+    found: dict[object, ModelFacts] = {}
+    by_name: dict[str, ModelFacts] = {}
+    for recipe in recipes:
+        base = _base(recipe)
+        if (recipe.model, base) not in found:
+            facts = resolve_model(recipe.model, settings=settings, base=base)
+            found[recipe.model, base] = facts
+        by_name[recipe.name] = found[recipe.model, base]
+    return by_name
+
+
+def _base(recipe: Recipe) -> Path:
+    """The folder that relative paths of a recipe start from."""
+    return Path(recipe.file).absolute().parent
+
+
+def make_plan(
+    recipes: Sequence[Recipe],
+    settings: Settings,
+    *,
+    facts: Mapping[str, ModelFacts] | None = None,
+) -> Plan:
+    """
+    Name every stage of every recipe; nothing is built or downloaded.
+
+    Args:
+        recipes: The variants of one recipe file.
+        settings: The user's environment.
+        facts: Models already resolved, by recipe name.
+
+    Raises:
+        RecipeInvalid: The recipe does not fit the model or the providers.
+        Unsupported: A provider is not installed.
+    """
+    from lmi_build.package.handler_files import handler_digest
+    from lmi_build.plan import planner
+
+    pinned = [_pin_calibration(recipe) for recipe in recipes]
+    world = planner.World(
+        facts=facts if facts is not None else resolve(recipes, settings),
+        quantizer=registry.quantizer,
+        backend=registry.backend,
+        versions=_versions,
+        handler_digest=handler_digest,
+        architecture=platform.machine(),
+        settings=settings,
+    )
+    return planner.make_plan(_common_name(recipes), pinned, world)
+
+
+def _pin_calibration(recipe: Recipe) -> Recipe:
+    """Give a recipe's calibration data its digest and its place."""
+    from lmi_build.quantizers.calibration import pin_calibration
+
+    spec = recipe.quantize.calibration
+    if spec is None:
+        return recipe
+    pinned = pin_calibration(spec, base=_base(recipe))
+    return replace(recipe, quantize=replace(recipe.quantize, calibration=pinned))
+
+
+def _versions(distributions: Iterable[str]) -> Mapping[str, str | None]:
+    from lmi_build.toolchains.versions import installed_versions
+
+    return installed_versions(distributions)
+
+
+def _common_name(recipes: Sequence[Recipe]) -> str:
+    """The name in the file, which every variant's name starts with."""
+    name = recipes[0].document.get("name")
+    return recipes[0].name if len(recipes) == 1 else str(name)
+
+
+def open_store(settings: Settings) -> Store:
+    """The store of these settings; nothing is created before it is needed."""
+    from lmi_build.store.store import Store
+
+    return Store(settings.cache_dir)
+
+
+def build(
+    plan: Plan,
+    settings: Settings,
+    *,
+    emit: Emit = ignore,
+    until: str | None = None,
+) -> BuildResult:
+    """
+    Build what the store does not hold.
+
+    Args:
+        plan: From `make_plan`, or a saved one.
+        settings: The user's environment.
+        emit: Where events go.
+        until: Kind of the last stage wanted; None builds all.
+
+    Raises:
+        LmiBuildError: The first stage that failed; everything before it is kept.
+    """
+    from lmi_build.execute.executor import execute
+
+    store = open_store(settings)
+    return execute(plan, store=store, settings=settings, emit=emit, until=until)
+
+
+def write_artifact(
+    result: BuildResult, name: str, out: Path, settings: Settings
+) -> tuple[Path, Digest]:
+    """
+    Lay a built artifact out as a folder.
+
+    A folder that already holds this artifact is left alone; one that holds another
+    of ours is replaced in one step; anything else is refused.
+
+    Args:
+        result: From `build`.
+        name: Name of the artifact.
+        out: Parent folder; the artifact lies in `out/name`, its verification report
+            beside it in `out/name.verify.json`.
+        settings: The user's environment.
+
+    Returns:
+        The folder, and the digest of its manifest: the artifact's identity.
+
+    Raises:
+        UsageInvalid: The folder holds something that is not an artifact.
+    """
+    from lmi_build.execute.checkout import check_out
+
+    results = result.artifacts[name]
+    return check_out(open_store(settings), results, out / name)
+
+
+def check_offline(recipes: Sequence[Recipe], settings: Settings) -> bool:
+    """
+    Check recipes against providers and, where they are known, the models' sizes.
+
+    Returns:
+        Whether every model's sizes were at hand without the network.
+
+    Raises:
+        RecipeInvalid: Every problem found.
+    """
+    from lmi_build.errors import RemoteFailed
+
+    offline = replace(settings, offline=True)
+    try:
+        facts = resolve(recipes, offline)
+    except RemoteFailed:
+        # Only a model that is not here ends so; `plan` looks at it over the network.
+        for recipe in recipes:
+            registry.backend(recipe.compile.backend)
+            registry.quantizer(recipe.quantize.provider)
+        return False
+    make_plan(recipes, offline, facts=facts)
+    return True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageOutlook:
+    """
+    What a build would do with one stage.
+
+    Args:
+        stage: The stage.
+        status: `cached`, `build`, `rebuild` or `blocked`.
+        changes: For `rebuild`, what differs from the last run of this recipe.
+    """
+
+    stage: Stage
+    status: str
+    changes: tuple[Change, ...] = ()
+
+
+def outlook(plan: Plan, settings: Settings) -> list[StageOutlook]:
+    """Compare a plan with the store and with the last run of the same recipe."""
+    from lmi_build.execute.record import past_runs
+    from lmi_build.plan.explain import diff
+
+    store = open_store(settings)
+    last: dict[str, Mapping[str, Any]] = {}
+    for run in past_runs(store.root, plan.recipe):
+        for row in run.get("stages", ()):
+            last.setdefault(row["name"], row)
+    found = []
+    for stage in plan.stages:
+        old = last.get(stage.name)
+        changes: tuple[Change, ...] = ()
+        if store.lookup(stage.key) is not None:
+            status = "cached"
+        elif stage.blocker is not None:
+            status = "blocked"
+        elif old is None:
+            status = "build"
+        else:
+            changes = tuple(diff(old["document"], stage.key_document()))
+            status = "rebuild"
+        found.append(StageOutlook(stage=stage, status=status, changes=changes))
+    return found
+
+
+def load_plan(file: Path) -> Plan:
+    """
+    Read a plan that `plan --out` saved, and refuse it when a tool has moved since.
+
+    The model's files are compared by their digests when they are fetched.
+
+    Raises:
+        UsageInvalid: Not a plan, or made with other versions or by other providers.
+    """
+    from lmi_build.errors import UsageInvalid
+    from lmi_build.plan.saved import plan_from_json
+
+    try:
+        plan = plan_from_json(file.read_bytes(), str(file))
+    except OSError as error:
+        raise UsageInvalid(
+            f"{file} cannot be read: {error.strerror}",
+            code="plan.unreadable",
+            hints=("make it: `lmi-build plan RECIPE --out FILE`",),
+        ) from error
+    _refuse_moved(plan, file)
+    return plan
+
+
+def _refuse_moved(plan: Plan, file: Path) -> None:
+    from lmi_build.errors import UsageInvalid
+
+    known = _worker_entries()
+    for stage in plan.stages:
+        if stage.entry not in known:
+            raise UsageInvalid(
+                f"{file}: {stage.name} would run `{stage.entry}`,"
+                " which no installed provider offers",
+                code="plan.foreign-entry",
+                hints=("install the plugin, or plan again here",),
+            )
+        for name, now in _versions(stage.tools).items():
+            planned = stage.tools[name]
+            if (now or "absent") != planned:
+                raise UsageInvalid(
+                    f"{file}: {stage.name} was planned with {name} {planned},"
+                    f" here is {now or 'none'}",
+                    code="plan.moved",
+                    hints=(f"install {name}=={planned}, or plan again",),
+                )
+
+
+def _worker_entries() -> set[str]:
+    """Every entry that a plan made here could name."""
+    from lmi_build.package.stage import ENTRY as PACKAGE
+    from lmi_build.sources.stage import ENTRY as FETCH
+    from lmi_build.verify.stage import ENTRY as VERIFY
+
+    quantizers = (registry.quantizer(n) for n in registry.names(registry.QUANTIZERS))
+    backends = (registry.backend(n) for n in registry.names(registry.BACKENDS))
+    found = {provider.info.entry for provider in (*quantizers, *backends)}
+    return found | {PACKAGE, FETCH, VERIFY}
+
+
+def publish(
+    tree: Path, destination: PublishSpec, settings: Settings, *, emit: Emit = ignore
+) -> PublishReceipt:
+    """
+    Publish a packed artifact; safe to run again after any fault.
+
+    Args:
+        tree: The artifact's folder; `<tree>.verify.json` beside it goes along.
+        destination: Where to.
+        settings: Credentials.
+        emit: Where events go.
+
+    Raises:
+        PublishFailed: The tree or the destination is not what it should be.
+        RemoteFailed: The destination refused or vanished.
+    """
+    from lmi_build.digest import digest_bytes
+    from lmi_build.publishers.destination import publish as send
+    from lmi_build.verify.integrity import refuse_if_damaged
+
+    refuse_if_damaged(tree, hashes=False)
+    manifest = (tree / "manifest.json").read_bytes()
+    report = tree.with_name(f"{tree.name}.verify.json")
+    return send(
+        tree,
+        manifest_digest=digest_bytes(manifest),
+        name=str(json.loads(manifest)["name"]),
+        destination=destination,
+        settings=settings,
+        extra={"verify.json": report} if report.is_file() else {},
+        emit=emit,
+    )

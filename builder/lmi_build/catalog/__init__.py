@@ -1,0 +1,1 @@
+"""Facts that change with time, as data, and their readers."""

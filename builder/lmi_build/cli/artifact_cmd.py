@@ -1,0 +1,190 @@
+"""`verify`, `publish`, `inspect` and `fetch`: what is done with a built artifact."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from lmi_build import api
+from lmi_build.cli.options import State, with_common_options
+from lmi_build.cli.progress import watching
+from lmi_build.cli.render import data, problem_document, say
+from lmi_build.digest import short
+from lmi_build.units import format_bytes, format_seconds
+
+_REMOTE_OPTIONS = (
+    click.option("--endpoint-url", help="Another S3 endpoint."),
+    click.option("--region", help="AWS region."),
+    click.option("--expected-bucket-owner", help="Account that must own the bucket."),
+)
+
+
+@click.command()
+@click.argument("artifact")
+@_REMOTE_OPTIONS[0]
+@_REMOTE_OPTIONS[1]
+@_REMOTE_OPTIONS[2]
+@with_common_options
+@click.pass_obj
+def verify(
+    state: State,
+    *,
+    artifact: str,
+    endpoint_url: str | None,
+    region: str | None,
+    expected_bucket_owner: str | None,
+) -> None:
+    """
+    Check that an artifact is what its manifest says: every hash, nothing more.
+
+    ARTIFACT is a folder, `s3://bucket/prefix/name` (the latest version) or a full
+    version prefix.
+    """
+    spec = api.access(
+        artifact,
+        endpoint_url=endpoint_url,
+        region=region,
+        expected_bucket_owner=expected_bucket_owner,
+    )
+    with watching(state) as emit:
+        checked = api.verify_artifact(spec, state.settings(), emit=emit)
+    if state.output != "text":
+        data(
+            {
+                "ok": not checked.problems,
+                "manifest_digest": checked.manifest_digest,
+                "files": checked.num_files,
+                "bytes": checked.num_bytes,
+                "problems": [problem_document(item) for item in checked.problems],
+            }
+        )
+    checked.refuse()
+    say(
+        state,
+        f"{artifact}: {checked.num_files} files, {format_bytes(checked.num_bytes)},"
+        f" every hash as in manifest {short(checked.manifest_digest)}",
+    )
+
+
+@click.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("to")
+@click.option("--kms-key-id", help="Key for server-side encryption.")
+@click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Object tag.")
+@_REMOTE_OPTIONS[0]
+@_REMOTE_OPTIONS[1]
+@_REMOTE_OPTIONS[2]
+@with_common_options
+@click.pass_obj
+def publish(
+    state: State,
+    *,
+    artifact: Path,
+    to: str,
+    kms_key_id: str | None,
+    tags: tuple[str, ...],
+    endpoint_url: str | None,
+    region: str | None,
+    expected_bucket_owner: str | None,
+) -> None:
+    """
+    Publish a built artifact; ARTIFACT is its folder, TO a folder or s3://bucket/prefix.
+
+    Every version has a prefix of its own; the manifest is written last, and
+    `latest.json` is moved after it. Publishing again sends only what is missing.
+    """
+    pairs = dict(_pair(tag) for tag in tags)
+    spec = api.access(
+        to,
+        endpoint_url=endpoint_url,
+        region=region,
+        expected_bucket_owner=expected_bucket_owner,
+        kms_key_id=kms_key_id,
+        tags=pairs,
+    )
+    with watching(state) as emit:
+        receipt = api.publish(artifact, spec, state.settings(), emit=emit)
+    if state.output == "json":
+        data(asdict(receipt))
+    elif state.output == "text":
+        say(
+            state,
+            f"published {receipt.num_files} files"
+            f" ({format_bytes(receipt.uploaded_bytes)} sent,"
+            f" {format_bytes(receipt.skipped_bytes)} already there)"
+            f" in {format_seconds(receipt.seconds)}",
+        )
+        click.echo(receipt.uri)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise click.BadParameter(f"`{text}` is not KEY=VALUE", param_hint="--tag")
+    return name, value
+
+
+@click.command()
+@click.argument("artifact")
+@_REMOTE_OPTIONS[0]
+@_REMOTE_OPTIONS[1]
+@_REMOTE_OPTIONS[2]
+@with_common_options
+@click.pass_obj
+def inspect(
+    state: State,
+    *,
+    artifact: str,
+    endpoint_url: str | None,
+    region: str | None,
+    expected_bucket_owner: str | None,
+) -> None:
+    """Show what an artifact is and how to deploy it: a folder or an S3 prefix."""
+    spec = api.access(
+        artifact,
+        endpoint_url=endpoint_url,
+        region=region,
+        expected_bucket_owner=expected_bucket_owner,
+    )
+    document, uri = api.read_manifest(spec, state.settings())
+    if state.output != "text":
+        data(document)
+        return
+    from lmi_build.cli.inspect_text import manifest_text
+
+    click.echo(manifest_text(document, uri))
+
+
+@click.command()
+@click.argument("artifact")
+@click.argument("dest", type=click.Path(path_type=Path, file_okay=False))
+@_REMOTE_OPTIONS[0]
+@_REMOTE_OPTIONS[1]
+@_REMOTE_OPTIONS[2]
+@with_common_options
+@click.pass_obj
+def fetch(
+    state: State,
+    *,
+    artifact: str,
+    dest: Path,
+    endpoint_url: str | None,
+    region: str | None,
+    expected_bucket_owner: str | None,
+) -> None:
+    """Copy a published artifact into an empty folder, every byte checked."""
+    spec = api.access(
+        artifact,
+        endpoint_url=endpoint_url,
+        region=region,
+        expected_bucket_owner=expected_bucket_owner,
+    )
+    with watching(state) as emit:
+        digest = api.fetch_artifact(spec, dest, state.settings(), emit=emit)
+    if state.output != "text":
+        data({"path": str(dest), "manifest_digest": digest})
+        return
+    say(state, f"{dest}: manifest {short(digest)}, every hash as published")
+    click.echo(str(dest))

@@ -1,0 +1,178 @@
+"""`build`: the main job."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lmi_build import api
+from lmi_build.cli.options import State, with_common_options
+from lmi_build.cli.progress import watching
+from lmi_build.cli.render import data, say, table
+from lmi_build.digest import short
+from lmi_build.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from lmi_build.values.publish import PublishReceipt
+    from lmi_build.values.recipe import Recipe
+    from lmi_build.values.result import BuildResult
+    from lmi_build.values.settings import Settings
+    from lmi_build.values.stage import Plan
+
+
+@click.command()
+@click.argument("recipe", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--plan",
+    "plan_file",
+    type=click.Path(path_type=Path),
+    help="Build exactly the plan that `plan --out` saved.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("artifacts"),
+    show_default=True,
+    help="Folder for the artifacts.",
+)
+@click.option(
+    "--until",
+    type=click.Choice(["fetch", "quantize", "compile", "package", "verify"]),
+    help="Stop after this stage.",
+)
+@click.option("--no-publish", is_flag=True, help="Build and verify only.")
+@with_common_options
+@click.pass_obj
+def build(
+    state: State,
+    *,
+    recipe: Path | None,
+    plan_file: Path | None,
+    out: Path,
+    until: str | None,
+    no_publish: bool,
+) -> None:
+    """
+    Build what is missing, verify it, and publish it if the recipe says where to.
+
+    Finished stages are kept: a build that was stopped or failed goes on where it was.
+    """
+    settings = state.settings()
+    recipes: tuple[Recipe, ...] = ()
+    planned, recipes = _planned(state, settings, recipe, plan_file)
+    with watching(state) as emit:
+        result = api.build(planned, settings, emit=emit, until=until)
+    written = {}
+    if until in {None, "verify", "package"}:
+        for artifact in planned.artifacts:
+            written[artifact.name] = api.write_artifact(
+                result, artifact.name, out, settings
+            )
+    receipts: dict[str, PublishReceipt] = {}
+    for item in recipes:
+        if item.publish is not None and not no_publish and until is None:
+            tree, _ = written[item.name]
+            with watching(state) as emit:
+                receipts[item.name] = api.publish(
+                    tree, item.publish, settings, emit=emit
+                )
+    if state.output == "text":
+        _tell(state, result, written, receipts)
+    elif state.output == "json":
+        data(_document(result, written, receipts))
+
+
+def _planned(
+    state: State, settings: Settings, recipe: Path | None, plan_file: Path | None
+) -> tuple[Plan, tuple[Recipe, ...]]:
+    from lmi_build.errors import UsageInvalid
+
+    if (recipe is None) == (plan_file is None):
+        raise UsageInvalid(
+            "give either a recipe or `--plan FILE`",
+            code="usage.invalid",
+            hints=("run `lmi-build build recipe.yaml`",),
+        )
+    if plan_file is not None:
+        return api.load_plan(plan_file), ()
+    assert recipe is not None  # noqa: S101 - one of the two is given
+    recipes = api.load_recipe(recipe, overrides=state.overrides)
+    return api.make_plan(recipes, settings), recipes
+
+
+def _tell(
+    state: State,
+    result: BuildResult,
+    written: dict[str, Any],
+    receipts: dict[str, PublishReceipt],
+) -> None:
+    say(state, "\n" + stage_table(result))
+    say(
+        state,
+        f"\n{result.num_built} built, {len(result.rows) - result.num_built} cached,"
+        f" {format_seconds(result.seconds)}",
+    )
+    for name, (tree, digest) in written.items():
+        say(state, f"artifact {name}: {tree}  (manifest {short(digest)})")
+        click.echo(str(tree))
+    for name, receipt in receipts.items():
+        say(
+            state,
+            f"published {name}: {receipt.uri}"
+            f"  ({format_bytes(receipt.uploaded_bytes)} sent,"
+            f" {format_bytes(receipt.skipped_bytes)} already there)",
+        )
+    if result.num_built:
+        say(state, f"logs: {result.record_dir}")
+
+
+def stage_table(result: BuildResult) -> str:
+    """Stages with time, memory, bytes and key."""
+    rows = [
+        [
+            row.name,
+            "cached" if row.cached else "built",
+            format_seconds(row.result.measure.seconds),
+            f"{row.result.measure.cpu_seconds:.1f} s",
+            format_bytes(row.result.measure.peak_rss_bytes),
+            format_bytes(row.result.out_bytes),
+            short(row.result.key),
+        ]
+        for row in result.rows
+    ]
+    head = ["stage", "", "time", "CPU", "peak RSS", "bytes", "key"]
+    return table(head, rows)
+
+
+def _document(
+    result: BuildResult,
+    written: dict[str, Any],
+    receipts: dict[str, PublishReceipt],
+) -> dict[str, Any]:
+    return {
+        "seconds": round(result.seconds, 3),
+        "num_built": result.num_built,
+        "record_dir": str(result.record_dir),
+        "stages": [
+            {
+                "name": row.name,
+                "kind": row.kind,
+                "cached": row.cached,
+                "key": row.result.key,
+                "digest": row.result.digest,
+                "out_bytes": row.result.out_bytes,
+                **asdict(row.result.measure),
+            }
+            for row in result.rows
+        ],
+        "artifacts": [
+            {"name": name, "path": str(tree), "manifest_digest": digest}
+            for name, (tree, digest) in written.items()
+        ],
+        "published": [
+            {"name": name, **asdict(receipt)} for name, receipt in receipts.items()
+        ],
+    }

@@ -1,0 +1,162 @@
+"""
+`lmi-build`: the group of commands, the exit status, and nothing heavy.
+
+A command's module is imported when the command runs, so that `--help` costs little
+more than starting Python.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lmi_build import __version__
+from lmi_build.cli.options import State, with_common_options
+from lmi_build.errors import LmiBuildError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Name, module and one line of help; the modules stay unread until they are needed.
+_COMMANDS: dict[str, tuple[str, str]] = {
+    "init": ("start", "Write a commented recipe to start from."),
+    "validate": ("plan", "Check a recipe; every problem at once."),
+    "plan": ("plan", "Show what a build would do, and what it would cost."),
+    "build": ("build", "Build what is missing, verify it, and publish if asked."),
+    "verify": ("artifact", "Check an artifact: a folder, an S3 prefix, or a recipe's."),
+    "publish": ("artifact", "Publish a built artifact to a folder or to S3."),
+    "inspect": ("artifact", "Show what an artifact is and how to deploy it."),
+    "fetch": ("artifact", "Copy a published artifact into an empty folder, verified."),
+    "serve": ("serve", "Serve an artifact over HTTP with its own handler."),
+    "why": ("plan", "Say which field makes a stage build anew."),
+    "cache": ("cache", "List, verify, prune or locate the store."),
+    "doctor": ("doctor", "Say which providers work here, with evidence and fixes."),
+    "schema": ("start", "Print the JSON Schema of recipes."),
+    "explain": ("start", "Explain an error code."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported one at a time."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every command, in the order of a day's work."""
+        del ctx
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of one command."""
+        del ctx
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"lmi_build.cli.{_COMMANDS[cmd_name][0]}_cmd")
+        command = getattr(module, cmd_name)
+        assert isinstance(command, click.Command)  # noqa: S101 - our own modules
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Name the nearest command when there is none of that name."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from lmi_build.text import did_you_mean
+
+            near = did_you_mean(args[0], _COMMANDS)
+            if near is not None:
+                error.message = f"no command `{args[0]}`; did you mean `{near}`?"
+            raise
+
+    def format_commands(
+        self, ctx: click.Context, formatter: click.HelpFormatter
+    ) -> None:
+        """List the commands without importing them."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 88},
+)
+@click.version_option(__version__, "--version", prog_name="lmi-build")
+@with_common_options
+def cli() -> None:
+    """
+    Build servable, compiled LLM artifacts for AWS LMI containers.
+
+    A recipe (YAML) takes a Hugging Face model through quantization and
+    ahead-of-time compilation; the artifact is verified, packed and published.
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its status."""
+    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def run(argv: list[str]) -> int:
+    """Run the command line; returns the exit status, with everything printed."""
+    state = State(environ=dict(os.environ))
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        status: Any = cli.main(
+            argv, prog_name="lmi-build", standalone_mode=False, obj=state
+        )
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as error:
+        return _usage(error, state)
+    except LmiBuildError as error:
+        from lmi_build.cli.render import show_error
+
+        show_error(error, state)
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; everything finished is kept", err=True)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output left; there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # noqa: BLE001 - the last frame of the program
+        return _bug(error, state)
+    return status if isinstance(status, int) else 0
+
+
+def _stop(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _usage(error: click.ClickException, state: State) -> int:
+    from lmi_build.cli.render import show_error
+    from lmi_build.errors import UsageInvalid
+
+    hints = ("run `lmi-build --help`",)
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        hints = (f"run `{error.ctx.command_path} --help`",)
+    message = error.format_message()
+    message = message[:1].lower() + message[1:].rstrip(".")
+    show_error(UsageInvalid(message, code="usage.invalid", hints=hints), state)
+    return UsageInvalid.exit_code
+
+
+def _bug(error: Exception, state: State) -> int:
+    if state.debug:
+        import traceback
+
+        traceback.print_exception(error)
+    click.echo(
+        f"error[bug]: {type(error).__name__}: {error}\n"
+        "hint: this is a fault of lmi-build, not of yours; please report it with the"
+        " output of the same command and `--debug`",
+        err=True,
+    )
+    return 1

@@ -1,0 +1,287 @@
+"""Carrying out a plan: look up, else build in a worker, then commit."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lmi_build import events
+from lmi_build.errors import DoesNotFit, Interrupted, LmiBuildError, ToolMissing
+from lmi_build.execute.launch import Attempt, run_worker
+from lmi_build.execute.record import RunRecord
+from lmi_build.execute.redact import Redactor
+from lmi_build.store import files
+from lmi_build.units import format_bytes
+from lmi_build.values.result import BuildResult, StageResult, StageRow
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lmi_build.digest import Digest
+    from lmi_build.events import Emit
+    from lmi_build.store.store import Store
+    from lmi_build.values.settings import Settings
+    from lmi_build.values.stage import Plan, Stage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    """
+    What every stage of a run shares.
+
+    Args:
+        store: Where results are.
+        settings: The user's environment.
+        record: Folder of this run.
+        emit: Where events go.
+    """
+
+    store: Store
+    settings: Settings
+    record: RunRecord
+    emit: Emit
+    redactor: Redactor
+
+
+def execute(
+    plan: Plan,
+    *,
+    store: Store,
+    settings: Settings,
+    emit: Emit,
+    until: str | None = None,
+) -> BuildResult:
+    """
+    Build what the store does not hold yet.
+
+    Args:
+        plan: What to build.
+        store: Where results are looked up and kept.
+        settings: The user's environment.
+        emit: Where events go; they are also kept in the run's record.
+        until: Kind of the last stage to build; None builds all.
+
+    Raises:
+        LmiBuildError: The first stage that failed; everything before it is kept.
+    """
+    started = time.monotonic()
+    stages = _wanted(plan, until)
+    cached = {stage.key: store.lookup(stage.key) for stage in stages}
+    missing = [stage for stage in stages if cached[stage.key] is None]
+    refuse_blocked(missing)
+    _refuse_without_space(missing, store.root)
+    record = RunRecord.create(store.root, plan)
+    context = Context(
+        store=store,
+        settings=settings,
+        record=record,
+        emit=record.tee(emit),
+        redactor=Redactor(settings.secret_values()),
+    )
+    context.emit(
+        events.PlanReady(recipe=plan.recipe, stages=tuple(s.name for s in stages))
+    )
+    rows: list[StageRow] = []
+    ok = False
+    try:
+        with files.locked(store.gc_lock, shared=True) if missing else nullcontext():
+            rows.extend(_stage(stage, context) for stage in stages)
+        ok = True
+    finally:
+        seconds = time.monotonic() - started
+        context.emit(_finished(rows, ok=ok, seconds=seconds))
+        record.close(plan, rows, ok=ok)
+    by_key = {row.result.key: row.result for row in rows}
+    return BuildResult(
+        rows=tuple(rows),
+        artifacts={
+            artifact.name: {
+                kind: by_key[key]
+                for kind, key in artifact.stages.items()
+                if key in by_key
+            }
+            for artifact in plan.artifacts
+        },
+        seconds=seconds,
+        record_dir=record.folder,
+    )
+
+
+def _wanted(plan: Plan, until: str | None) -> list[Stage]:
+    """Every stage, or those that lead to the stages of one kind."""
+    if until is None:
+        return list(plan.stages)
+    wanted: set[Digest] = {s.key for s in plan.stages if s.kind == until}
+    for stage in reversed(plan.stages):
+        if stage.key in wanted:
+            wanted |= set(stage.inputs.values())
+    return [stage for stage in plan.stages if stage.key in wanted]
+
+
+def refuse_blocked(stages: list[Stage]) -> None:
+    """Refuse before any work when a stage that is needed cannot run here."""
+    for stage in stages:
+        if stage.blocker is not None:
+            kind = DoesNotFit if stage.blocker.exit_code == 4 else ToolMissing  # noqa: PLR2004
+            raise kind(
+                f"{stage.name} cannot run here: {stage.blocker.message}",
+                code=stage.blocker.code,
+                hints=(stage.blocker.hint,),
+            )
+
+
+def _refuse_without_space(stages: list[Stage], root: Path) -> None:
+    if not stages:
+        return
+    existing = root
+    while not existing.exists():
+        existing = existing.parent
+    needed = sum(s.estimate.disk_bytes for s in stages)
+    needed += max(s.estimate.scratch_bytes for s in stages)
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise DoesNotFit(
+            f"this build needs {format_bytes(needed)} of disk,"
+            f" {format_bytes(free)} are free under {existing}",
+            code="store.disk-too-small",
+            hints=(
+                "choose another disk: `--cache-dir DIR`",
+                "or free some space: `lmi-build cache prune --older-than 30d`",
+            ),
+        )
+
+
+def _stage(stage: Stage, context: Context) -> StageRow:
+    store = context.store
+    result = store.lookup(stage.key)
+    if result is None:
+        with store.building(stage.key, lambda: _waiting(stage, context)) as scratch:
+            # Somebody else may have built it while we waited for the lock.
+            result = store.lookup(stage.key)
+            if result is None:
+                return _build(stage, scratch, context)
+    context.emit(
+        events.StageCached(
+            stage=stage.name,
+            key=stage.key,
+            digest=result.digest,
+            out_bytes=result.out_bytes,
+        )
+    )
+    return StageRow(name=stage.name, kind=stage.kind, result=result, cached=True)
+
+
+def _build(stage: Stage, scratch: Path, context: Context) -> StageRow:
+    log = context.record.log_path(stage)
+    context.emit(events.StageStarted(stage=stage.name, key=stage.key, log=str(log)))
+    try:
+        result = _attempt(stage, scratch, log, context)
+    except KeyboardInterrupt:
+        _failed(stage, log, context, code="build.interrupted", message="interrupted")
+        raise Interrupted(
+            f"{stage.name}: stopped; every finished stage is kept",
+            code="build.interrupted",
+            hints=("run the same command again to go on",),
+        ) from None
+    except LmiBuildError as error:
+        _failed(
+            stage,
+            log,
+            context,
+            code=error.code,
+            message=error.message,
+            hints=error.hints,
+        )
+        raise
+    context.emit(
+        events.StageFinished(
+            stage=stage.name,
+            key=stage.key,
+            digest=result.digest,
+            seconds=result.measure.seconds,
+            cpu_seconds=result.measure.cpu_seconds,
+            peak_rss_bytes=result.measure.peak_rss_bytes,
+            out_bytes=result.out_bytes,
+        )
+    )
+    return StageRow(name=stage.name, kind=stage.kind, result=result, cached=False)
+
+
+def _attempt(stage: Stage, scratch: Path, log: Path, context: Context) -> StageResult:
+    store = context.store
+    inputs = {}
+    for role, key in stage.inputs.items():
+        found = store.lookup(key)
+        if found is None:
+            raise ToolMissing(
+                f"{stage.name}: the result of {role} vanished from the store",
+                code="store.vanished",
+                hints=("run the same command again; it is built anew",),
+            )
+        inputs[role] = scratch / "in" / role
+        store.materialize(found, inputs[role])
+    attempt = Attempt(
+        stage=stage,
+        inputs=inputs,
+        scratch=scratch,
+        state=store.state_dir(stage.key),
+        log=log,
+    )
+    measure = run_worker(
+        attempt,
+        settings=context.settings,
+        redactor=context.redactor,
+        emit=context.emit,
+    )
+    return store.commit(
+        stage.key,
+        attempt.out,
+        key_document=stage.key_document(),
+        stage=stage.kind,
+        measure=measure,
+    )
+
+
+def _waiting(stage: Stage, context: Context) -> None:
+    context.emit(
+        events.StageNote(
+            stage=stage.name,
+            level="info",
+            code="build.waiting",
+            message="another build is making this; waiting for it",
+        )
+    )
+
+
+def _failed(
+    stage: Stage,
+    log: Path,
+    context: Context,
+    *,
+    code: str,
+    message: str,
+    hints: tuple[str, ...] = (),
+) -> None:
+    context.emit(
+        events.StageFailed(
+            stage=stage.name,
+            key=stage.key,
+            code=code,
+            message=message,
+            hints=hints,
+            log=str(log),
+        )
+    )
+
+
+def _finished(rows: list[StageRow], *, ok: bool, seconds: float) -> events.Event:
+    built = sum(not row.cached for row in rows)
+    return events.BuildFinished(
+        ok=ok,
+        seconds=round(seconds, 3),
+        num_built=built,
+        num_cached=len(rows) - built,
+    )

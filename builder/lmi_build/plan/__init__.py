@@ -1,0 +1,1 @@
+"""From a recipe and facts to named stages, before any work."""

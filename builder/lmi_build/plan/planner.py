@@ -1,0 +1,320 @@
+"""
+The planner: recipes and facts in, stages with keys out.
+
+Pure: what it knows of the world comes in `World`. The same recipe, facts and
+versions give the same keys on a laptop, in a container and in a job.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lmi_build.errors import Problem, RecipeInvalid
+from lmi_build.package.stage import ENTRY as PACKAGE_ENTRY
+from lmi_build.package.stage import PACKAGE_SALT, package_params
+from lmi_build.plan.checks import check_model
+from lmi_build.sources import stage as fetch
+from lmi_build.text import join_words
+from lmi_build.toolchains.versions import missing_blocker
+from lmi_build.values.quant import QuantScheme
+from lmi_build.values.stage import (
+    Blocker,
+    Estimate,
+    Plan,
+    PlannedArtifact,
+    Stage,
+)
+from lmi_build.verify.stage import ENTRY as VERIFY_ENTRY
+from lmi_build.verify.stage import VERIFY_DISTRIBUTIONS, VERIFY_SALT, verify_params
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from lmi_build.digest import Digest, JSONValue
+    from lmi_build.spi import Backend, Params, Quantizer
+    from lmi_build.values.model import ModelFacts
+    from lmi_build.values.recipe import Recipe
+    from lmi_build.values.settings import Settings
+
+# Bytes of engine and package files beside the weights: tokenizer, graph, settings.
+_SMALL_FILES_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class World:
+    """
+    What the planner may know.
+
+    Args:
+        facts: Recipe name to its pinned model.
+        quantizer: Finds a quantizer by name.
+        backend: Finds a backend by name.
+        versions: Versions of installed packages.
+        handler_digest: Content of a serving handler by name.
+        architecture: Processor of this host, `x86_64` or `aarch64`.
+        settings: The user's environment.
+    """
+
+    facts: Mapping[str, ModelFacts]
+    quantizer: Callable[[str], Quantizer]
+    backend: Callable[[str], Backend]
+    versions: Callable[[Iterable[str]], Mapping[str, str | None]]
+    handler_digest: Callable[[str], Digest]
+    architecture: str
+    settings: Settings
+
+
+def make_plan(name: str, recipes: Sequence[Recipe], world: World) -> Plan:
+    """
+    Plan every variant; stages that several share stand once.
+
+    Args:
+        name: Name of the recipe file's recipe.
+        recipes: Its variants.
+        world: Facts.
+
+    Raises:
+        RecipeInvalid: Every problem of every variant.
+        Unsupported: A provider does not exist.
+    """
+    problems = [p for recipe in recipes for p in _problems(recipe, world)]
+    if problems:
+        raise RecipeInvalid(_unique(problems))
+    stages: dict[Digest, Stage] = {}
+    artifacts = []
+    for recipe in recipes:
+        chain = _chain(recipe, world)
+        for stage in chain:
+            stages.setdefault(stage.key, stage)
+        keys = {stage.kind: stage.key for stage in chain}
+        artifacts.append(PlannedArtifact(name=recipe.name, stages=keys))
+    return Plan(recipe=name, stages=tuple(stages.values()), artifacts=tuple(artifacts))
+
+
+def _unique(problems: Sequence[Problem]) -> tuple[Problem, ...]:
+    def place(problem: Problem) -> tuple[str, int, int]:
+        span = problem.span
+        return (span.file, span.line, span.column) if span else ("", 0, 0)
+
+    return tuple(sorted(dict.fromkeys(problems), key=place))
+
+
+def _problems(recipe: Recipe, world: World) -> Iterable[Problem]:
+    facts = world.facts[recipe.name]
+    found = [*check_model(recipe, facts)]
+    scheme = float_scheme(facts)
+    if recipe.quantize.method != "none":
+        quantizer = world.quantizer(recipe.quantize.provider)
+        if recipe.quantize.method not in quantizer.info.methods:
+            found.append(_no_method(recipe, quantizer))
+            return [recipe.locate(problem) for problem in found]
+        found += quantizer.check(recipe, facts)
+        scheme = quantizer.scheme(recipe.quantize, facts)
+    found += world.backend(recipe.compile.backend).check(recipe, facts, scheme)
+    return [recipe.locate(problem) for problem in found]
+
+
+def _no_method(recipe: Recipe, quantizer: Quantizer) -> Problem:
+    info = quantizer.info
+    return Problem(
+        code="quantize.method-unsupported",
+        message=f"the provider `{info.name}` has no method `{recipe.quantize.method}`",
+        path="quantize.method",
+        hint=f"use {join_words(info.methods)}",
+        unsupported=True,
+    )
+
+
+def float_scheme(facts: ModelFacts) -> QuantScheme:
+    """The scheme of a model that is not quantized."""
+    return QuantScheme(
+        weight_bits=32 if facts.dtype == "float32" else 16,
+        weight_dtype="float",
+        group_size=-1,
+        sym=True,
+        activation_bits=16,
+        packing="none",
+    )
+
+
+def _chain(recipe: Recipe, world: World) -> list[Stage]:
+    """The stages of one artifact, in order."""
+    facts = world.facts[recipe.name]
+    chain = [_fetch(recipe, facts, world)]
+    scheme = float_scheme(facts)
+    checkpoint = chain[0]
+    if recipe.quantize.method != "none":
+        quantizer = world.quantizer(recipe.quantize.provider)
+        scheme = quantizer.scheme(recipe.quantize, facts)
+        checkpoint = _quantize(recipe, facts, quantizer, chain[0], world)
+        chain.append(checkpoint)
+    backend = world.backend(recipe.compile.backend)
+    engine = _compile(recipe, facts, scheme, backend, checkpoint, world)
+    chain.append(engine)
+    package = _package(recipe, facts, scheme, backend, chain, world)
+    chain += [package, _verify(recipe, package, chain[0], world)]
+    return chain
+
+
+def _stage(  # noqa: PLR0913 - one place makes stages; the names say the rest
+    recipe: Recipe,
+    kind: str,
+    world: World,
+    *,
+    params: Params,
+    inputs: Mapping[str, Digest],
+    distributions: Sequence[str],
+    platform: str,
+    salt: int,
+    entry: str,
+    estimate: Estimate,
+    job: Mapping[str, JSONValue] | None = None,
+    secrets: tuple[str, ...] = (),
+) -> Stage:
+    versions = world.versions(distributions)
+    blocker = missing_blocker(versions)
+    if blocker is None and secrets and world.settings.offline:
+        blocker = Blocker(
+            code="tool.offline",
+            message="needs the network, and `--offline` is set",
+            hint="run once without `--offline`; the result is then kept",
+        )
+    return Stage(
+        name=f"{recipe.name}/{kind}",
+        kind=kind,
+        params=params,
+        inputs=inputs,
+        tools={name: version or "absent" for name, version in versions.items()},
+        platform=platform,
+        salt=salt,
+        entry=entry,
+        job=job or {},
+        secrets=secrets,
+        estimate=estimate,
+        blocker=blocker,
+    )
+
+
+def _fetch(recipe: Recipe, facts: ModelFacts, world: World) -> Stage:
+    return _stage(
+        recipe,
+        "fetch",
+        world,
+        params=fetch.fetch_stage_params(facts, recipe.model),
+        inputs={},
+        distributions=fetch.fetch_distributions(facts.kind),
+        platform="any",
+        salt=fetch.FETCH_SALT,
+        entry=fetch.ENTRY,
+        estimate=fetch.fetch_estimate(facts),
+        job=fetch.fetch_settings(facts, world.settings),
+        secrets=fetch.fetch_secrets(facts),
+    )
+
+
+def _quantize(
+    recipe: Recipe,
+    facts: ModelFacts,
+    quantizer: Quantizer,
+    model: Stage,
+    world: World,
+) -> Stage:
+    calibration = recipe.quantize.calibration
+    location = calibration.location if calibration else ""
+    groups = {"s3://": "aws", "hub:": "hub"}
+    secrets = [name for start, name in groups.items() if location.startswith(start)]
+    return _stage(
+        recipe,
+        "quantize",
+        world,
+        params=quantizer.lower(recipe.quantize, facts),
+        inputs={"model": model.key},
+        distributions=quantizer.info.distributions,
+        platform="any",
+        salt=quantizer.info.salt,
+        entry=quantizer.info.entry,
+        estimate=quantizer.estimate(recipe.quantize, facts),
+        job={"calibration_location": location},
+        secrets=tuple(secrets),
+    )
+
+
+def _compile(
+    recipe: Recipe,
+    facts: ModelFacts,
+    scheme: QuantScheme,
+    backend: Backend,
+    checkpoint: Stage,
+    world: World,
+) -> Stage:
+    return _stage(
+        recipe,
+        "compile",
+        world,
+        params=backend.lower(recipe, facts, scheme),
+        inputs={"checkpoint": checkpoint.key},
+        distributions=backend.info.distributions,
+        platform=f"linux-{world.architecture}-{recipe.compile.target}",
+        salt=backend.info.salt,
+        entry=backend.info.entry,
+        estimate=backend.estimate(recipe, facts, scheme),
+    )
+
+
+def _package(
+    recipe: Recipe,
+    facts: ModelFacts,
+    scheme: QuantScheme,
+    backend: Backend,
+    chain: Sequence[Stage],
+    world: World,
+) -> Stage:
+    by_kind = {stage.kind: stage for stage in chain}
+    checkpoint = by_kind.get("quantize", by_kind["fetch"])
+    engine = by_kind["compile"]
+    serving = backend.serving(recipe, facts, engine.tools)
+    params = package_params(
+        recipe=recipe,
+        facts=facts,
+        scheme=scheme,
+        serving=serving,
+        keys={kind: stage.key for kind, stage in by_kind.items()},
+        tools={kind: stage.tools for kind, stage in by_kind.items()},
+        handler_digest=world.handler_digest(serving.handler),
+        architecture=world.architecture,
+    )
+    inputs = {"model": chain[0].key, "checkpoint": checkpoint.key, "engine": engine.key}
+    compressed = recipe.package.format != "prefix"
+    return _stage(
+        recipe,
+        "package",
+        world,
+        params=params,
+        inputs=inputs,
+        distributions=("isal",) if compressed else (),
+        platform=f"linux-{world.architecture}-{recipe.compile.target}",
+        salt=PACKAGE_SALT,
+        entry=PACKAGE_ENTRY,
+        # A folder shares its bytes with the engine's result; an archive does not.
+        estimate=Estimate(
+            disk_bytes=engine.estimate.disk_bytes if compressed else _SMALL_FILES_BYTES
+        ),
+    )
+
+
+def _verify(recipe: Recipe, package: Stage, model: Stage, world: World) -> Stage:
+    engine_tools = tuple(world.backend(recipe.compile.backend).info.distributions)
+    ram = model.estimate.disk_bytes * 2 + package.estimate.disk_bytes
+    return _stage(
+        recipe,
+        "verify",
+        world,
+        params=verify_params(recipe),
+        inputs={"package": package.key, "model": model.key},
+        distributions=tuple(sorted({*VERIFY_DISTRIBUTIONS, *engine_tools})),
+        platform=package.platform,
+        salt=VERIFY_SALT,
+        entry=VERIFY_ENTRY,
+        estimate=Estimate(disk_bytes=1 << 20, ram_bytes=ram),
+    )
