@@ -1,0 +1,349 @@
+"""
+How far a quantized model is from its float model, on held-out text.
+
+Two commands, each one process of its own:
+
+    kl.py windows --model DIR --split held-out --count 20 --length 512 --out W.json
+    kl.py score --reference DIR --candidate DIR --windows W.json
+
+`windows` cuts token windows out of the documentation topics that ship with Python
+(`pydoc_data.topics`): topics sorted by key, even places are calibration text, odd
+places are held out, so nobody is scored on what was calibrated on. `score` runs the
+float model (transformers, float32) and the candidate on each window and prints JSON:
+mean KL divergence per token in nats with its standard error over windows, agreement
+of the most likely token, and perplexity of both.
+
+A candidate is an ONNX Runtime GenAI engine folder (it has `genai_config.json`) or a
+Hugging Face folder. GPTQ and Olive checkpoints are unpacked here, by code that shares
+nothing with the packing code it judges.
+
+Legend: T tokens of a window, V vocabulary, O output rows, I input columns, G groups.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    import torch
+
+Windows: TypeAlias = Sequence[Sequence[int]]
+Logits: TypeAlias = "Callable[[Sequence[int]], torch.Tensor]"
+
+SPLITS = ("calibration", "held-out")
+# Rows whose probabilities are held in float64 at once; 64 x 49152 x 8 bytes = 24 MiB.
+CHUNK_ROWS = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """
+    One candidate beside the float model.
+
+    Args:
+        candidate: Folder that was scored.
+        num_windows: Windows compared.
+        window_tokens: Tokens of one window.
+        kl: Mean KL(float || candidate) per token, nats.
+        kl_stderr: Standard error of `kl` over windows.
+        top1: Share of tokens with the same most likely successor.
+        perplexity: Of the candidate, on the windows' own next tokens.
+        reference_perplexity: Of the float model on the same tokens.
+        weight_bytes: Bytes of the candidate's model files.
+    """
+
+    candidate: str
+    num_windows: int
+    window_tokens: int
+    kl: float
+    kl_stderr: float
+    top1: float
+    perplexity: float
+    reference_perplexity: float
+    weight_bytes: int
+
+
+def held_out_windows(ids: Sequence[int], *, count: int, length: int) -> list[list[int]]:
+    """
+    Windows spread evenly over `ids`, none overlapping.
+
+    Raises:
+        SystemExit: The text is too short.
+    """
+    whole = len(ids) // length
+    if count > whole:
+        sys.exit(f"{count} windows of {length} tokens asked for, the text has {whole}")
+    starts = [(place * whole // count) * length for place in range(count)]
+    return [list(ids[start : start + length]) for start in starts]
+
+
+def write_windows(
+    model: Path, *, split: str, count: int, length: int, out: Path
+) -> None:
+    """
+    Tokenize one split with the model's tokenizer, without special tokens.
+
+    Calibration windows are those the built-in quantizer draws with seed 0, so that
+    another tool can be given the very same ones.
+    """
+    from lmi_build.quantizers import calibration
+
+    tokenizer = calibration.load_tokenizer(model)
+    texts = calibration.builtin_texts(held_out=split == "held-out")
+    text = calibration.DOCUMENT_SEPARATOR.join(texts)
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    if split == "held-out":
+        windows = held_out_windows(ids, count=count, length=length)
+    else:
+        windows = calibration.pack(ids, num_samples=count, max_seq_len=length, seed=0)
+    out.write_text(json.dumps(windows))
+
+
+def _unpack_columns(packed: torch.Tensor, *, bits: int) -> torch.Tensor:
+    """Split each element of the last axis into parts of `bits` bits, low bits first."""
+    import torch
+
+    width = packed.element_size() * 8
+    shifts = torch.arange(0, width, bits, dtype=torch.int64)
+    wide = packed.to(torch.int64) & ((1 << width) - 1)
+    parts = (wide.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)
+    return parts.flatten(-2)
+
+
+def unpack_gptq(
+    tensors: Mapping[str, torch.Tensor], *, bits: int, v1: bool
+) -> torch.Tensor:
+    """
+    Float weight (O, I) of one AutoGPTQ layer.
+
+    Args:
+        tensors: `qweight` (I/8, O), `qzeros` (G, O/8), `scales` (G, O), `g_idx` (I).
+        bits: Bits of one weight.
+        v1: Whether stored zero points are one too low, as the first format has them.
+    """
+    import torch
+
+    q_oi = _unpack_columns(tensors["qweight"].T.contiguous(), bits=bits)
+    zeros_go = _unpack_columns(tensors["qzeros"], bits=bits)
+    zeros_go = (zeros_go + int(v1)) & ((1 << bits) - 1)
+    group_i = tensors["g_idx"].to(torch.int64)
+    scales_go = tensors["scales"].float()
+    return (q_oi - zeros_go[group_i].T).float() * scales_go[group_i].T
+
+
+def unpack_olive(
+    tensors: Mapping[str, torch.Tensor], *, bits: int, group_size: int
+) -> torch.Tensor:
+    """
+    Float weight (O, I) of one Olive layer.
+
+    Args:
+        tensors: `qweight` (O, I/2) bytes, `scales` (O, G), `qzeros` when asymmetric.
+        bits: Bits of one weight.
+        group_size: Input columns of one scale.
+    """
+    import torch
+
+    q_oi = _unpack_columns(tensors["qweight"], bits=bits)
+    scales_og = tensors["scales"].float()
+    zeros_og = torch.full(scales_og.shape, 1 << (bits - 1))
+    if "qzeros" in tensors:
+        zeros_og = _unpack_columns(tensors["qzeros"], bits=bits)
+        zeros_og = zeros_og[:, : scales_og.shape[1]]
+    group_i = torch.arange(q_oi.shape[1]) // group_size
+    return (q_oi - zeros_og[:, group_i]).float() * scales_og[:, group_i]
+
+
+def _float_tensors(folder: Path, quantization: Mapping[str, Any]) -> dict[str, Any]:
+    """Every tensor of a quantized checkpoint, its layers unpacked to float32."""
+    from safetensors.torch import load_file
+
+    flat: dict[str, Any] = {}
+    for shard in sorted(folder.glob("*.safetensors")):
+        flat.update(load_file(shard))
+    bits = int(quantization["bits"])
+    method = quantization["quant_method"]
+    out: dict[str, Any] = {}
+    layers: dict[str, dict[str, Any]] = {}
+    for name, tensor in flat.items():
+        layer, _, part = name.rpartition(".")
+        if f"{layer}.qweight" in flat and part != "bias":
+            layers.setdefault(layer, {})[part] = tensor
+        else:
+            out[name] = tensor
+    for layer, parts in layers.items():
+        if method == "gptq":
+            v1 = quantization.get("checkpoint_format", "gptq") == "gptq"
+            weight = unpack_gptq(parts, bits=bits, v1=v1)
+        elif method == "olive":
+            size = int(quantization["group_size"])
+            weight = unpack_olive(parts, bits=bits, group_size=size)
+        else:
+            sys.exit(f"{folder}: cannot unpack quant_method {method!r}")
+        out[f"{layer}.weight"] = weight
+    return out
+
+
+def load_checkpoint(folder: Path) -> Any:
+    """The folder's model in float32; a quantized one is unpacked first."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder)
+    raw = json.loads((folder / "config.json").read_text())
+    quantization = raw.get("quantization_config")
+    if quantization is None:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    tensors = _float_tensors(folder, quantization)
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    untied = [name for name in missing if name != "lm_head.weight"]
+    if untied or unexpected or (missing and not config.tie_word_embeddings):
+        sys.exit(f"{folder}: missing {missing}, unexpected {unexpected}")
+    model.tie_weights()
+    return model.eval()
+
+
+def checkpoint_logits(folder: Path) -> Logits:
+    """Logits (T, V) of a Hugging Face folder, float32."""
+    import torch
+
+    model = load_checkpoint(folder)
+
+    def logits(ids: Sequence[int]) -> torch.Tensor:
+        with torch.inference_mode():
+            out: torch.Tensor = model(torch.tensor([list(ids)])).logits[0]
+        return out
+
+    return logits
+
+
+def engine_logits(folder: Path) -> Logits:
+    """Logits (T, V) of an ONNX Runtime GenAI engine, through its own runtime."""
+    import numpy as np
+    import onnxruntime_genai as og
+    import torch
+
+    model = og.Model(str(folder))
+
+    def logits(ids: Sequence[int]) -> torch.Tensor:
+        params = og.GeneratorParams(model)
+        params.set_search_options(max_length=len(ids) + 1, do_sample=False)
+        generator = og.Generator(model, params)
+        generator.append_tokens(np.asarray([list(ids)], dtype=np.int32))
+        out = torch.from_numpy(np.array(generator.get_output("logits")[0]))
+        if out.shape[0] != len(ids):
+            sys.exit(f"{folder}: {out.shape[0]} rows of logits for {len(ids)} tokens")
+        return out
+
+    return logits
+
+
+def compare(
+    ids: Sequence[int], reference_tv: torch.Tensor, candidate_tv: torch.Tensor
+) -> tuple[float, int, float, float]:
+    """
+    Compare one window's logits.
+
+    Returns:
+        Mean KL per token (nats), tokens with the same most likely successor, and the
+        summed negative log likelihood of the window's own next tokens under the
+        reference and under the candidate (nats).
+    """
+    import torch
+
+    kl = nll_reference = nll_candidate = 0.0
+    for start in range(0, len(ids), CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
+        log_p = torch.log_softmax(reference_tv[rows].double(), -1)
+        log_q = torch.log_softmax(candidate_tv[rows].double(), -1)
+        kl += float((log_p.exp() * (log_p - log_q)).sum())
+        following = torch.tensor(list(ids[start + 1 : start + 1 + CHUNK_ROWS]))
+        places = following.unsqueeze(-1)
+        nll_reference -= float(log_p[: len(following)].gather(-1, places).sum())
+        nll_candidate -= float(log_q[: len(following)].gather(-1, places).sum())
+    same = int((reference_tv.argmax(-1) == candidate_tv.argmax(-1)).sum())
+    return kl / len(ids), same, nll_reference, nll_candidate
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of the weight files: safetensors, or ONNX with its external data."""
+    files = [*folder.glob("*.safetensors"), *folder.glob("*.onnx*")]
+    return sum(path.stat().st_size for path in files)
+
+
+def score(reference: Path, candidate: Path, windows: Windows) -> Score:
+    """Run both models over all windows."""
+    float_logits = checkpoint_logits(reference)
+    is_engine = (candidate / "genai_config.json").exists()
+    candidate_logits = (engine_logits if is_engine else checkpoint_logits)(candidate)
+    kls: list[float] = []
+    num_same, nll_reference, nll_candidate = 0, 0.0, 0.0
+    for ids in windows:
+        kl, same, nll_p, nll_q = compare(ids, float_logits(ids), candidate_logits(ids))
+        kls.append(kl)
+        num_same += same
+        nll_reference += nll_p
+        nll_candidate += nll_q
+    num_tokens = sum(len(ids) for ids in windows)
+    num_predicted = num_tokens - len(windows)
+    return Score(
+        candidate=candidate.name,
+        num_windows=len(windows),
+        window_tokens=len(windows[0]),
+        kl=statistics.fmean(kls),
+        kl_stderr=statistics.stdev(kls) / math.sqrt(len(kls)),
+        top1=num_same / num_tokens,
+        perplexity=math.exp(nll_candidate / num_predicted),
+        reference_perplexity=math.exp(nll_reference / num_predicted),
+        weight_bytes=weight_bytes(candidate),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    cut = commands.add_parser("windows", help="write token windows as JSON")
+    cut.add_argument("--model", type=Path, required=True)
+    cut.add_argument("--split", choices=SPLITS, required=True)
+    cut.add_argument("--count", type=int, required=True)
+    cut.add_argument("--length", type=int, required=True, help="tokens of a window")
+    cut.add_argument("--out", type=Path, required=True)
+    run = commands.add_parser("score", help="print the score as JSON")
+    run.add_argument("--reference", type=Path, required=True)
+    run.add_argument("--candidate", type=Path, required=True)
+    run.add_argument("--windows", type=Path, required=True)
+    run.add_argument("--threads", type=int, default=2)
+    return parser
+
+
+def main() -> None:
+    """Run one command."""
+    args = _parser().parse_args()
+    if args.command == "windows":
+        write_windows(
+            args.model,
+            split=args.split,
+            count=args.count,
+            length=args.length,
+            out=args.out,
+        )
+        return
+    import torch
+
+    torch.set_num_threads(args.threads)
+    windows = json.loads(args.windows.read_text())
+    print(json.dumps(asdict(score(args.reference, args.candidate, windows)), indent=1))
+
+
+if __name__ == "__main__":
+    main()
