@@ -1,0 +1,1 @@
+"""Where models come from: facts before a build, files during it."""
