@@ -1,20 +1,19 @@
 """
-The library: five steps from a recipe to a published artifact.
+The library: four steps from a recipe to an artifact.
 
 ```python
 recipes = load_recipe(Path("recipe.yaml"))
 plan = make_plan(recipes, settings)
 result = build(plan, settings)
 tree = write_artifact(result, plan.artifacts[0].name, Path("artifacts"), settings)
-receipt = publish(tree, recipes[0].publish, settings)
 ```
 
-The command line calls nothing else.
+`artifacts` does the rest: publish, check, read, fetch. The command line calls nothing
+else.
 """
 
 from __future__ import annotations
 
-import json
 import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
     from lmi_build.plan.explain import Change
     from lmi_build.store.store import Store
     from lmi_build.values.model import ModelFacts
-    from lmi_build.values.publish import PublishReceipt
-    from lmi_build.values.recipe import PublishSpec, Recipe
+    from lmi_build.values.recipe import Recipe
     from lmi_build.values.result import BuildResult
     from lmi_build.values.settings import Settings
     from lmi_build.values.stage import Plan, Stage
@@ -321,41 +319,9 @@ def _worker_entries() -> set[str]:
     from lmi_build.sources.stage import ENTRY as FETCH
     from lmi_build.verify.stage import ENTRY as VERIFY
 
-    quantizers = (registry.quantizer(n) for n in registry.names(registry.QUANTIZERS))
-    backends = (registry.backend(n) for n in registry.names(registry.BACKENDS))
-    found = {provider.info.entry for provider in (*quantizers, *backends)}
-    return found | {PACKAGE, FETCH, VERIFY}
-
-
-def publish(
-    tree: Path, destination: PublishSpec, settings: Settings, *, emit: Emit = ignore
-) -> PublishReceipt:
-    """
-    Publish a packed artifact; safe to run again after any fault.
-
-    Args:
-        tree: The artifact's folder; `<tree>.verify.json` beside it goes along.
-        destination: Where to.
-        settings: Credentials.
-        emit: Where events go.
-
-    Raises:
-        PublishFailed: The tree or the destination is not what it should be.
-        RemoteFailed: The destination refused or vanished.
-    """
-    from lmi_build.digest import digest_bytes
-    from lmi_build.publishers.destination import publish as send
-    from lmi_build.verify.integrity import refuse_if_damaged
-
-    refuse_if_damaged(tree, hashes=False)
-    manifest = (tree / "manifest.json").read_bytes()
-    report = tree.with_name(f"{tree.name}.verify.json")
-    return send(
-        tree,
-        manifest_digest=digest_bytes(manifest),
-        name=str(json.loads(manifest)["name"]),
-        destination=destination,
-        settings=settings,
-        extra={"verify.json": report} if report.is_file() else {},
-        emit=emit,
-    )
+    found = {PACKAGE, FETCH, VERIFY}
+    for name in registry.names(registry.QUANTIZERS):
+        found.add(registry.quantizer(name).info.entry)
+    for name in registry.names(registry.BACKENDS):
+        found.add(registry.backend(name).info.entry)
+    return found

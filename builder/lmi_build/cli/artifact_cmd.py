@@ -4,28 +4,34 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
-from lmi_build import api
-from lmi_build.cli.options import State, with_common_options
+from lmi_build import artifacts
+from lmi_build.cli.options import F, State, with_common_options
 from lmi_build.cli.progress import watching
 from lmi_build.cli.render import data, problem_document, say
 from lmi_build.digest import short
 from lmi_build.units import format_bytes, format_seconds
 
-_REMOTE_OPTIONS = (
-    click.option("--endpoint-url", help="Another S3 endpoint."),
-    click.option("--region", help="AWS region."),
-    click.option("--expected-bucket-owner", help="Account that must own the bucket."),
-)
+
+def reachable(function: F) -> F:
+    """Let a command take what is needed to reach a bucket."""
+    wrapped: Any = function
+    owner = "Account that must own the bucket."
+    for option in (
+        click.option("--expected-bucket-owner", help=owner),
+        click.option("--region", help="AWS region."),
+        click.option("--endpoint-url", help="Another S3 endpoint."),
+    ):
+        wrapped = option(wrapped)
+    return wrapped  # type: ignore[no-any-return]
 
 
 @click.command()
 @click.argument("artifact")
-@_REMOTE_OPTIONS[0]
-@_REMOTE_OPTIONS[1]
-@_REMOTE_OPTIONS[2]
+@reachable
 @with_common_options
 @click.pass_obj
 def verify(
@@ -42,14 +48,14 @@ def verify(
     ARTIFACT is a folder, `s3://bucket/prefix/name` (the latest version) or a full
     version prefix.
     """
-    spec = api.access(
+    spec = artifacts.access(
         artifact,
         endpoint_url=endpoint_url,
         region=region,
         expected_bucket_owner=expected_bucket_owner,
     )
     with watching(state) as emit:
-        checked = api.verify_artifact(spec, state.settings(), emit=emit)
+        checked = artifacts.verify_artifact(spec, state.settings(), emit=emit)
     if state.output != "text":
         data(
             {
@@ -73,9 +79,7 @@ def verify(
 @click.argument("to")
 @click.option("--kms-key-id", help="Key for server-side encryption.")
 @click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Object tag.")
-@_REMOTE_OPTIONS[0]
-@_REMOTE_OPTIONS[1]
-@_REMOTE_OPTIONS[2]
+@reachable
 @with_common_options
 @click.pass_obj
 def publish(
@@ -96,7 +100,7 @@ def publish(
     `latest.json` is moved after it. Publishing again sends only what is missing.
     """
     pairs = dict(_pair(tag) for tag in tags)
-    spec = api.access(
+    spec = artifacts.access(
         to,
         endpoint_url=endpoint_url,
         region=region,
@@ -105,7 +109,7 @@ def publish(
         tags=pairs,
     )
     with watching(state) as emit:
-        receipt = api.publish(artifact, spec, state.settings(), emit=emit)
+        receipt = artifacts.publish(artifact, spec, state.settings(), emit=emit)
     if state.output == "json":
         data(asdict(receipt))
     elif state.output == "text":
@@ -128,9 +132,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 @click.command()
 @click.argument("artifact")
-@_REMOTE_OPTIONS[0]
-@_REMOTE_OPTIONS[1]
-@_REMOTE_OPTIONS[2]
+@reachable
 @with_common_options
 @click.pass_obj
 def inspect(
@@ -142,13 +144,13 @@ def inspect(
     expected_bucket_owner: str | None,
 ) -> None:
     """Show what an artifact is and how to deploy it: a folder or an S3 prefix."""
-    spec = api.access(
+    spec = artifacts.access(
         artifact,
         endpoint_url=endpoint_url,
         region=region,
         expected_bucket_owner=expected_bucket_owner,
     )
-    document, uri = api.read_manifest(spec, state.settings())
+    document, uri = artifacts.inspect_artifact(spec, state.settings())
     if state.output != "text":
         data(document)
         return
@@ -160,9 +162,7 @@ def inspect(
 @click.command()
 @click.argument("artifact")
 @click.argument("dest", type=click.Path(path_type=Path, file_okay=False))
-@_REMOTE_OPTIONS[0]
-@_REMOTE_OPTIONS[1]
-@_REMOTE_OPTIONS[2]
+@reachable
 @with_common_options
 @click.pass_obj
 def fetch(
@@ -175,14 +175,14 @@ def fetch(
     expected_bucket_owner: str | None,
 ) -> None:
     """Copy a published artifact into an empty folder, every byte checked."""
-    spec = api.access(
+    spec = artifacts.access(
         artifact,
         endpoint_url=endpoint_url,
         region=region,
         expected_bucket_owner=expected_bucket_owner,
     )
     with watching(state) as emit:
-        digest = api.fetch_artifact(spec, dest, state.settings(), emit=emit)
+        digest = artifacts.fetch_artifact(spec, dest, state.settings(), emit=emit)
     if state.output != "text":
         data({"path": str(dest), "manifest_digest": digest})
         return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmi_build import api
+from lmi_build import api, artifacts
 from lmi_build.cli.options import State, with_common_options
 from lmi_build.cli.progress import watching
 from lmi_build.cli.render import data, say, table
@@ -76,7 +76,7 @@ def build(
         if item.publish is not None and not no_publish and until is None:
             tree, _ = written[item.name]
             with watching(state) as emit:
-                receipts[item.name] = api.publish(
+                receipts[item.name] = artifacts.publish(
                     tree, item.publish, settings, emit=emit
                 )
     if state.output == "text":

@@ -69,9 +69,9 @@ class LazyGroup(click.Group):
             from lmi_build.text import did_you_mean
 
             near = did_you_mean(args[0], _COMMANDS)
-            if near is not None:
-                error.message = f"no command `{args[0]}`; did you mean `{near}`?"
-            raise
+            message = f"no command `{args[0]}`"
+            hint = f"; did you mean `{near}`?" if near else ""
+            raise click.UsageError(message + hint, ctx) from error
 
     def format_commands(
         self, ctx: click.Context, formatter: click.HelpFormatter

@@ -122,7 +122,7 @@ class _LiveTree:
         )
 
     def __enter__(self) -> Self:
-        self._live.__enter__()
+        self._live.start()
         return self
 
     def __exit__(self, *details: object) -> None:

@@ -87,10 +87,10 @@ def explain(state: State, code: str | None) -> None:
     if code is None:
         if state.output == "text":
             width = max(map(len, docs))
-            for name, doc in docs.items():
-                click.echo(f"{name.ljust(width)}  {doc.title}")
+            for name, each in docs.items():
+                click.echo(f"{name.ljust(width)}  {each.title}")
         else:
-            data({name: doc.title for name, doc in docs.items()})
+            data({name: each.title for name, each in docs.items()})
         return
     code = code.removeprefix("error[").removesuffix("]")
     doc = docs.get(code)

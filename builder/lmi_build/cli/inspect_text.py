@@ -1,0 +1,77 @@
+"""An artifact's manifest as people read it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lmi_build.cli.render import table
+from lmi_build.digest import short
+from lmi_build.units import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# The largest files tell where the bytes are; the rest is in `--output json`.
+_NUM_FILES_SHOWN = 8
+
+
+def manifest_text(document: Mapping[str, Any], uri: str) -> str:
+    """What it is, what it promises, what made it, and how to deploy it."""
+    model, scheme = document["model"], document["scheme"]
+    bounds = {name: value for name, value in document["bounds"].items() if value}
+    tools = {
+        name: version
+        for versions in document["tools"].values()
+        for name, version in versions.items()
+    }
+    pairs = [
+        ("artifact", document["name"]),
+        ("at", uri),
+        ("model", f"{model['source']} {short(model['revision'])}".strip()),
+        ("architecture", f"{model['architecture']}, {model['num_layers']} layers"),
+        ("weights", _scheme_text(scheme)),
+        ("bounds", ", ".join(f"{name} {value}" for name, value in bounds.items())),
+        ("runs on", _compatibility_text(document["compatibility"])),
+        ("made with", ", ".join(f"{n} {v}" for n, v in sorted(tools.items()))),
+        ("recipe", short(document["recipe"]["digest"])),
+        *((f"{kind} key", short(key)) for kind, key in document["plan"].items()),
+    ]
+    width = max(len(name) for name, _ in pairs)
+    lines = [f"{name.ljust(width)}  {value}" for name, value in pairs]
+    return "\n".join([*lines, "", _files_text(document["files"]), "", _deploy(uri)])
+
+
+def _scheme_text(scheme: Mapping[str, Any]) -> str:
+    if scheme["packing"] == "none":
+        return f"{scheme['weight_dtype']}{scheme['weight_bits']}"
+    group = scheme["group_size"]
+    shared = "per row" if group == -1 else f"groups of {group}"
+    sym = "symmetric" if scheme["sym"] else "with zero points"
+    return f"int{scheme['weight_bits']} {shared}, {sym} ({scheme['packing']})"
+
+
+def _compatibility_text(block: Mapping[str, Any]) -> str:
+    needs = ", ".join(block["requirements"])
+    return f"{block['device']} {block['architecture']} {block['os']}, needs {needs}"
+
+
+def _files_text(files: list[Mapping[str, Any]]) -> str:
+    largest = sorted(files, key=lambda file: -file["size"])[:_NUM_FILES_SHOWN]
+    rows = [
+        [file["path"], format_bytes(file["size"]), file["sha256"][:12]]
+        for file in largest
+    ]
+    total = format_bytes(sum(file["size"] for file in files))
+    head = f"{len(files)} files, {total}; the largest:"
+    return f"{head}\n{table(['file', 'size', 'sha256'], rows)}"
+
+
+def _deploy(uri: str) -> str:
+    """How SageMaker takes it; only a bucket can be named in a model."""
+    if not uri.startswith("s3://"):
+        return "publish it to S3 to deploy it: `lmi-build publish FOLDER s3://...`"
+    return (
+        "deploy with ModelDataSource:\n"
+        '{"S3DataSource": {"S3Uri": "'
+        f'{uri}", "S3DataType": "S3Prefix", "CompressionType": "None"}}}}'
+    )
