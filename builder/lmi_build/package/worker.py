@@ -2,7 +2,8 @@
 The package stage: lays a model, a checkpoint and an engine out as one artifact.
 
 Order of work, so that every later file can name the earlier ones: engine, handler
-and settings, tokenizer, papers, `provenance.json`, and `manifest.json` last.
+and settings, tokenizer, papers, `provenance.json`, the archive if one is asked for, and
+`manifest.json` last.
 """
 
 from __future__ import annotations
@@ -72,13 +73,14 @@ def run(job: Job, emit: Emit) -> None:
     statement = provenance_statement(params, entries, version=__version__)
     _write(out / PROVENANCE_NAME, statement)
     entries.append(_entry(out, out / PROVENANCE_NAME))
+    if params["format"] == "tar.gz":
+        # Without the manifest, which names the archive like every other file.
+        write_archive(out, sorted(e.path for e in entries), out / ARCHIVE_NAME)
+        entries.append(_entry(out, out / ARCHIVE_NAME))
     manifest = make_manifest(
         params, entries, ledger=ledger_summary(job.inputs["checkpoint"])
     )
     _write(out / MANIFEST_NAME, manifest.to_bytes())
-    if params["format"] == "tar.gz":
-        names = [*(entry.path for entry in manifest.files), MANIFEST_NAME]
-        write_archive(out, sorted(names), out / ARCHIVE_NAME)
 
 
 def make_manifest(

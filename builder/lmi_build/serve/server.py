@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lmi_build.errors import ToolMissing, UsageInvalid
 from lmi_build.package.engine import load_engine
-from lmi_build.verify.integrity import require_tree
+from lmi_build.verify.integrity import refuse_if_damaged
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +85,7 @@ def serve(
         ) from error
     listening = listen(host, port)
     with listening:
-        manifest = require_tree(root)
+        manifest = refuse_if_damaged(root)
         loaded = load_engine(root, manifest)
         service = Service(loaded, manifest)
         config = uvicorn.Config(

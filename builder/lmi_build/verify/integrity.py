@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from lmi_build.digest import digest_file
 from lmi_build.errors import LmiBuildError, Problem, VerifyFailed
 from lmi_build.package.properties import PROPERTIES_NAME, parse_properties
-from lmi_build.values.manifest import ARCHIVE_NAME, MANIFEST_NAME, Manifest
+from lmi_build.values.manifest import MANIFEST_NAME, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +33,8 @@ _MAX_MANIFEST_BYTES = 64 << 20
 _PIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(\[[A-Za-z0-9_,-]+\])?==[^\s;=*]+\Z")
 # Files at the root that make DJL Serving choose another engine, or compile.
 _MISLEADING_ROOT_FILES = ("config.json", "config.pbtxt", "metadata.yaml")
+# Published beside a manifest: records about the artifact that no server loads.
+_RECORDS = frozenset({"verify.json", "build.json"})
 _NUM_SHOWN = 8
 
 
@@ -67,8 +69,14 @@ def read_manifest(root: Path) -> Manifest:
     return Manifest.from_bytes(path.read_bytes())
 
 
-def check_tree(root: Path) -> tuple[Problem, ...]:
-    """Every fault of an artifact's folder, sorted by path; empty when it is whole."""
+def check_tree(root: Path, *, hashes: bool = True) -> tuple[Problem, ...]:
+    """
+    Every fault of an artifact's folder, sorted by path; empty when it is whole.
+
+    Args:
+        root: The artifact.
+        hashes: Whether content is read; without, a file of the right size passes.
+    """
     try:
         manifest = read_manifest(root)
     except LmiBuildError as error:
@@ -78,7 +86,9 @@ def check_tree(root: Path) -> tuple[Problem, ...]:
     problems.extend(_listing_problems(manifest, found))
     present = [entry for entry in manifest.files if entry.path in found]
     with ThreadPoolExecutor(_NUM_HASH_THREADS) as pool:
-        checked = pool.map(lambda entry: _content_problem(root, entry), present)
+        checked = pool.map(
+            lambda entry: _content_problem(root, entry, hashes=hashes), present
+        )
         problems.extend(problem for problem in checked if problem is not None)
     broken = {problem.path for problem in problems}
     problems.extend(
@@ -89,14 +99,18 @@ def check_tree(root: Path) -> tuple[Problem, ...]:
     return tuple(sorted(problems, key=lambda problem: (problem.path, problem.code)))
 
 
-def require_tree(root: Path) -> Manifest:
+def refuse_if_damaged(root: Path, *, hashes: bool = True) -> Manifest:
     """
     Read and check an artifact's folder.
+
+    Args:
+        root: The artifact.
+        hashes: As for `check_tree`.
 
     Raises:
         VerifyFailed: With the code of the first fault and a line for each.
     """
-    problems = check_tree(root)
+    problems = check_tree(root, hashes=hashes)
     if problems:
         lines = [problem.message for problem in problems[:_NUM_SHOWN]]
         if len(problems) > _NUM_SHOWN:
@@ -137,10 +151,7 @@ def _walk(root: Path) -> tuple[set[str], list[Problem]]:
 
 def _listing_problems(manifest: Manifest, found: set[str]) -> Iterator[Problem]:
     listed = {entry.path for entry in manifest.files}
-    allowed = listed | {MANIFEST_NAME}
-    if manifest.format == "tar.gz":
-        # It holds the manifest, so the manifest cannot name it.
-        allowed.add(ARCHIVE_NAME)
+    allowed = listed | {MANIFEST_NAME} | _RECORDS
     for path in sorted(listed - found):
         yield Problem(
             code="verify.file-missing",
@@ -157,14 +168,14 @@ def _listing_problems(manifest: Manifest, found: set[str]) -> Iterator[Problem]:
         )
 
 
-def _content_problem(root: Path, entry: FileEntry) -> Problem | None:
+def _content_problem(root: Path, entry: FileEntry, *, hashes: bool) -> Problem | None:
     path = root / entry.path
     try:
         size = path.stat().st_size
         if size != entry.size:
             message = f"{entry.path} has {size} bytes, the manifest says {entry.size}"
             return _changed(entry.path, message)
-        digest = digest_file(path)
+        digest = digest_file(path) if hashes else entry.digest
     except OSError as error:
         return _changed(entry.path, f"{entry.path} cannot be read: {error.strerror}")
     if digest == entry.digest:

@@ -21,7 +21,7 @@ from lmi_build.verify import checks
 from lmi_build.verify.drift import Drift, DriftMeter
 from lmi_build.verify.gates import judge, require_gates, summary
 from lmi_build.verify.held_out import held_out_windows
-from lmi_build.verify.integrity import require_tree
+from lmi_build.verify.integrity import refuse_if_damaged
 from lmi_build.verify.reference import FloatReference
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def run(job: Job, emit: Emit) -> None:
     """
     params = cast("dict[str, Any]", job.params)
     root, model = job.inputs["package"], job.inputs["model"]
-    manifest = require_tree(root)
+    manifest = refuse_if_damaged(root)
     loaded = load_engine(root, manifest)
     for pin in loaded.drift:
         _note(job, emit, "warning", "verify.other-version", f"here runs {pin}")
