@@ -1,0 +1,118 @@
+"""A recipe against the model's own sizes, before anything is downloaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lmi_build.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lmi_build.values.model import ModelFacts, ModelGeometry
+    from lmi_build.values.recipe import Recipe
+
+# The group sizes a recipe may name, largest first (recipe.model.GroupSize).
+_GROUP_SIZES = (256, 128, 64, 32, 16)
+
+
+def check_model(recipe: Recipe, facts: ModelFacts) -> tuple[Problem, ...]:
+    """
+    Find what the model cannot do.
+
+    Args:
+        recipe: A checked recipe; its spans place the problems.
+        facts: The model, pinned down.
+
+    Returns:
+        Problems with places, in the order of the recipe's text.
+    """
+    geometry = facts.geometry
+    problems = [
+        *_positions(recipe, geometry),
+        *_verify_length(recipe, geometry),
+        *_calibration_length(recipe, geometry),
+        *_group_size(recipe, geometry),
+    ]
+    located = [recipe.locate(problem) for problem in problems]
+    return tuple(sorted(located, key=_place))
+
+
+def _place(problem: Problem) -> tuple[str, int, int]:
+    span = problem.span
+    return (span.file, span.line, span.column) if span else ("", 0, 0)
+
+
+def _positions(recipe: Recipe, geometry: ModelGeometry) -> Iterator[Problem]:
+    bounds, positions = recipe.bounds, geometry.max_position_embeddings
+    if bounds.max_seq_len <= positions:
+        return
+    yield Problem(
+        code="bounds.too-long",
+        message=f"prompt and output need {bounds.max_seq_len} tokens "
+        f"({bounds.max_input_len} + {bounds.max_output_len}), the model has "
+        f"{positions} positions",
+        path="bounds.max_input_len",
+        hint=_shorter(bounds.max_input_len, bounds.max_output_len, positions),
+    )
+
+
+def _shorter(num_input: int, num_output: int, positions: int) -> str:
+    ways = []
+    if num_output < positions:
+        ways.append(f"lower it to {positions - num_output}")
+    if num_input < positions:
+        ways.append(f"lower `bounds.max_output_len` to {positions - num_input}")
+    if not ways:
+        half = positions // 2
+        ways.append(f"lower both, for example to {positions - half} and {half}")
+    return ", or ".join(ways)
+
+
+def _verify_length(recipe: Recipe, geometry: ModelGeometry) -> Iterator[Problem]:
+    length, positions = recipe.verify.max_seq_len, geometry.max_position_embeddings
+    if length > positions:
+        yield Problem(
+            code="bounds.verify-length",
+            message=f"held-out sequences of {length} tokens are longer than the "
+            f"model's {positions} positions",
+            path="verify.max_seq_len",
+            hint=f"lower it to {positions}",
+        )
+
+
+def _calibration_length(recipe: Recipe, geometry: ModelGeometry) -> Iterator[Problem]:
+    calibration = recipe.quantize.calibration
+    positions = geometry.max_position_embeddings
+    if calibration and calibration.max_seq_len > positions:
+        yield Problem(
+            code="bounds.calibration-length",
+            message=f"calibration sequences of {calibration.max_seq_len} tokens are "
+            f"longer than the model's {positions} positions",
+            path="quantize.calibration.max_seq_len",
+            hint=f"set it to {positions}",
+        )
+
+
+def _group_size(recipe: Recipe, geometry: ModelGeometry) -> Iterator[Problem]:
+    group = recipe.quantize.group_size
+    widths = {
+        "hidden_size": geometry.hidden_size,
+        "intermediate_size": geometry.intermediate_size,
+        "attention output": geometry.num_attention_heads * geometry.head_dim,
+    }
+    uneven = {name: width for name, width in widths.items() if width % group}
+    if group < 1 or not uneven:
+        return
+    fits = next(
+        (s for s in _GROUP_SIZES if not any(w % s for w in widths.values())), None
+    )
+    name, width = next(iter(uneven.items()))
+    yield Problem(
+        code="recipe.group-size",
+        message=f"groups of {group} do not divide {name}, which is {width}",
+        path="quantize.group_size",
+        hint=f"write `group_size: {fits}`"
+        if fits
+        else "write `group_size: -1` for one scale per row",
+    )

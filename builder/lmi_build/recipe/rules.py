@@ -1,0 +1,160 @@
+"""
+What a recipe says against itself, beyond the range of any one value.
+
+Each rule takes the sections that pydantic has accepted, so that a fault in one
+section hides none in another, and yields problems by dotted path. The model's own
+limits are checked in `plan.checks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from lmi_build.errors import Problem
+from lmi_build.recipe.forms import check_enum_hint, source_kind
+from lmi_build.recipe.model import (
+    BACKENDS,
+    PROVIDERS,
+    BoundsSection,
+    CompileSection,
+    ModelSection,
+    PublishSection,
+    Section,
+    VerifySection,
+)
+from lmi_build.recipe.spellings import VALUES
+from lmi_build.recipe.words import show
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sections:
+    """The sound sections of a recipe; None where one is missing or faulty."""
+
+    model: ModelSection | None = None
+    quantize: Section | None = None
+    bounds: BoundsSection | None = None
+    compile: CompileSection | None = None
+    verify: VerifySection | None = None
+    publish: PublishSection | None = None
+
+
+Rule = Callable[[Sections], Iterator[Problem]]
+
+# S3 settings that mean nothing for a folder.
+_S3_ONLY = ("kms_key_id", "tags", "expected_bucket_owner", "endpoint_url", "region")
+
+
+def check_rules(sections: Sections) -> list[Problem]:
+    """Run every rule."""
+    return [problem for rule in RULES for problem in rule(sections)]
+
+
+def _source(sections: Sections) -> Iterator[Problem]:
+    spec = sections.model
+    if spec is None:
+        return
+    kind = source_kind(spec.source)
+    if spec.revision is not None and kind != "hub":
+        yield Problem(
+            code="recipe.unused-option",
+            message=f"a revision means nothing for `{show(spec.source)}`",
+            path="model.revision",
+            hint="remove it, or name a hub repository as `owner/name`",
+        )
+    if spec.trust_remote_code and kind == "gguf":
+        yield Problem(
+            code="recipe.unused-option",
+            message="a `.gguf` file has no code to trust",
+            path="model.trust_remote_code",
+            hint="remove it",
+        )
+
+
+def _names(sections: Sections) -> Iterator[Problem]:
+    if sections.compile:
+        name = sections.compile.backend
+        yield from _known("compile.backend", name, BACKENDS, "lmi_build.backends")
+    name = getattr(sections.quantize, "provider", PROVIDERS[0])
+    yield from _known("quantize.provider", name, PROVIDERS, "lmi_build.quantizers")
+
+
+def _known(path: str, name: str, names: Sequence[str], group: str) -> Iterator[Problem]:
+    """Plugins are looked up only for names that are not ours: it takes 20 ms."""
+    if name in names:
+        return
+    options = [*names, *(e.name for e in entry_points(group=group))]
+    if name not in options:
+        last = path.rpartition(".")[2]
+        yield Problem(
+            code="recipe.unknown-value",
+            message=f"there is no {last} `{show(name)}`",
+            path=path,
+            hint=check_enum_hint(name, options, dict(VALUES.get(last, {}))),
+        )
+
+
+def _num_tokens(sections: Sections) -> Iterator[Problem]:
+    bounds = sections.bounds
+    if bounds is None or bounds.max_num_tokens is None:
+        return
+    decode = bounds.max_batch_size * bounds.max_beam_width
+    least = max(decode, bounds.max_input_len)
+    if bounds.max_num_tokens < least:
+        why = (
+            f"one prompt has up to {bounds.max_input_len}"
+            if least == bounds.max_input_len
+            else f"{bounds.max_batch_size} requests of {bounds.max_beam_width} beams "
+            f"need {decode} in each step"
+        )
+        yield Problem(
+            code="bounds.num-tokens",
+            message=f"{bounds.max_num_tokens} tokens of one pass are too few: {why}",
+            path="bounds.max_num_tokens",
+            hint=f"raise it to {least}, or remove it and let the backend derive it",
+        )
+
+
+def _verify_lengths(sections: Sections) -> Iterator[Problem]:
+    bounds, verify = sections.bounds, sections.verify
+    if bounds is None or verify is None:
+        return
+    if verify.max_new_tokens and verify.max_new_tokens > bounds.max_output_len:
+        yield Problem(
+            code="bounds.verify-output",
+            message=f"answers of {verify.max_new_tokens} tokens are longer than "
+            f"`bounds.max_output_len`, which is {bounds.max_output_len}",
+            path="verify.max_new_tokens",
+            hint=f"lower it to {bounds.max_output_len}, or remove it",
+        )
+    total = bounds.max_input_len + bounds.max_output_len
+    if verify.max_seq_len and verify.max_seq_len > total:
+        yield Problem(
+            code="bounds.verify-length",
+            message=f"sequences of {verify.max_seq_len} tokens are longer than the "
+            f"engine's {bounds.max_input_len} + {bounds.max_output_len} = {total}",
+            path="verify.max_seq_len",
+            hint=f"lower it to {total}, or remove it",
+        )
+
+
+def _publish(sections: Sections) -> Iterator[Problem]:
+    publish = sections.publish
+    if publish is None or publish.to.startswith("s3://"):
+        return
+    for name in _S3_ONLY:
+        if getattr(publish, name):
+            yield Problem(
+                code="recipe.unused-option",
+                message=f"`{name}` means nothing for a folder",
+                path=f"publish.{name}",
+                hint="remove it, or publish to `s3://bucket/prefix`",
+            )
+
+
+RULES: tuple[Rule, ...] = (_source, _names, _num_tokens, _verify_lengths, _publish)
