@@ -117,12 +117,17 @@ def make_plan(
 
 def _pin_calibration(recipe: Recipe) -> Recipe:
     """Give a recipe's calibration data its digest and its place."""
-    from lmi_build.quantizers.calibration import pin_calibration
+    from lmi_build.quantizers.calibration import calibration_digest, calibration_path
 
     spec = recipe.quantize.calibration
     if spec is None:
         return recipe
-    pinned = pin_calibration(spec, base=_base(recipe))
+    base = _base(recipe)
+    pinned = replace(
+        spec,
+        digest=calibration_digest(spec, base=base),
+        location=str(calibration_path(spec, base=base) or ""),
+    )
     return replace(recipe, quantize=replace(recipe.quantize, calibration=pinned))
 
 

@@ -125,8 +125,8 @@ class _LiveTree:
         self._live.start()
         return self
 
-    def __exit__(self, *details: object) -> None:
-        self._live.__exit__(*details)
+    def __exit__(self, *_details: object) -> None:
+        self._live.stop()
 
     def show(self, event: Event) -> None:
         """Take an event into the picture."""

@@ -235,7 +235,7 @@ def _quantize(
         salt=quantizer.info.salt,
         entry=quantizer.info.entry,
         estimate=quantizer.estimate(recipe.quantize, facts),
-        job={"calibration_location": location},
+        job={"calibration_path": location},
         secrets=tuple(secrets),
     )
 
