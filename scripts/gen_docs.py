@@ -1,0 +1,195 @@
+"""
+Write docs/reference/ from the code: commands, errors, recipe fields, support matrix.
+
+`scripts/gen_docs.py` writes; `--check` only compares, and fails when a page is stale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
+NOTE = "<!-- Written by scripts/gen_docs.py; change the code, not this page. -->\n"
+
+
+def main() -> int:
+    """Write or check every page; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    stale = []
+    for name, text in pages().items():
+        path = REFERENCE / name
+        if path.is_file() and path.read_text("utf-8") == text:
+            continue
+        stale.append(name)
+        if not arguments.check:
+            REFERENCE.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, "utf-8")
+    if stale and arguments.check:
+        sys.stderr.write(f"stale: {', '.join(stale)}; run scripts/gen_docs.py\n")
+        return 1
+    return 0
+
+
+def pages() -> dict[str, str]:
+    """File name to text of every page."""
+    return {
+        "cli.md": NOTE + cli_page(),
+        "errors.md": NOTE + errors_page(),
+        "recipe.md": NOTE + recipe_page(),
+        "support.md": NOTE + support_page(),
+    }
+
+
+def cli_page() -> str:
+    """The help of every command."""
+    from lmi_build.cli.main import cli
+
+    parts = ["# Commands\n", help_block(cli, "lmi-build")]
+    parts += [help_block(command, name) for name, command in commands(cli, "lmi-build")]
+    return "\n".join(parts)
+
+
+def commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
+    """Every command below a group, with its full name."""
+    context = click.Context(group, info_name=path)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        yield f"{path} {name}", command
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{path} {name}")
+
+
+def help_block(command: click.Command, name: str) -> str:
+    """One command's help as a section."""
+    context = click.Context(command, info_name=name, max_content_width=88)
+    context.terminal_width = 88
+    return f"## `{name}`\n\n```\n{command.get_help(context)}\n```\n"
+
+
+def errors_page() -> str:
+    """Every error code with cause and fix."""
+    from lmi_build.catalog.error_docs import load_error_docs
+
+    lines = [
+        "# Error codes\n",
+        "A code is stable: scripts may depend on it.",
+        "`lmi-build explain CODE` prints the same.\n",
+    ]
+    room = ""
+    for code, doc in load_error_docs().items():
+        if code.partition(".")[0] != room:
+            room = code.partition(".")[0]
+            lines.append(f"\n## {room}\n")
+        lines.append(f"### `{code}`\n\n{doc.title[:1].upper()}{doc.title[1:]}.\n")
+        lines.append(f"- Cause: {doc.cause}\n- Fix: {doc.fix}\n")
+    return "\n".join(lines)
+
+
+def recipe_page() -> str:
+    """Every field of a recipe, from the schema that editors use."""
+    from lmi_build.recipe.schema import recipe_schema
+
+    schema = json.loads(json.dumps(recipe_schema()))
+    lines = [
+        "# Recipe fields\n",
+        (
+            "Editors complete and check recipes with [recipes/schema.json]"
+            "(../../recipes/schema.json).\n"
+        ),
+        "| field | type | default | meaning |\n| --- | --- | --- | --- |",
+    ]
+    lines += list(field_rows(schema, schema, ""))
+    return "\n".join(lines) + "\n"
+
+
+def field_rows(
+    node: Mapping[str, Any], schema: Mapping[str, Any], path: str
+) -> Iterator[str]:
+    """A row for every property, parents first."""
+    for name, given in node.get("properties", {}).items():
+        dotted = f"{path}.{name}" if path else name
+        field = resolve(given, schema)
+        default = json.dumps(field["default"]) if "default" in field else ""
+        default = "" if default.startswith("{") else default
+        text = str(field.get("description", "")).replace("\n", " ").replace("|", "/")
+        yield (
+            f"| `{dotted}` | {kind(field, schema)} |"
+            f" {f'`{default}`' if default else ''} | {text} |"
+        )
+        if dotted != "matrix":
+            yield from field_rows(field, schema, dotted)
+
+
+def resolve(field: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A property with its reference, or its only non-null choice, taken in."""
+    found = dict(field)
+    choices = [c for c in found.get("anyOf", ()) if c.get("type") != "null"]
+    if len(choices) == 1:
+        found = {**resolve(choices[0], schema), **found}
+    if len(found.get("allOf", ())) == 1:
+        found = {**resolve(found["allOf"][0], schema), **found}
+    reference = found.pop("$ref", None)
+    if reference is None:
+        return found
+    target = schema["$defs"][reference.rpartition("/")[2]]
+    return {**target, **found}
+
+
+def kind(field: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+    """A field's type in words."""
+    if "const" in field:
+        return f"`{field['const']}`"
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    if "anyOf" in field:
+        return " or ".join(kind(resolve(c, schema), schema) for c in field["anyOf"])
+    if field.get("type") == "array":
+        return f"list of {kind(resolve(field.get('items', {}), schema), schema)}"
+    words = {"object": "section", "integer": "integer", "number": "number"}
+    name = str(field.get("type", "any"))
+    low, high = field.get("minimum"), field.get("maximum")
+    if low is not None and high is not None:
+        return f"{words.get(name, name)} {low} to {high}"
+    return words.get(name, name)
+
+
+def support_page() -> str:
+    """What each provider does, and how far that was proven."""
+    from lmi_build import registry
+    from lmi_build.catalog.support import load_support
+
+    lines = [
+        "# Support matrix\n",
+        (
+            "*run*: built and used in the test suite. *read*: written against real"
+            " signatures and formats, not run. *absent*: not in this version.\n"
+        ),
+        "| provider | kind | offers | proof | note |\n| --- | --- | --- | --- | --- |",
+    ]
+    installed = {
+        **{n: registry.quantizer(n).info for n in registry.names(registry.QUANTIZERS)},
+        **{n: registry.backend(n).info for n in registry.names(registry.BACKENDS)},
+    }
+    for row in load_support():
+        info = installed.get(row.name)
+        offers = ", ".join((*info.methods, *info.targets)) if info else row.offers
+        lines.append(
+            f"| `{row.name}` | {row.kind} | {offers} | {row.proof} | {row.note} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
