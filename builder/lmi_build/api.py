@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmi_build import registry
+from lmi_build.errors import LmiBuildError, Problem, RecipeInvalid, SourceInvalid
 from lmi_build.events import ignore
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def resolve(recipes: Sequence[Recipe], settings: Settings) -> dict[str, ModelFac
         Recipe name to facts.
 
     Raises:
+        RecipeInvalid: The recipe names something that is not a model.
         RemoteFailed: The hub or S3 cannot be reached or refuses.
         SourceInvalid: The model's files are broken or refused.
     """
@@ -70,10 +72,36 @@ def resolve(recipes: Sequence[Recipe], settings: Settings) -> dict[str, ModelFac
     for recipe in recipes:
         base = _base(recipe)
         if (recipe.model, base) not in found:
-            facts = resolve_model(recipe.model, settings=settings, base=base)
+            try:
+                facts = resolve_model(recipe.model, settings=settings, base=base)
+            except SourceInvalid as error:
+                raise _placed(error, recipe) from error
             found[recipe.model, base] = facts
         by_name[recipe.name] = found[recipe.model, base]
     return by_name
+
+
+# Faults of a source that are faults of what the recipe says, by the key that says it.
+_SAID_IN_RECIPE = {
+    "source.bad-name": "model.source",
+    "source.not-found": "model.source",
+    "source.bad-dtype": "model.dtype",
+    "source.remote-code": "model.trust_remote_code",
+}
+
+
+def _placed(error: SourceInvalid, recipe: Recipe) -> LmiBuildError:
+    """Give a fault that the recipe makes its place in the recipe."""
+    path = _SAID_IN_RECIPE.get(error.code)
+    if path is None:
+        return error
+    problem = Problem(
+        code=error.code,
+        message=error.message,
+        path=path,
+        hint=error.hints[0] if error.hints else "",
+    )
+    return RecipeInvalid((recipe.locate(problem),))
 
 
 def _base(recipe: Recipe) -> Path:
@@ -321,7 +349,7 @@ def _refuse_moved(plan: Plan, file: Path) -> None:
 def _worker_entries() -> set[str]:
     """Every entry that a plan made here could name."""
     from lmi_build.package.stage import ENTRY as PACKAGE
-    from lmi_build.sources.stage import ENTRY as FETCH
+    from lmi_build.sources.resolve import FETCH_ENTRY as FETCH
     from lmi_build.verify.stage import ENTRY as VERIFY
 
     found = {PACKAGE, FETCH, VERIFY}

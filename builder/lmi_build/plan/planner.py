@@ -14,7 +14,7 @@ from lmi_build.errors import Problem, RecipeInvalid
 from lmi_build.package.stage import ENTRY as PACKAGE_ENTRY
 from lmi_build.package.stage import PACKAGE_SALT, package_params
 from lmi_build.plan.checks import check_model
-from lmi_build.sources import stage as fetch
+from lmi_build.sources import resolve as fetch
 from lmi_build.text import join_words
 from lmi_build.toolchains.versions import missing_blocker
 from lmi_build.values.quant import QuantScheme
@@ -203,11 +203,11 @@ def _fetch(recipe: Recipe, facts: ModelFacts, world: World) -> Stage:
         world,
         params=fetch.fetch_stage_params(facts, recipe.model),
         inputs={},
-        distributions=fetch.fetch_distributions(facts.kind),
+        distributions=fetch.fetch_distributions(facts.kind, dtype=recipe.model.dtype),
         platform="any",
         salt=fetch.FETCH_SALT,
-        entry=fetch.ENTRY,
-        estimate=fetch.fetch_estimate(facts),
+        entry=fetch.FETCH_ENTRY,
+        estimate=fetch.estimate_fetch(facts, recipe.model),
         job=fetch.fetch_settings(facts, world.settings),
         secrets=fetch.fetch_secrets(facts),
     )
