@@ -63,6 +63,7 @@ class Problem:
         path: Dotted path in the recipe, such as `bounds.max_input_len`; may be empty.
         hint: A concrete fix; may be empty.
         span: Where it stands, when known.
+        unsupported: The wish is sound, but nothing installed can do it.
     """
 
     code: str
@@ -70,6 +71,7 @@ class Problem:
     path: str = ""
     hint: str = ""
     span: Span | None = None
+    unsupported: bool = False
 
 
 class LmiBuildError(Exception):
@@ -101,7 +103,12 @@ class LmiBuildError(Exception):
 
 
 class RecipeInvalid(LmiBuildError):
-    """The recipe is wrong; `problems` holds every fault found, in file order."""
+    """
+    The recipe cannot be built; `problems` holds every fault found, in file order.
+
+    When all of them are sound wishes that nothing installed can do, the exit status
+    is that of `Unsupported`.
+    """
 
     exit_code = 2
 
@@ -117,6 +124,8 @@ class RecipeInvalid(LmiBuildError):
             span=first.span,
         )
         self.problems = problems
+        if all(problem.unsupported for problem in problems):
+            self.exit_code = Unsupported.exit_code
 
 
 class UsageInvalid(LmiBuildError):
