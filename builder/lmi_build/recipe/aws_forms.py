@@ -61,6 +61,10 @@ def check_s3_uri(value: str, code: str) -> None:
 def check_destination(value: str) -> str:
     """Where artifacts are published: a bucket or a folder."""
     code = "recipe.publish-destination"
+    if not value.strip():
+        raise fault(
+            code, "the destination is empty", "write `s3://bucket/prefix` or a folder"
+        )
     if value.startswith("s3://"):
         check_s3_uri(value, code)
     elif "://" in value:

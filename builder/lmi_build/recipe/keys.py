@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from lmi_build.errors import Problem, Span
 from lmi_build.recipe.model import METHODS, RecipeModel, Section
 from lmi_build.recipe.spellings import DERIVED, LATER, RENAMED
-from lmi_build.recipe.words import nearest, show
+from lmi_build.recipe.words import child_path, nearest, show
 from lmi_build.text import join_words
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def unknown_key(section: str, key: str, method: str, span: Span | None) -> Probl
         method: The recipe's quantization method, if it is a known one.
         span: Where the key stands.
     """
-    path = f"{section}.{key}" if section else key
+    path = child_path(section, key)
     known = grammar()
     if section == "quantize" and method:
         if key in known[section]:

@@ -98,6 +98,7 @@ def _load(source: Source, overrides: Sequence[str]) -> tuple[Recipe, ...]:
         problems += [p for p in found if sound or p.code != "recipe.missing-key"]
         if model is not None:
             checked.append((variant, model))
+    problems += _unseen(root, problems)
     if problems:
         raise RecipeInvalid(_finish(hide(problems, rows)))
     return tuple(
@@ -123,8 +124,13 @@ def _variants(
         return [Variant(root=base, values={})], True
     variants, found = expand(base, section, pinned)
     problems += found
-    problems += _faults(section, "matrix")
     return variants or [Variant(root=base, values={})], not found
+
+
+def _unseen(root: Node, problems: Iterable[Problem]) -> list[Problem]:
+    """Faults of the whole tree that no variant had: in `exclude`, for one."""
+    told = {(problem.code, problem.span) for problem in problems}
+    return [p for p in _faults(root, "") if (p.code, p.span) not in told]
 
 
 def _check(root: Node) -> tuple[RecipeModel | None, list[Problem]]:

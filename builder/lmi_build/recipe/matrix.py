@@ -60,9 +60,7 @@ class _Matrix:
 
     def report(self, code: str, message: str, hint: str, span: Span, path: str) -> None:
         self.problems.append(
-            Problem(
-                code=f"recipe.{code}", message=message, hint=hint, span=span, path=path
-            )
+            Problem(code=code, message=message, hint=hint, span=span, path=path)
         )
 
 
@@ -91,7 +89,7 @@ def expand(
     total = math.prod(len(values) for values in matrix.axes.values())
     if total + len(matrix.include) > MAX_VARIANTS:
         matrix.report(
-            "matrix-size",
+            "recipe.matrix-size",
             f"the matrix makes {total + len(matrix.include)} variants, "
             f"{MAX_VARIANTS} are allowed",
             "remove values, or split the recipe",
@@ -103,13 +101,18 @@ def expand(
     cells += matrix.include
     if not cells and not matrix.problems:
         matrix.report(
-            "matrix-empty",
+            "recipe.matrix-empty",
             "the matrix makes no variant",
             "add an axis such as `quantize.method: [gptq, int8]`, or exclude less",
             section.place,
             "matrix",
         )
-    return _variants(root, cells, matrix), matrix.problems
+    variants, unused = _variants(root, cells, matrix)
+    # An override of the method narrows the matrix; what it leaves unused is meant for
+    # the variants that it leaves out.
+    if "quantize.method" not in pinned:
+        _report_unused(unused, matrix)
+    return variants, matrix.problems
 
 
 def _fits(cell: _Cell, path: str, node: Node) -> bool:
@@ -137,7 +140,7 @@ def _read(section: Node) -> _Matrix:
     matrix = _Matrix()
     if not isinstance(section.value, dict):
         matrix.report(
-            "wrong-type",
+            "recipe.wrong-type",
             "`matrix` must be a mapping of paths to lists",
             "write `matrix: {quantize.method: [gptq, int8]}`",
             section.place,
@@ -163,7 +166,7 @@ def _check_path(path: str, node: Node, matrix: _Matrix) -> bool:
     where = f"matrix.{show(path)}"
     if top in {"schema", "name", "matrix"}:
         matrix.report(
-            "matrix-path",
+            "recipe.matrix-path",
             f"`{show(path)}` cannot differ between variants",
             "remove it; variants are named after their values",
             span,
@@ -174,7 +177,7 @@ def _check_path(path: str, node: Node, matrix: _Matrix) -> bool:
         return True
     near = nearest(path, all_paths())
     matrix.report(
-        "matrix-path",
+        "recipe.matrix-path",
         f"the recipe has no `{show(path)}`",
         f"did you mean `{near}`?" if near else "write a path such as `quantize.method`",
         span,
@@ -187,7 +190,7 @@ def _values(path: str, node: Node, matrix: _Matrix) -> list[Node]:
     where = f"matrix.{path}"
     if not isinstance(node.value, list) or not node.value:
         matrix.report(
-            "matrix-values",
+            "recipe.matrix-values",
             f"`{path}` needs a list of values",
             f"write `{path}: [{show(node.text) or 'one, two'}]`",
             node.place,
@@ -200,7 +203,7 @@ def _values(path: str, node: Node, matrix: _Matrix) -> list[Node]:
         # `1` and `true` are equal in Python, so the type is compared as well.
         if any(value == old and type(value) is type(old) for old in seen):
             matrix.report(
-                "matrix-values",
+                "recipe.matrix-values",
                 f"`{show(item.text)}` stands twice in `{path}`",
                 "remove one",
                 item.span,
@@ -217,7 +220,7 @@ def _cells(name: str, node: Node, matrix: _Matrix) -> list[_Cell]:
     for index, item in enumerate(items):
         if not isinstance(node.value, list) or not isinstance(item.value, dict):
             matrix.report(
-                "wrong-type",
+                "recipe.wrong-type",
                 f"`{where}` must be a list of mappings of paths to values",
                 f"write `{name}: [{{quantize.method: gptq}}]`",
                 item.place,
@@ -243,7 +246,7 @@ def _check_excluded(path: str, node: Node, matrix: _Matrix, where: str) -> bool:
     if axis is None:
         near = nearest(path, list(matrix.axes))
         matrix.report(
-            "matrix-exclude",
+            "recipe.matrix-exclude",
             f"`{show(path)}` is no axis of the matrix",
             f"did you mean `{near}`?"
             if near
@@ -255,7 +258,7 @@ def _check_excluded(path: str, node: Node, matrix: _Matrix, where: str) -> bool:
     if any(plain(item) == plain(node) for item in axis):
         return True
     matrix.report(
-        "matrix-exclude",
+        "recipe.matrix-exclude",
         f"`{path}` never is `{show(node.text)}`, so nothing is excluded",
         f"write {join_words([show(item.text) for item in axis])}",
         node.place,
@@ -264,7 +267,10 @@ def _check_excluded(path: str, node: Node, matrix: _Matrix, where: str) -> bool:
     return False
 
 
-def _variants(root: Node, cells: list[_Cell], matrix: _Matrix) -> list[Variant]:
+def _variants(
+    root: Node, cells: list[_Cell], matrix: _Matrix
+) -> tuple[list[Variant], dict[str, Node]]:
+    """The variants, and the options that none of them has a use for."""
     variants: list[Variant] = []
     taken: set[str] = set()
     unused: dict[str, Node] | None = None
@@ -278,24 +284,28 @@ def _variants(root: Node, cells: list[_Cell], matrix: _Matrix) -> list[Variant]:
         tree = _named(tree, cell, taken, matrix)
         values = {path: plain(node) for path, node in cell.items()}
         variants.append(Variant(root=tree, values=values))
-    for key, node in (unused or {}).items():
+    return variants, unused or {}
+
+
+def _report_unused(unused: Mapping[str, Node], matrix: _Matrix) -> None:
+    for key, node in unused.items():
         matrix.report(
-            "unused-option",
+            "recipe.unused-option",
             f"`{key}` means nothing for any method of the matrix",
             "remove it",
             node.key_span or node.span,
             f"quantize.{key}",
         )
-    return variants
 
 
 def _tree(root: Node, cell: _Cell) -> tuple[Node, dict[str, Node]]:
     """The recipe of a cell, and the options that its method has no use for."""
     tree, dropped = root, {}
     base = get(root, ("quantize",))
-    method = cell.get("quantize.method")
-    if method and method.value in METHODS and base and isinstance(base.value, dict):
-        keys = method_keys(str(method.value))
+    axis = cell.get("quantize.method")
+    method = axis.value if axis and isinstance(axis.value, str) else ""
+    if method in METHODS and base and isinstance(base.value, dict):
+        keys = method_keys(method)
         every = {key for name in METHODS for key in method_keys(name)}
         dropped = {
             key: node
@@ -323,8 +333,10 @@ def _named(tree: Node, cell: _Cell, taken: set[str], matrix: _Matrix) -> Node:
         full = f"{base}-{number}"
     taken.add(full)
     if len(full) > MAX_NAME_CHARS >= len(name.value):
+        if any(problem.path == "name" for problem in matrix.problems):
+            return tree
         matrix.report(
-            "name",
+            "recipe.name",
             f"the variant's name `{show(full)}` has {len(full)} characters, "
             f"{MAX_NAME_CHARS} fit",
             f"shorten `{show(name.value)}` by {len(full) - MAX_NAME_CHARS}",

@@ -27,7 +27,7 @@ from ruamel.yaml.events import (
 
 from lmi_build.errors import Problem, RecipeInvalid, Span
 from lmi_build.recipe.scalars import Scalar, resolve
-from lmi_build.recipe.words import child_path, show
+from lmi_build.recipe.words import child_path, printable, show
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +39,8 @@ MAX_DEPTH = 32
 MAX_NODES = 20_000
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 Value: TypeAlias = "dict[str, Node] | list[Node] | Scalar"
 
@@ -224,7 +226,7 @@ class _Composer:
 
     def _scalar(self, event: ScalarEvent) -> Node:
         span = self._span(event)
-        text: str = event.value
+        text = _joined(event.value)
         match = _UNPRINTABLE.search(text)
         if match:
             refused = Problem(
@@ -330,6 +332,13 @@ class _Composer:
         raise RecipeInvalid((*self.problems, problem))
 
 
+def _joined(text: str) -> str:
+    """JSON writes one character beyond U+FFFF as two escapes; make it one again."""
+    if not _SURROGATES.search(text):
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+
+
 def _kind(node: Node) -> str:
     if isinstance(node.value, dict):
         return "a mapping"
@@ -350,8 +359,8 @@ def _syntax_problem(source: Source, error: MarkedYAMLError) -> Problem:
             hint="indent with spaces",
             span=source.span(span.line - 1, indent.index("\t")),
         )
-    what = str(error.problem or "cannot go on here")
-    context = f" {error.context}" if error.context else ""
+    what = printable(str(error.problem or "cannot go on here"))
+    context = printable(f" {error.context}" if error.context else "")
     return Problem(
         code="recipe.syntax",
         message=f"this is not YAML: {what}{context}",

@@ -75,9 +75,9 @@ def _translate_one(root: Node, error: ErrorDetails) -> Problem:
         del loc[1]
     if kind == "union_tag_invalid":
         loc.append("method")
-    path, node, rest = _follow(root, loc)
+    path, node = _follow(root, loc)
     if kind == "extra_forbidden":
-        section = path.rpartition(".")[0] if not rest else path
+        section = _follow(root, loc[:-1])[0]
         return unknown_key(section, str(loc[-1]), _method(root), node.key_span)
     if kind in {"missing", "union_tag_not_found"}:
         key = "method" if kind == "union_tag_not_found" else str(loc[-1])
@@ -87,17 +87,17 @@ def _translate_one(root: Node, error: ErrorDetails) -> Problem:
     return Problem(code=code, message=message, path=path, hint=hint, span=span)
 
 
-def _follow(root: Node, loc: Sequence[Any]) -> tuple[str, Node, list[Any]]:
-    """Walk as far as the text goes; returns what is left of the way."""
+def _follow(root: Node, loc: Sequence[Any]) -> tuple[str, Node]:
+    """Walk as far as the text goes."""
     path, node = "", root
-    for index, item in enumerate(loc):
+    for item in loc:
         if isinstance(node.value, dict) and item in node.value:
             path, node = child_path(path, item), node.value[item]
         elif isinstance(node.value, list) and isinstance(item, int):
             path, node = f"{path}[{item}]", node.value[item]
         else:
-            return path, node, list(loc[index:])
-    return path, node, []
+            break
+    return path, node
 
 
 def _method(root: Node) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from lmi_build.errors import Problem, RecipeInvalid, Span
+from lmi_build.recipe.words import printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,7 +81,7 @@ def source_from_text(file: str, text: str, *, first_line: int = 1) -> Source:
 def display_path(path: Path) -> str:
     """The path as the user gave it, printable whatever bytes it has."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return printable(text)
 
 
 def read_source(path: Path) -> Source:

@@ -11,7 +11,12 @@ _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
 def show(text: str) -> str:
     """Make text fit for one line of a message: printable, and not too long."""
     cut = text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
+    return printable(cut)
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal would act on instead of showing."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def child_path(path: str, name: str) -> str:
