@@ -1,0 +1,333 @@
+"""The backend `onnxruntime`, as the planner knows it: without its toolchain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lmi_build.errors import Problem
+from lmi_build.spi import Params, ProviderInfo, Serving
+from lmi_build.text import did_you_mean, join_words
+from lmi_build.values.stage import Estimate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from lmi_build.digest import JSONValue
+    from lmi_build.values.model import ModelFacts, ModelGeometry
+    from lmi_build.values.quant import QuantScheme
+    from lmi_build.values.recipe import Recipe
+
+# Decoders whose engine was compared with transformers on a small random model; the
+# value says whether a quantized checkpoint of it was, too. The builder knows more.
+ARCHITECTURES: Mapping[str, bool] = {
+    "LlamaForCausalLM": True,
+    "MistralForCausalLM": True,
+    "Qwen2ForCausalLM": True,
+    "Qwen3ForCausalLM": True,
+    "SmolLM3ForCausalLM": True,
+}
+PACKINGS = ("none", "gptq")
+GROUP_SIZES = (16, 32, 64, 128)
+# Levels of MatMulNBits: the type that activations have inside it. 0 leaves the choice
+# to the kernel, 1 is float32, 4 is int8 with a scale per block.
+ACCURACY_LEVELS = (0, 1, 4)
+LM_HEAD_DTYPES = ("float32", "int8")
+BLOCK_SIZES = (16, 32, 64, 128)
+MAX_THREADS = 1024
+REQUIREMENTS = ("numpy", "onnxruntime", "onnxruntime-genai")
+
+# Measured on SmolLM2-135M: 600 MB of libraries, and two float32 copies of the largest
+# matrix while the head and the embedding are converted.
+_BASE_RAM_BYTES = 700_000_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """
+    `compile.options`, complete.
+
+    Args:
+        accuracy_level: Activation type inside quantized products; see above.
+        block_size: Widest block of a quantized layer. A smaller one keeps int8
+            activations closer to their values; weights are the same in any.
+        lm_head_dtype: `int8` rounds the head to 8 bits in blocks of 32, weight only;
+            a tied embedding stays as it is.
+        intra_op_num_threads: Threads of one forward pass; 0 takes every core.
+    """
+
+    accuracy_level: int = 4
+    block_size: int = 32
+    lm_head_dtype: str = "float32"
+    intra_op_num_threads: int = 0
+
+
+_ALLOWED: Mapping[str, tuple[JSONValue, ...]] = {
+    "accuracy_level": ACCURACY_LEVELS,
+    "block_size": BLOCK_SIZES,
+    "lm_head_dtype": LM_HEAD_DTYPES,
+}
+
+
+class OnnxRuntimeBackend:
+    """ONNX Runtime GenAI on a CPU."""
+
+    info = ProviderInfo(
+        name="onnxruntime",
+        summary="ONNX Runtime GenAI engines for CPUs, from float or GPTQ checkpoints",
+        distributions=(
+            "numpy",
+            "onnx",
+            "onnx-ir",
+            "onnxruntime",
+            "onnxruntime-genai",
+            "safetensors",
+            "tokenizers",
+            "torch",
+            "transformers",
+        ),
+        salt=1,
+        entry="lmi_build.backends.onnxruntime_worker:run",
+        targets=("cpu",),
+        packings=PACKINGS,
+        modules=("onnxruntime", "onnxruntime_genai", "onnx_ir", "torch"),
+    )
+
+    def check(
+        self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme
+    ) -> Iterator[Problem]:
+        """Yield every reason why this cannot be built, by dotted recipe path."""
+        yield from _target_problems(recipe)
+        yield from _architecture_problems(recipe, model, scheme)
+        yield from _scheme_problems(scheme)
+        yield from _option_problems(recipe.compile.options)
+        if recipe.bounds.max_beam_width != 1:
+            yield _unsupported(
+                f"`max_beam_width` is {recipe.bounds.max_beam_width},"
+                " this backend searches with one beam",
+                "bounds.max_beam_width",
+                "set `max_beam_width: 1`",
+            )
+
+    def lower(self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme) -> Params:
+        """The worker's parameters; the only place where native names appear."""
+        options = read_options(recipe.compile.options)
+        return {
+            "accuracy_level": options.accuracy_level,
+            "block_size": options.block_size,
+            "intra_op_num_threads": options.intra_op_num_threads,
+            "lm_head_dtype": options.lm_head_dtype,
+            "max_seq_len": recipe.bounds.max_seq_len,
+            "num_layers": model.geometry.num_layers,
+            "packing": scheme.packing,
+        }
+
+    def serving(
+        self, recipe: Recipe, model: ModelFacts, versions: Mapping[str, str]
+    ) -> Serving:
+        """What the package needs; `versions` maps distributions to versions."""
+        del model
+        bounds = recipe.bounds
+        return Serving(
+            handler="onnxruntime_genai",
+            requirements=tuple(f"{name}=={versions[name]}" for name in REQUIREMENTS),
+            properties={
+                # One engine answers one HTTP request at a time; a request may hold
+                # `max_batch_size` prompts. Merging requests of different clients
+                # would give all of them the error of one.
+                "batch_size": "1",
+                # Each worker holds an engine of its own.
+                "minWorkers": "1",
+                "maxWorkers": "1",
+            },
+            engine_dir="engine",
+            settings={
+                "schema": "lmi-build/handler/v1",
+                "engine_dir": "engine",
+                "bounds": {
+                    "max_input_len": bounds.max_input_len,
+                    "max_output_len": bounds.max_output_len,
+                    "max_seq_len": bounds.max_seq_len,
+                    "max_batch_size": bounds.max_batch_size,
+                },
+            },
+        )
+
+    def estimate(
+        self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme
+    ) -> Estimate:
+        """Bytes on disk and in memory."""
+        options = read_options(recipe.compile.options)
+        disk = _engine_bytes(model.geometry, scheme, options)
+        geometry = model.geometry
+        table = 4 * geometry.vocab_size * geometry.hidden_size
+        # A float build holds the 16-bit model beside what it writes tensor by tensor.
+        held = disk if scheme.packing != "none" else disk // 2
+        return Estimate(
+            disk_bytes=disk,
+            scratch_bytes=0,
+            ram_bytes=_BASE_RAM_BYTES + held + 2 * table,
+        )
+
+
+def read_options(options: Mapping[str, JSONValue]) -> Options:
+    """
+    Options with their defaults; `check` has refused what is wrong.
+
+    Raises:
+        ValueError: An option is unknown or wrong: `check` was not asked.
+    """
+    problem = next(_option_problems(options), None)
+    if problem is not None:
+        raise ValueError(problem.message)
+    return Options(**options)  # type: ignore[arg-type]
+
+
+def _unsupported(message: str, path: str, hint: str) -> Problem:
+    return Problem(
+        code="compile.unsupported",
+        message=message,
+        path=path,
+        hint=hint,
+        unsupported=True,
+    )
+
+
+def _target_problems(recipe: Recipe) -> Iterator[Problem]:
+    spec = recipe.compile
+    if spec.target != "cpu":
+        yield _unsupported(
+            f"`onnxruntime` builds for `cpu`, not for `{spec.target}`",
+            "compile.target",
+            "set `target: cpu`",
+        )
+    if spec.release is not None:
+        yield _unsupported(
+            f"`onnxruntime` has no releases in the catalogue, `{spec.release}` is set",
+            "compile.release",
+            "remove the line",
+        )
+    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+        size = getattr(spec, name)
+        if size != 1:
+            yield _unsupported(
+                f"`{name}` is {size}, an engine for a CPU is not split",
+                f"compile.{name}",
+                f"set `{name}: 1`",
+            )
+
+
+def _architecture_problems(
+    recipe: Recipe, model: ModelFacts, scheme: QuantScheme
+) -> Iterator[Problem]:
+    name = model.geometry.architecture
+    if name not in ARCHITECTURES:
+        yield _unsupported(
+            f"the model's architecture `{name}` is not supported by `onnxruntime`",
+            "model.source",
+            f"use a model of {join_words(tuple(ARCHITECTURES))}",
+        )
+    elif scheme.packing != "none" and not ARCHITECTURES[name]:
+        yield _unsupported(
+            f"`{name}` is supported in float only, not with packed weights",
+            "quantize.method",
+            "set `method: none`",
+        )
+    if recipe.model.trust_remote_code:
+        yield _unsupported(
+            "`onnxruntime` never runs a model's own code",
+            "model.trust_remote_code",
+            "set `trust_remote_code: false`",
+        )
+
+
+def _scheme_problems(scheme: QuantScheme) -> Iterator[Problem]:
+    if scheme.packing not in PACKINGS:
+        yield _unsupported(
+            f"`onnxruntime` does not read weights packed as `{scheme.packing}`",
+            "quantize.method",
+            "use method `gptq`, `int8` or `none`",
+        )
+        return
+    if scheme.packing == "none":
+        return
+    if scheme.activation_bits < 16:  # noqa: PLR2004 - half precision
+        yield _unsupported(
+            f"checkpoints with {scheme.activation_bits}-bit activations are not read",
+            "quantize.method",
+            "use method `gptq` or `int8`; `accuracy_level: 4` computes in int8",
+        )
+    if scheme.weight_bits not in {4, 8}:
+        yield _unsupported(
+            f"{scheme.weight_bits}-bit weights are not supported by `onnxruntime`",
+            "quantize.bits",
+            "set `bits: 4` or `bits: 8`",
+        )
+    if scheme.group_size != -1 and scheme.group_size % 16:
+        yield _unsupported(
+            f"`group_size` is {scheme.group_size}; blocks are multiples of 16 channels",
+            "quantize.group_size",
+            f"use {join_words([str(size) for size in GROUP_SIZES])}",
+        )
+
+
+def _option_problems(options: Mapping[str, JSONValue]) -> Iterator[Problem]:
+    names = Options.__slots__
+    for name, value in options.items():
+        path = f"compile.options.{name}"
+        if name not in names:
+            near = did_you_mean(name, names)
+            yield Problem(
+                code="compile.unknown-option",
+                message=f"`onnxruntime` has no option `{name}`",
+                path=path,
+                hint=f"did you mean `{near}`?" if near else f"use {join_words(names)}",
+            )
+        elif name == "intra_op_num_threads":
+            yield from _thread_problems(value, path)
+        elif isinstance(value, bool) or value not in _ALLOWED[name]:
+            allowed = join_words([str(option) for option in _ALLOWED[name]])
+            yield Problem(
+                code="compile.bad-option",
+                message=f"`{name}` is {value!r}, it must be {allowed}",
+                path=path,
+                hint=f"use {allowed}",
+            )
+
+
+def _thread_problems(value: JSONValue, path: str) -> Iterator[Problem]:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or not 0 <= value <= MAX_THREADS
+    ):
+        yield Problem(
+            code="compile.bad-option",
+            message=f"`intra_op_num_threads` is {value!r},"
+            f" it must be a whole number from 0 to {MAX_THREADS}",
+            path=path,
+            hint="use 0 for every core of the serving machine",
+        )
+
+
+def _engine_bytes(
+    geometry: ModelGeometry, scheme: QuantScheme, options: Options
+) -> int:
+    """Weights as the engine stores them: embedding in 16 bits, the rest as asked."""
+    heads, kv_heads = geometry.num_attention_heads, geometry.num_key_value_heads
+    attention = geometry.hidden_size * geometry.head_dim * 2 * (heads + kv_heads)
+    layer = attention + 3 * geometry.hidden_size * geometry.intermediate_size
+    table = geometry.vocab_size * geometry.hidden_size
+    body = geometry.num_layers * layer
+    if scheme.packing == "none":
+        body_bytes = 4 * body
+    else:
+        group = scheme.group_size if scheme.group_size > 0 else 128
+        block = min(group, options.block_size)
+        body_bytes = body * scheme.weight_bits // 8 + 4 * body // block
+    head_bytes = 4 * table if options.lm_head_dtype == "float32" else table * 9 // 8
+    caches = 4 * geometry.max_position_embeddings * geometry.head_dim
+    return body_bytes + head_bytes + 2 * table + caches
+
+
+PROVIDER = OnnxRuntimeBackend()

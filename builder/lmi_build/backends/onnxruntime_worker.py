@@ -1,0 +1,205 @@
+"""Compiles a checkpoint to an ONNX Runtime GenAI engine, in a worker process."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmi_build.errors import SourceInvalid, StageFailed
+from lmi_build.events import StageNote, StageProgress
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import onnx_ir as ir
+
+    from lmi_build.events import Emit
+    from lmi_build.spi import Job
+
+GENAI_CONFIG = "genai_config.json"
+# 8-bit products have a fast kernel only with int8 activations: with float ones the
+# head of SmolLM2 alone took 120 ms a token instead of 2.
+HEAD_ACCURACY = 4
+HEAD_BLOCK_SIZE = 32
+ENGINE_FILES = ("model.onnx", "model.onnx.data", GENAI_CONFIG, "tokenizer.json")
+
+
+def run(job: Job, emit: Emit) -> None:
+    """
+    Fill `job.out` with an engine folder.
+
+    Raises:
+        SourceInvalid: The checkpoint is broken or incomplete (`compile.*`).
+        Unsupported: It holds what the engine cannot say exactly.
+        StageFailed: The builder failed.
+    """
+    _go_offline()
+    # Heavy from here on: torch, transformers and the builder.
+    from lmi_build.backends.onnxruntime_builder import BuilderHooks, build_graph
+    from lmi_build.backends.onnxruntime_weights import (
+        CheckpointTensors,
+        QuantizedWeights,
+    )
+
+    checkpoint = job.inputs["checkpoint"]
+    config = _read_config(checkpoint)
+    num_layers = int(job.params["num_layers"])  # type: ignore[arg-type]
+    tensors = CheckpointTensors(checkpoint)
+
+    def load_quantized(count: int) -> QuantizedWeights:
+        return QuantizedWeights(
+            tensors,
+            config["quantization_config"],
+            num_layers=count,
+            widest_block=int(job.params["block_size"]),  # type: ignore[arg-type]
+        )
+
+    def on_layer(done: int) -> None:
+        emit(StageProgress(stage=job.stage, done=done, total=num_layers, unit="layers"))
+
+    hooks = BuilderHooks(
+        load_quantized=load_quantized,
+        finish_graph=lambda model: _finish_graph(model, job, emit),
+        stamp=_stamp,
+        on_layer=on_layer,
+    )
+    with tempfile.TemporaryDirectory(dir=job.state) as scratch:
+        build_graph(
+            checkpoint,
+            job.out,
+            Path(scratch) / "cache",
+            accuracy_level=int(job.params["accuracy_level"]),  # type: ignore[arg-type]
+            fuse_qkv=QuantizedWeights.can_fuse_qkv(tensors, num_layers),
+            hooks=hooks,
+        )
+    tensors.close()
+    _write_bounds(job.out / GENAI_CONFIG, job.params)
+    _portable_tokenizer(job.out / "tokenizer_config.json")
+    _check_complete(job.out, (str(checkpoint), str(job.out), str(job.state)))
+
+
+def _go_offline() -> None:
+    """Libraries imported later read these once; a stage never uses the network."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["TRANSFORMERS_OFFLINE"] = "1"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    # Bars redraw one line; a log file would get thousands.
+    os.environ["TQDM_DISABLE"] = "1"
+
+
+def _read_config(checkpoint: Path) -> dict[str, Any]:
+    path = checkpoint / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SourceInvalid(
+            f"the checkpoint's config.json cannot be read: {error}",
+            code="compile.checkpoint-broken",
+            hints=("run `lmi-build cache verify`, then build again",),
+        ) from error
+    if not (checkpoint / "tokenizer.json").is_file():
+        raise SourceInvalid(
+            "the checkpoint has no `tokenizer.json`",
+            code="compile.tokenizer-missing",
+            hints=("convert the model's tokenizer to the fast format and retry",),
+        )
+    return config
+
+
+def _finish_graph(model: ir.Model, job: Job, emit: Emit) -> None:
+    from lmi_build.backends.onnxruntime_graph import (
+        drop_plain_zeros,
+        narrow_embedding,
+        nodes_named,
+        quantize_head,
+        reorder_inputs,
+    )
+
+    reordered = reorder_inputs(model)
+    drop_plain_zeros(model)
+    dtype = narrow_embedding(model)
+    _note(job, emit, "compile.embedding", f"embedding stored as {dtype}, exactly")
+    if reordered:
+        _note(
+            job,
+            emit,
+            "compile.activation-order",
+            f"{reordered} layers have channels in activation order; their inputs are"
+            " reordered while serving",
+        )
+    if job.params["lm_head_dtype"] != "int8":
+        return
+    if nodes_named(model.graph, "/lm_head/MatMulNBits"):
+        _note(
+            job,
+            emit,
+            "compile.head-already-quantized",
+            "the checkpoint's lm_head is quantized already and taken as it is;"
+            " `lm_head_dtype: int8` changes nothing",
+            level="warning",
+        )
+        return
+    quantize_head(model, block_size=HEAD_BLOCK_SIZE, accuracy_level=HEAD_ACCURACY)
+
+
+def _note(
+    job: Job, emit: Emit, code: str, message: str, *, level: str = "info"
+) -> None:
+    emit(StageNote(stage=job.stage, level=level, code=code, message=message))
+
+
+def _stamp(model: ir.Model) -> None:
+    from lmi_build.backends.onnxruntime_graph import scrub
+
+    scrub(
+        model,
+        producer="onnxruntime-genai",
+        version=metadata.version("onnxruntime-genai"),
+    )
+
+
+def _write_bounds(path: Path, params: Mapping[str, Any]) -> None:
+    config = json.loads(path.read_bytes())
+    length = int(params["max_seq_len"])
+    config["model"]["context_length"] = length
+    search = config["search"]
+    search["max_length"] = length
+    search["num_beams"] = 1
+    search["num_return_sequences"] = 1
+    search["past_present_share_buffer"] = True
+    options = config["model"]["decoder"]["session_options"]
+    if params["intra_op_num_threads"]:
+        options["intra_op_num_threads"] = int(params["intra_op_num_threads"])
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def _portable_tokenizer(path: Path) -> None:
+    """Drop what transformers notes about the folder it was loaded from."""
+    config = json.loads(path.read_bytes())
+    for key in ("name_or_path", "is_local", "local_files_only", "model_max_length"):
+        config.pop(key, None)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def _check_complete(out: Path, machine_paths: tuple[str, ...]) -> None:
+    missing = [name for name in ENGINE_FILES if not (out / name).is_file()]
+    if missing:
+        raise StageFailed(
+            f"the model builder wrote no `{missing[0]}`",
+            code="compile.engine-incomplete",
+            hints=("install onnxruntime-genai 0.18",),
+        )
+    for file in sorted(out.rglob("*")):
+        if not file.is_file() or file.name == "model.onnx.data":
+            continue
+        data = file.read_bytes()
+        if any(place.encode() in data for place in machine_paths):
+            raise StageFailed(
+                f"`{file.name}` holds a path of this machine",
+                code="compile.engine-not-portable",
+                hints=("report it: the same build elsewhere gives other bytes",),
+            )

@@ -1,0 +1,1 @@
+"""Handler files that are shipped inside artifacts; nothing here is imported."""

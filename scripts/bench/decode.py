@@ -1,0 +1,271 @@
+"""
+Decoding speed of engines beside transformers: same prompt, same machine, same run.
+
+Also how far each engine's logits are from those of the checkpoint it was made of,
+computed in float32 from the checkpoint's exact values.
+
+    python scripts/bench/decode.py MODEL --checkpoint QUANTIZED --engine NAME=DIR ...
+
+Every row runs in a process of its own, so that no thread pool disturbs another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# Standard-library modules whose documentation is the held-out text.
+_TEXT_MODULES = ("argparse", "collections", "heapq", "statistics")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table; medians over the repeats."""
+
+    name: str
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+    peak_rss_bytes: int
+    mean_kl: float | None
+    top1_agreement: float | None
+
+
+def main() -> None:
+    """Measure and print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("model", type=Path, help="the float model's folder")
+    parser.add_argument("--checkpoint", type=Path, help="what the engines are made of")
+    parser.add_argument("--engine", action="append", default=[], metavar="NAME=DIR")
+    parser.add_argument("--dtype", action="append", default=[])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompt-len", type=int, default=128)
+    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--kl-len", type=int, default=256)
+    arguments = parser.parse_args()
+    token_ids = _held_out_ids(arguments.model, arguments.kl_len)
+    checkpoint = arguments.checkpoint or arguments.model
+    reference = _isolated(_reference_logits, checkpoint, token_ids)
+    settings = {
+        "prompt": [token for row in token_ids for token in row][: arguments.prompt_len],
+        "new_tokens": arguments.new_tokens,
+        "repeats": arguments.repeats,
+        "threads": arguments.threads,
+    }
+    rows = [
+        _isolated(_measure_transformers, arguments.model, dtype, settings)
+        for dtype in arguments.dtype or ("bfloat16", "float32")
+    ]
+    for engine in arguments.engine:
+        name, _, folder = engine.partition("=")
+        rows.append(
+            _isolated(
+                _measure_engine, name, Path(folder), settings, token_ids, reference
+            )
+        )
+    print(_table(rows))
+
+
+def _isolated(function: Any, *arguments: Any) -> Any:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _held_out_ids(model: Path, length: int) -> list[list[int]]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    rows = []
+    for name in _TEXT_MODULES:
+        text = inspect.getsource(__import__(name))
+        rows.append(tokenizer.encode(text).ids[:length])
+    return rows
+
+
+def _reference_logits(
+    checkpoint: Path, rows: list[list[int]]
+) -> list[np.ndarray[Any, Any]]:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(checkpoint)
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    state = _float_state(checkpoint, quantization)
+    if config.tie_word_embeddings:
+        state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
+    model.load_state_dict(state)
+    model.eval()
+    with torch.inference_mode():
+        return [model(torch.tensor([row])).logits[0].numpy() for row in rows]
+
+
+def _float_state(checkpoint: Path, quantization: Any) -> dict[str, Any]:
+    """Every weight in float32; packed ones dequantized value by value."""
+    from safetensors.torch import load_file
+
+    from lmi_build.backends.onnxruntime_repack import unpack_rows
+
+    tensors: dict[str, Any] = {}
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        tensors |= load_file(path)
+    state: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        layer, _, part = name.rpartition(".")
+        if part in {"qzeros", "scales", "g_idx"} and f"{layer}.qweight" in tensors:
+            continue
+        if part != "qweight":
+            state[name] = tensor.float()
+            continue
+        bits = int(quantization["bits"])
+        zeros = unpack_rows(tensors[f"{layer}.qzeros"], bits) + 1
+        zeros &= (1 << bits) - 1
+        levels = unpack_rows(tensor.T.contiguous(), bits).float().T
+        groups = tensors[f"{layer}.g_idx"].long()
+        scales = tensors[f"{layer}.scales"].float()
+        centred = levels - zeros[:, : tensor.shape[1]].float()[groups]
+        state[f"{layer}.weight"] = (centred * scales[groups]).T.contiguous()
+    return state
+
+
+def _measure_transformers(model: Path, dtype: str, settings: dict[str, Any]) -> Row:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(settings["threads"])
+    net = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
+    net.eval()
+    prompt = torch.tensor([settings["prompt"]])
+    prefill, decode = [], []
+    with torch.inference_mode():
+        for _ in range(settings["repeats"] + 1):
+            start = time.perf_counter()
+            out = net(prompt, use_cache=True)
+            token = out.logits[:, -1:].argmax(-1)
+            first = time.perf_counter()
+            for _ in range(settings["new_tokens"]):
+                out = net(token, past_key_values=out.past_key_values, use_cache=True)
+                token = out.logits[:, -1:].argmax(-1)
+            end = time.perf_counter()
+            prefill.append(prompt.shape[1] / (first - start))
+            decode.append(settings["new_tokens"] / (end - first))
+    return _row(f"transformers {dtype}", prefill, decode, None, None)
+
+
+def _measure_engine(
+    name: str,
+    folder: Path,
+    settings: dict[str, Any],
+    token_ids: list[list[int]],
+    reference: list[np.ndarray[Any, Any]],
+) -> Row:
+    import numpy as np
+    import onnxruntime_genai as og
+
+    config = og.Config(str(folder))
+    threads = {"intra_op_num_threads": settings["threads"]}
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": threads}}}))
+    model = og.Model(config)
+    length = len(settings["prompt"]) + settings["new_tokens"] + 1
+    prefill, decode = [], []
+    for _ in range(settings["repeats"] + 1):
+        params = og.GeneratorParams(model)
+        # No end of sequence: every row decodes the same number of tokens.
+        params.set_search_options(max_length=length, min_length=length, do_sample=False)
+        generator = og.Generator(model, params)
+        start = time.perf_counter()
+        generator.append_tokens(np.array([settings["prompt"]], np.int32))
+        generator.generate_next_token()
+        first = time.perf_counter()
+        for _ in range(settings["new_tokens"]):
+            generator.generate_next_token()
+        end = time.perf_counter()
+        prefill.append(len(settings["prompt"]) / (first - start))
+        decode.append(settings["new_tokens"] / (end - first))
+    divergences, agreements = [], []
+    for row, expected in zip(token_ids, reference, strict=True):
+        params = og.GeneratorParams(model)
+        params.set_search_options(max_length=len(row) + 1)
+        generator = og.Generator(model, params)
+        generator.append_tokens(np.array([row], np.int32))
+        logits = np.asarray(generator.get_output("logits"))[0]
+        divergences.append(_kl(expected, logits))
+        agreements.append((expected.argmax(-1) == logits.argmax(-1)).mean())
+    return _row(
+        name, prefill, decode, float(np.mean(divergences)), float(np.mean(agreements))
+    )
+
+
+def _kl(expected: np.ndarray[Any, Any], got: np.ndarray[Any, Any]) -> float:
+    import numpy as np
+
+    def log_softmax(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        shifted = x.astype(np.float64) - x.max(-1, keepdims=True)
+        total: np.ndarray[Any, Any] = shifted - np.log(
+            np.exp(shifted).sum(-1, keepdims=True)
+        )
+        return total
+
+    p, q = log_softmax(expected), log_softmax(got)
+    return float((np.exp(p) * (p - q)).sum(-1).mean())
+
+
+def _row(
+    name: str,
+    prefill: list[float],
+    decode: list[float],
+    mean_kl: float | None,
+    top1: float | None,
+) -> Row:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # The first pass warms caches and is not counted.
+    return Row(
+        name=name,
+        prefill_tokens_per_second=statistics.median(prefill[1:]),
+        decode_tokens_per_second=statistics.median(decode[1:]),
+        peak_rss_bytes=peak,
+        mean_kl=mean_kl,
+        top1_agreement=top1,
+    )
+
+
+def _table(rows: list[Row]) -> str:
+    best = max(
+        row.decode_tokens_per_second for row in rows if row.name.startswith("trans")
+    )
+    lines = [
+        (
+            "| engine | prefill tok/s | decode tok/s | x best transformers | added KL |"
+            " top-1 | peak RSS MiB |"
+        ),
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        kl = "-" if row.mean_kl is None else f"{row.mean_kl:.2e}"
+        top1 = "-" if row.top1_agreement is None else f"{row.top1_agreement:.4f}"
+        lines.append(
+            f"| {row.name} | {row.prefill_tokens_per_second:.0f}"
+            f" | {row.decode_tokens_per_second:.1f}"
+            f" | {row.decode_tokens_per_second / best:.2f} | {kl} | {top1}"
+            f" | {row.peak_rss_bytes / 2**20:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
