@@ -31,7 +31,9 @@ _MAX_TAG_VALUE_CHARS = 256
 
 
 def _bucket_like(text: str) -> str:
-    return slug(text).replace("_", "-") or "my-models"
+    name = slug(text).replace("_", "-").replace("..", ".")
+    sound = _BUCKET.match(name) and not _IPV4.match(name)
+    return name if sound else "my-models"
 
 
 def check_s3_uri(value: str, code: str) -> None:
@@ -41,7 +43,7 @@ def check_s3_uri(value: str, code: str) -> None:
         raise fault(
             code,
             f"`{show(bucket)}` is no bucket name: 3 to 63 of `a-z0-9.-`",
-            f"write `s3://{_bucket_like(bucket)}/{show(prefix)}`",
+            f"write `s3://{_bucket_like(bucket)}/{show(prefix or 'prefix')}`",
         )
     parts = prefix.rstrip("/").split("/")
     if prefix and any(part in {"", ".", ".."} for part in parts):

@@ -89,9 +89,18 @@ def check_source(value: str) -> str:
         raise fault(
             code,
             f"`{show(value)}` is neither `owner/name` of a hub repository nor a path",
-            f"write `./{show(value.lstrip('/'))}` if it is a folder",
+            _source_hint(value),
         )
     return value
+
+
+def _source_hint(value: str) -> str:
+    squeezed = "".join(value.split())
+    if squeezed != value and _HUB_ID.match(squeezed):
+        return f"write `{squeezed}`"
+    if not squeezed:
+        return "write `owner/name`, a folder, an `s3://` prefix or a `.gguf` file"
+    return f"write `./{show(value.lstrip('/'))}` if it is a folder"
 
 
 def check_revision(value: str) -> str:

@@ -110,6 +110,19 @@ def _explain(
             f"`{key}` is derived, never set",
             "set `bounds.max_input_len` and `bounds.max_output_len`; it is their sum",
         )
+    if "." in key and key in all_paths():
+        parent, _, last = key.rpartition(".")
+        return (
+            "recipe.unknown-key",
+            f"unknown key `{shown}`: dotted paths are for `--set` and `matrix`",
+            f"write `{last}` in section `{parent}`",
+        )
+    if key in RENAMED:
+        return (
+            "recipe.renamed-key",
+            f"`{shown}` is another tool's word",
+            _our_word(section, RENAMED[key], inverted=key == "zero_point"),
+        )
     elsewhere = [place for place, names in known.items() if key in names]
     if elsewhere and key != "method":
         where = join_words([f"{place}.{key}" if place else key for place in elsewhere])
@@ -117,12 +130,6 @@ def _explain(
             "recipe.misplaced-key",
             f"`{shown}` does not belong {_inside(section)}",
             f"move it to {where}",
-        )
-    if key in RENAMED:
-        return (
-            "recipe.renamed-key",
-            f"`{shown}` is another tool's word",
-            _our_word(section, RENAMED[key], inverted=key == "zero_point"),
         )
     near = nearest(key, keys)
     if near is None:

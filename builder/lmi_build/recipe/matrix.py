@@ -192,7 +192,7 @@ def _values(path: str, node: Node, matrix: _Matrix) -> list[Node]:
         matrix.report(
             "recipe.matrix-values",
             f"`{path}` needs a list of values",
-            f"write `{path}: [{show(node.text) or 'one, two'}]`",
+            f"write `{path}: [{show(node.text or '...')}]`",
             node.place,
             where,
         )

@@ -123,9 +123,14 @@ def compose(source: Source) -> Composed:
         raise RecipeInvalid((_syntax_problem(source, error),)) from error
     except (YAMLError, ValueError, OverflowError) as error:
         # ruamel.yaml lets chr() fail on escapes such as "\UFFFFFFFF".
+        what = (
+            show(str(error).partition("\n")[0])
+            if isinstance(error, YAMLError)
+            else "an escape near here names no character"
+        )
         problem = Problem(
             code="recipe.syntax",
-            message=f"this is not YAML: {show(str(error).splitlines()[0])}",
+            message=f"this is not YAML: {what}",
             hint="check the escapes in double-quoted text",
             span=composer.last,
         )
@@ -203,7 +208,7 @@ class _Composer:
         if event.tag is not None:
             node.fault = Problem(
                 code="recipe.tag",
-                message=f"the tag `{show(str(event.tag))}` is not part of a recipe",
+                message=f"the tag `{_tag(event)}` is not part of a recipe",
                 hint="remove it; values are plain text, numbers, `true` or `false`",
                 span=span,
             )
@@ -332,6 +337,11 @@ class _Composer:
         raise RecipeInvalid((*self.problems, problem))
 
 
+def _tag(event: Any) -> str:
+    """The tag as it is written: `!!int` for the long name it stands for."""
+    return show(str(event.tag).replace("tag:yaml.org,2002:", "!!"))
+
+
 def _joined(text: str) -> str:
     """JSON writes one character beyond U+FFFF as two escapes; make it one again."""
     if not _SURROGATES.search(text):
@@ -372,6 +382,8 @@ def _syntax_problem(source: Source, error: MarkedYAMLError) -> Problem:
 def _syntax_hint(problem: str) -> str:
     if "mapping values" in problem:
         return "quote text that contains `: `, and indent every key of a section alike"
+    if "escape character" in problem:
+        return "write `\\\\` for a backslash, or use single quotes"
     if "cannot start any token" in problem:
         return "quote text that starts with this character"
     if "expected ',' or" in problem or "found unexpected end" in problem:

@@ -37,6 +37,13 @@ _LIMITS: Mapping[str, tuple[str, str]] = {
     "greater_than": ("gt", "more than"),
     "less_than": ("lt", "less than"),
 }
+# What people mean when they write a section as one word.
+_MAIN_KEYS: Mapping[str, str] = {
+    "model": "source",
+    "quantize": "method",
+    "compile": "backend",
+    "publish": "to",
+}
 _EXAMPLES: Mapping[str, str] = {
     "a list": "[a, b]",
     "a mapping": "{name: value}",
@@ -215,7 +222,7 @@ def describe(node: Node) -> str:
     if isinstance(node.value, list):
         return "a list"
     if node.value is None:
-        return "empty"
+        return "an empty value"
     if isinstance(node.value, str):
         return f"the text `{show(node.text)}`"
     return f"`{show(node.text)}`"
@@ -243,6 +250,8 @@ def _type_hint(wanted: str, path: str, node: Node) -> str:
         return f"write `{last}: [{show(text)}]`"
     if wanted in _EXAMPLES:
         return f"write `{last}: {_EXAMPLES[wanted]}`"
+    if path in _MAIN_KEYS and isinstance(node.value, str):
+        return f"write `{path}: {{{_MAIN_KEYS[path]}: {show(text)}}}`"
     return f"write its keys below `{last}:`, indented"
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from lmi_build.errors import Problem
@@ -88,7 +87,10 @@ def _known(path: str, name: str, names: Sequence[str], group: str) -> Iterator[P
     """Plugins are looked up only for names that are not ours: it takes 20 ms."""
     if name in names:
         return
-    options = [*names, *(e.name for e in entry_points(group=group))]
+    from importlib.metadata import entry_points
+
+    plugins = (entry.name for entry in entry_points(group=group))
+    options = list(dict.fromkeys((*names, *plugins)))
     if name not in options:
         last = path.rpartition(".")[2]
         yield Problem(

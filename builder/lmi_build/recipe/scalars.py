@@ -65,7 +65,7 @@ def _resolve_number(text: str) -> Resolved:
             "write a smaller number, or quote it when it is text",
         )
     if based:
-        return _unclear(int(text, 0), "octal or hexadecimal number")
+        return _unclear(int(text, 0), "octal or hexadecimal number", article="an")
     if whole:
         digits = text.lstrip("+-")
         if len(digits) > 1 and digits[0] == "0":
@@ -87,11 +87,11 @@ def _not_finite(text: str) -> Resolved:
     )
 
 
-def _unclear(value: int, what: str, *, quote: str = "") -> Resolved:
+def _unclear(value: int, what: str, *, article: str = "a", quote: str = "") -> Resolved:
     return Resolved(
         value,
         "recipe.number-form",
-        f"a {what} is read differently by YAML 1.1 and YAML 1.2",
+        f"{article} {what} is read differently by YAML 1.1 and YAML 1.2",
         f'write `{value}`, or `"{quote}"` when it is text'
         if quote
         else f"write `{value}`",

@@ -110,7 +110,13 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "fp32": "float32",
         "float": "float32",
     },
-    "method": {"w8a8": "smoothquant", "w8a16": "int8", "w4a16": "gptq", "off": "none"},
+    "method": {
+        "w8a8": "smoothquant",
+        "w8a16": "int8",
+        "w4a16": "gptq",
+        "int4": "gptq",
+        "off": "none",
+    },
     "backend": {
         "trtllm": "tensorrt-llm",
         "trt": "tensorrt-llm",

@@ -9,7 +9,9 @@ _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
 
 
 def show(text: str) -> str:
-    """Make text fit for one line of a message: printable, and not too long."""
+    """Make text fit for one line of a message: seen, printable, not too long."""
+    if not text:
+        return '""'
     cut = text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
     return printable(cut)
 

@@ -1,0 +1,133 @@
+"""A recipe against a model's own sizes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lmi_build.plan.checks import check_model
+from lmi_build.recipe.load import parse_recipe
+from lmi_build.values.model import ModelFacts, geometry_from_config
+from recipe_texts import TINY
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lmi_build.digest import JSONValue
+
+# SmolLM2-135M: its config.json.
+CONFIG: Mapping[str, JSONValue] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "num_hidden_layers": 30,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+}
+
+
+def facts(**changes: int) -> ModelFacts:
+    """The model, with other sizes if asked."""
+    config = {**CONFIG, **changes}
+    return ModelFacts(
+        kind="hub",
+        source="owner/tiny",
+        location="",
+        revision="0" * 40,
+        geometry=geometry_from_config(config),
+        config=config,
+        files=(),
+        tensors=(),
+        dtype="bfloat16",
+    )
+
+
+def problems(*overrides: str, **changes: int) -> list[tuple[str, str, str]]:
+    """Code, `file:line:column` and hint of each problem."""
+    (recipe,) = parse_recipe(TINY, overrides=overrides)
+    found = []
+    for problem in check_model(recipe, facts(**changes)):
+        span = problem.span
+        assert span is not None
+        place = f"{span.file}:{span.line}:{span.column}"
+        found.append((problem.code, place, problem.hint))
+    return found
+
+
+def test_a_model_that_fits_has_no_problem() -> None:
+    """Sizes within the model are silently right."""
+    assert problems() == []
+
+
+def test_the_last_position_fits() -> None:
+    """The sum of the bounds may be the model's positions, and no more."""
+    fits = ("bounds.max_input_len=8160",)
+    too_long = ("bounds.max_input_len=8161",)
+
+    assert problems(*fits) == []
+    assert problems(*too_long) == [
+        (
+            "bounds.too-long",
+            "--set:1:22",
+            "lower it to 8160, or lower `bounds.max_output_len` to 31",
+        )
+    ]
+
+
+def test_the_message_has_all_numbers() -> None:
+    """Both bounds, their sum, and the model's positions."""
+    (recipe,) = parse_recipe(TINY)
+    found = check_model(recipe, facts(max_position_embeddings=95))
+
+    assert [p.message for p in found if p.code == "bounds.too-long"] == [
+        "prompt and output need 96 tokens (64 + 32), the model has 95 positions"
+    ]
+
+
+def test_bounds_that_fit_in_no_way_get_a_pair() -> None:
+    """When lowering one of them is not enough, both are proposed."""
+    found = problems(
+        "bounds.max_output_len=64",
+        "quantize.calibration.max_seq_len=32",
+        "verify.max_seq_len=32",
+        max_position_embeddings=33,
+    )
+
+    assert [hint for code, _, hint in found if code == "bounds.too-long"] == [
+        "lower both, for example to 17 and 16"
+    ]
+
+
+def test_sequences_longer_than_the_model_are_told() -> None:
+    """Calibration and verification have the same limit as the bounds."""
+    found = problems(
+        "quantize.calibration.max_seq_len=96",
+        "verify.max_seq_len=96",
+        max_position_embeddings=95,
+    )
+
+    assert {code for code, _, _ in found} == {
+        "bounds.too-long",
+        "bounds.calibration-length",
+        "bounds.verify-length",
+    }
+
+
+def test_groups_must_divide_every_layer() -> None:
+    """576 is not divisible by 128; 64 divides 576 and 1536."""
+    assert problems("quantize.group_size=128") == [
+        ("recipe.group-size", "--set:1:21", "write `group_size: 64`")
+    ]
+    assert problems("quantize.group_size=64") == []
+    assert problems("quantize.group_size=-1") == []
+
+
+def test_layers_that_no_group_divides_take_whole_rows() -> None:
+    """An odd width leaves one scale for each row."""
+    found = problems(intermediate_size=1535)
+
+    assert [hint for _, _, hint in found] == [
+        "write `group_size: -1` for one scale per row"
+    ]
