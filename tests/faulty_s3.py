@@ -138,7 +138,7 @@ class FaultyS3:
             rule.hook()
         if kind in _ANSWERS:
             status, code = _ANSWERS[kind]
-            return _refuse(start, status, code, f"as rule {line} says")
+            return _refuse(start, status, code, "as a rule of the test says")
         if kind == "reset":
             return _hang_up(environ)
         if kind == "stall" and rule:

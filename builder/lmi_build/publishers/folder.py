@@ -74,12 +74,15 @@ class FolderPlace:
     ) -> None:
         """Copy, hash and sync into a temporary file, then rename."""
         sha = hashlib.sha256()
-        with self._writing(key) as (descriptor, temporary):
-            with source.open("rb", buffering=0) as stream:
-                while chunk := stream.read(CHUNK_BYTES):
-                    sha.update(chunk)
-                    _write_all(descriptor, chunk)
-                    sent(len(chunk))
+        # The source is opened outside, so that its faults are not the folder's.
+        with (
+            source.open("rb", buffering=0) as stream,
+            self._writing(key) as (descriptor, temporary),
+        ):
+            while chunk := stream.read(CHUNK_BYTES):
+                sha.update(chunk)
+                _write_all(descriptor, chunk)
+                sent(len(chunk))
             if sha.hexdigest() != entry.sha256:
                 raise content_differs(source, sha.hexdigest(), entry)
             os.fsync(descriptor)
@@ -153,12 +156,8 @@ class FolderPlace:
         path = self.root / key
         with self._explained(key):
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(
-                prefix=_PREFIX, suffix=".tmp", dir=path.parent
-            )
-            temporary = Path(name)
+            descriptor, temporary = _make_temporary(path.parent)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
                 os.fchmod(descriptor, 0o644)
                 yield descriptor, temporary
             finally:
@@ -180,6 +179,16 @@ def content_differs(source: Path, found: str, entry: FileEntry) -> PublishFailed
         code="publish.content-differs",
         hints=("run `lmi-build cache verify`, then build again",),
     )
+
+
+def _make_temporary(folder: Path) -> tuple[int, Path]:
+    """A new locked file; one that `tidy` took before it was locked is given up."""
+    while True:
+        descriptor, name = tempfile.mkstemp(prefix=_PREFIX, suffix=".tmp", dir=folder)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, Path(name)
+        os.close(descriptor)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -206,7 +206,14 @@ def _send(
 
     def send(entry: FileEntry) -> None:
         key = prefix + entry.path
-        place.send(tree / entry.path, key, entry, progress.add)
+        try:
+            place.send(tree / entry.path, key, entry, progress.add)
+        except OSError as error:
+            raise PublishFailed(
+                f"cannot read {tree / entry.path}: {error.strerror or error}",
+                code="publish.unreadable",
+                hints=("run `lmi-build cache verify`, then build again",),
+            ) from error
         if not place.holds(key, entry):
             raise PublishFailed(
                 f"{place.uri(key)} was sent, but is not there as "

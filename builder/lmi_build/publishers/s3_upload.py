@@ -19,6 +19,7 @@ import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from lmi_build.publishers.folder import content_differs
@@ -35,6 +36,7 @@ from lmi_build.publishers.s3_parts import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from io import FileIO
     from pathlib import Path
 
     from lmi_build.publishers.crc import Checksum
@@ -114,17 +116,21 @@ class Uploader:
         if entry.num_bytes <= self.part_bytes:
             self._send_whole(source, key, entry, sent)
             return
-        told = Once(sent)
+        told, fresh = Once(sent), False
         for attempt in range(1, _GONE_ATTEMPTS + 1):
             try:
-                self._send_parts(source, key, entry, told)
+                resumed = self._send_parts(source, key, entry, told, fresh=fresh)
             except _UploadGone as gone:
                 if holds():
                     return
                 if attempt == _GONE_ATTEMPTS and gone.__cause__ is not None:
                     raise gone.__cause__ from None
             else:
-                return
+                # Metadata is set when an upload begins: one that somebody else began
+                # gives the right bytes without ours, and is done again.
+                if not resumed or holds():
+                    return
+                fresh = True
 
     def _send_whole(
         self, source: Path, key: str, entry: FileEntry, sent: Callable[[int], None]
@@ -154,32 +160,32 @@ class Uploader:
         if entry.num_bytes:
             sent(entry.num_bytes)
 
-    def _send_parts(self, source: Path, key: str, entry: FileEntry, told: Once) -> None:
-        upload = self._resume(key) or self._begin(key, entry)
+    def _send_parts(
+        self, source: Path, key: str, entry: FileEntry, told: Once, *, fresh: bool
+    ) -> bool:
+        """Returns whether an upload in progress was taken up."""
+        resumed = None if fresh else self._resume(key)
+        upload = resumed or self._begin(key, entry)
         part_bytes = part_length(entry.num_bytes, self.part_bytes)
         sha = hashlib.sha256()
         futures: list[Future[dict[str, Any]]] = []
         summed: list[tuple[int, int]] = []
+        failed = Event()
         try:
             with source.open("rb", buffering=0) as stream:
                 for number, num_bytes in part_table(entry.num_bytes, part_bytes):
-                    if any(f.done() and f.exception() for f in futures):
+                    if failed.is_set():
                         break
-                    buffer = self.buffers.take(num_bytes)
-                    crc = length = 0
-                    for view in slices(stream, buffer):
-                        sha.update(view)
-                        crc = self.checksum.update(view, crc)
-                        length += len(view)
-                    summed.append((crc, length))
-                    futures.append(
-                        self.pool.submit(
-                            self._send_part, key, upload, number, buffer, crc, told
-                        )
+                    buffer, crc = self._read_part(stream, num_bytes, sha)
+                    summed.append((crc, num_bytes))
+                    future = self.pool.submit(
+                        self._send_part, key, upload, number, buffer, crc, told
                     )
-                    if length != num_bytes:
-                        break
-                whole = not stream.read(1) and summed[-1][1] == num_bytes
+                    future.add_done_callback(
+                        lambda f: failed.set() if f.exception() else None
+                    )
+                    futures.append(future)
+                whole = not stream.read(1)
         finally:
             wait(futures)
         parts = [future.result() for future in futures]
@@ -187,6 +193,28 @@ class Uploader:
             self._abort(key, upload.upload_id)
             raise content_differs(source, sha.hexdigest(), entry)
         self._complete(key, upload, parts, self.checksum.join(summed), entry.num_bytes)
+        return resumed is not None
+
+    def _read_part(
+        self, stream: FileIO, num_bytes: int, sha: hashlib._Hash
+    ) -> tuple[bytearray, int]:
+        """The next part and its CRC; a file that became shorter gives zeros."""
+        buffer = self.buffers.take(num_bytes)
+        try:
+            crc = length = 0
+            for view in slices(stream, buffer):
+                sha.update(view)
+                crc = self.checksum.update(view, crc)
+                length += len(view)
+            if length < num_bytes:
+                # The SHA-256 is already another, so the upload will be aborted.
+                rest = memoryview(bytes(num_bytes - length))
+                buffer[length:] = rest
+                crc = self.checksum.update(rest, crc)
+        except BaseException:
+            self.buffers.give(buffer)
+            raise
+        return buffer, crc
 
     def _send_part(
         self,
