@@ -1,0 +1,1 @@
+"""Checkpoints on disk: safetensors headers, shards and the tensor ledger."""

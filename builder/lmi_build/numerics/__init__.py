@@ -1,0 +1,1 @@
+"""Pure tensor functions: how weights are rounded, packed and compared."""

@@ -1,0 +1,180 @@
+"""
+What a killed quantization leaves behind, so that the next attempt goes on from there.
+
+Each finished block is one file; the activations that enter the next block are another.
+`progress.json` names them with their digests and is written last, so what it does not
+name does not exist. A record that does not hold makes the work start over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from lmi_build.checkpoint.header import read_header
+from lmi_build.checkpoint.ledger import LedgerRow, row_from_json
+from lmi_build.checkpoint.reader import byte_view
+from lmi_build.checkpoint.writer import tensor_plan, write_file
+from lmi_build.digest import digest_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+RECORD_NAME = "progress.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """
+    One finished block.
+
+    Args:
+        file: Its file in the state folder.
+        digest: Of that file.
+        rows: Its part of the ledger.
+    """
+
+    file: str
+    digest: str
+    rows: tuple[LedgerRow, ...]
+
+
+class BlockState:
+    """
+    The finished blocks of one piece of work.
+
+    Args:
+        folder: Survives a killed attempt.
+        identity: Names the work; a record of other work is not used.
+    """
+
+    def __init__(self, folder: Path, *, identity: str) -> None:
+        self.folder = folder
+        self.identity = identity
+        self.blocks: list[Finished] = []
+        self._activations: tuple[str, str] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def resume(self) -> int:
+        """
+        Read the record and check every byte it names.
+
+        Returns:
+            The number of finished blocks; 0 where there is nothing to go on from.
+        """
+        try:
+            record = json.loads((self.folder / RECORD_NAME).read_text("utf-8"))
+            if record["identity"] == self.identity:
+                self._load(record)
+        except (OSError, ValueError, KeyError, TypeError):
+            self.blocks, self._activations = [], None
+        self._sweep()
+        return len(self.blocks)
+
+    def _load(self, record: dict[str, Any]) -> None:
+        blocks = [
+            Finished(
+                file=block["file"],
+                digest=block["digest"],
+                rows=tuple(row_from_json(row) for row in block["rows"]),
+            )
+            for block in record["blocks"]
+        ]
+        named = [(block.file, block.digest) for block in blocks]
+        activations = record["activations"]
+        named += [tuple(activations)] if activations else []
+        if all(digest_file(self.folder / file) == digest for file, digest in named):
+            self.blocks = blocks
+            self._activations = tuple(activations) if activations else None
+
+    def _sweep(self) -> None:
+        """Remove whatever the record does not name."""
+        keep = {block.file for block in self.blocks}
+        keep |= {self._activations[0]} if self._activations else set()
+        keep |= {RECORD_NAME} if self.blocks else set()
+        for path in self.folder.iterdir():
+            if path.name not in keep and path.is_file():
+                path.unlink()
+
+    def load_activations(self, into: Tensor) -> None:
+        """
+        Fill a tensor with the activations that enter the next block.
+
+        Raises:
+            ValueError: None were kept, or their size differs.
+        """
+        if self._activations is None:
+            raise ValueError("no activations were kept")
+        view = byte_view(into)
+        with (self.folder / self._activations[0]).open("rb", buffering=0) as stream:
+            if stream.readinto(view) != len(view) or stream.read(1):
+                raise ValueError("the activations kept have another size")
+
+    def commit(
+        self,
+        tensors: Mapping[str, Tensor],
+        rows: tuple[LedgerRow, ...],
+        *,
+        activations: Tensor | None,
+    ) -> None:
+        """
+        Keep a block: its file, then the activations, then the record.
+
+        Args:
+            tensors: The block's results by name.
+            rows: Its part of the ledger.
+            activations: What enters the next block, contiguous; None needs none.
+        """
+        index = len(self.blocks)
+        file = f"block-{index:05d}.safetensors"
+        plans = [tensor_plan(name, tensors[name]) for name in sorted(tensors)]
+        write_file(self.folder / file, plans, lambda name: [byte_view(tensors[name])])
+        digest = digest_file(self.folder / file)
+        self.blocks.append(Finished(file=file, digest=digest, rows=rows))
+        old = self._activations
+        if activations is not None:
+            self._activations = self._keep_activations(activations, index)
+        self._write_record()
+        if old is not None and old != self._activations:
+            (self.folder / old[0]).unlink(missing_ok=True)
+
+    def _keep_activations(self, activations: Tensor, index: int) -> tuple[str, str]:
+        file = f"activations-{index:05d}.bin"
+        with (self.folder / file).open("wb", buffering=0) as stream:
+            view = byte_view(activations)
+            while view:
+                view = view[stream.write(view) :]
+            os.fsync(stream.fileno())
+        return file, digest_file(self.folder / file)
+
+    def _write_record(self) -> None:
+        document = {
+            "identity": self.identity,
+            "blocks": [asdict(block) for block in self.blocks],
+            "activations": self._activations,
+        }
+        partial = self.folder / (RECORD_NAME + ".partial")
+        with partial.open("w", encoding="utf-8") as stream:
+            json.dump(document, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(self.folder / RECORD_NAME)
+
+    def rows(self) -> Iterator[LedgerRow]:
+        """The ledger of all finished blocks."""
+        for block in self.blocks:
+            yield from block.rows
+
+    def places(self) -> dict[str, tuple[Path, int, int]]:
+        """Result name to file, first byte and one past the last byte."""
+        found: dict[str, tuple[Path, int, int]] = {}
+        for block in self.blocks:
+            path = self.folder / block.file
+            for name, entry in read_header(path).tensors.items():
+                found[name] = (path, entry.begin, entry.end)
+        return found
