@@ -70,6 +70,11 @@ class Engine(Protocol):
     ) -> Any:
         """Answer whole prompts."""
 
+    def lines(
+        self, inputs: str, parameters: Mapping[str, Any]
+    ) -> Iterator[Mapping[str, Any]]:
+        """LMI's streamed answer, one object for each token."""
+
     def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Float32 logits, one row for each position: `[T, V]`."""
 

@@ -20,11 +20,11 @@ from lmi_build.serve.fields import parse_object
 from lmi_build.serve.invocations import (
     EVENT_STREAM,
     JSONLINES,
+    encoded_lines,
     read_invocation,
-    token_lines,
 )
 from lmi_build.serve.problems import Refused
-from lmi_build.serve.room import EngineRoom, TokenStream
+from lmi_build.serve.room import EngineRoom, OpenStream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -45,7 +45,7 @@ class OwnedStream(StreamingResponse):
     """A streaming answer that closes its token stream, whatever happens."""
 
     def __init__(
-        self, stream: TokenStream, body: AsyncIterator[bytes], *, media_type: str
+        self, stream: OpenStream[Any], body: AsyncIterator[bytes], *, media_type: str
     ) -> None:
         super().__init__(body, media_type=media_type)
         self._stream = stream
@@ -83,7 +83,7 @@ class Service:
         self._loaded = loaded
         self._manifest = manifest
         self._max_body_bytes = max_body_bytes
-        self.room = EngineRoom(loaded, max_waiting=max_waiting)
+        self.room = EngineRoom(max_waiting=max_waiting)
 
     async def ping(self, request: Request) -> Response:
         """Whether the engine is loaded; it is, or nobody would answer."""
@@ -122,12 +122,14 @@ class Service:
                 lambda: engine.generate(invocation.inputs, invocation.parameters)
             )
             return JSONResponse(answer)
-        ids = await self.room.run(lambda: engine.encode(str(invocation.inputs)))
-        stream = await TokenStream.open(self.room, ids, invocation.parameters)
+        prompt = str(invocation.inputs)
+        stream = await OpenStream.open(
+            self.room, lambda: engine.lines(prompt, invocation.parameters)
+        )
         events = EVENT_STREAM in request.headers.get("accept", "")
         return OwnedStream(
             stream,
-            token_lines(stream, invocation, events=events),
+            encoded_lines(stream, events=events),
             media_type=EVENT_STREAM if events else JSONLINES,
         )
 
@@ -148,7 +150,9 @@ class Service:
         )
         completion = Completion.begin(self._manifest.name)
         if chat.stream:
-            stream = await TokenStream.open(self.room, ids, chat.parameters)
+            stream = await OpenStream.open(
+                self.room, lambda: engine.stream(ids, chat.parameters)
+            )
             body = completion.chunks(stream, chat, prompt_len=len(ids))
             return OwnedStream(stream, body, media_type=EVENT_STREAM)
         steps = await self.room.run(lambda: list(engine.stream(ids, chat.parameters)))
@@ -183,7 +187,10 @@ class Service:
 
     async def on_bound(self, request: Request, error: Exception) -> Response:
         """Answer a request that the handler refused for its length."""
-        return _problem(request, Refused(str(error), code="bound_exceeded"))
+        # As the handler answers in the container; OpenAI's clients expect 400.
+        status = 400 if _is_openai(request) else 413
+        problem = Refused(str(error), status=status, code="bound_exceeded")
+        return _problem(request, problem)
 
     async def on_invalid(self, request: Request, error: Exception) -> Response:
         """Answer a request whose parameters the handler refused."""
@@ -227,9 +234,13 @@ def make_app(service: Service, loaded: Loaded) -> Starlette:
     )
 
 
+def _is_openai(request: Request) -> bool:
+    return request.url.path.startswith("/v1/")
+
+
 def _problem(request: Request, problem: Refused) -> Response:
     """An error in the form of the API that was called."""
-    if request.url.path.startswith("/v1/"):
+    if _is_openai(request):
         client = problem.status < 500  # noqa: PLR2004 - 5xx is the server's fault
         body: dict[str, Any] = {
             "error": {

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 from lmi_build.serve.fields import Fields, type_name
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
-    from lmi_build.package.engine import Step
-    from lmi_build.serve.room import TokenStream
+    from lmi_build.serve.room import OpenStream
 
 JSONLINES = "application/jsonlines"
 EVENT_STREAM = "text/event-stream"
@@ -53,8 +52,10 @@ def read_invocation(document: dict[str, Any]) -> Invocation:
     if "inputs" not in document:
         top.refuse("inputs", "is missing", code="missing_field")
     value = document["inputs"]
-    stream = top.flag("stream", default=False)
-    parameters = top.mapping("parameters").document
+    options = top.mapping("parameters")
+    # LMI's clients send `stream` in either place.
+    stream = top.flag("stream", default=options.flag("stream", default=False))
+    parameters = {k: v for k, v in options.document.items() if k != "stream"}
     if isinstance(value, str):
         inputs: str | list[str] = top.text("inputs")
     elif not isinstance(value, list) or not value:
@@ -72,32 +73,16 @@ def read_invocation(document: dict[str, Any]) -> Invocation:
     return Invocation(inputs=inputs, parameters=parameters, stream=stream)
 
 
-async def token_lines(
-    stream: TokenStream, invocation: Invocation, *, events: bool
+async def encoded_lines(
+    stream: OpenStream[Mapping[str, Any]], *, events: bool
 ) -> AsyncIterator[bytes]:
     """
-    One line for each token; the last one has the whole text, too.
+    The handler's lines as bytes.
 
     Args:
         stream: The generation.
-        invocation: What was asked.
         events: Server-sent events instead of plain lines.
     """
-    parameters = invocation.parameters
-    steps: list[Step] = []
-    async for step in stream:
-        steps.append(step)
-        line: dict[str, Any] = {
-            "token": {"id": step.token_id, "text": step.text, "log_prob": step.logprob}
-        }
-        if step.finish_reason is not None:
-            before = invocation.inputs if parameters.get("return_full_text") else ""
-            line["generated_text"] = f"{before}{''.join(s.text for s in steps)}"
-            if parameters.get("details"):
-                line["details"] = {
-                    "finish_reason": step.finish_reason,
-                    "generated_tokens": len(steps),
-                    "inputs": invocation.inputs,
-                }
+    async for line in stream:
         text = json.dumps(line, ensure_ascii=False).encode()
         yield b"data: " + text + b"\n\n" if events else text + b"\n"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from lmi_build.serve.problems import Refused
 
@@ -20,11 +20,7 @@ if TYPE_CHECKING:
         Awaitable,
         Callable,
         Iterator,
-        Mapping,
-        Sequence,
     )
-
-    from lmi_build.package.engine import Loaded, Step
 
 T = TypeVar("T")
 
@@ -34,12 +30,10 @@ class EngineRoom:
     Runs engine calls one after another.
 
     Args:
-        loaded: The engine.
         max_waiting: Requests that may wait for their turn.
     """
 
-    def __init__(self, loaded: Loaded, *, max_waiting: int) -> None:
-        self.loaded = loaded
+    def __init__(self, *, max_waiting: int) -> None:
         self._max_waiting = max_waiting
         self._num_waiting = 0
         self._lock = asyncio.Lock()
@@ -97,26 +91,26 @@ async def _finish(awaitable: Awaitable[T]) -> T:
         raise
 
 
-class TokenStream:
+class OpenStream(Generic[T]):
     """
     One generation in progress; it holds the room until `aclose`.
 
-    The first token is made by `open`, so that a refused request is known before an
+    The first item is made by `open`, so that a refused request is known before an
     answer with status 200 has begun.
     """
 
-    def __init__(self, room: EngineRoom, steps: Iterator[Step], first: Step) -> None:
+    def __init__(self, room: EngineRoom, items: Iterator[T], first: T) -> None:
         self._room = room
-        self._steps = steps
+        self._items = items
         self._first = first
         self._closed = False
 
     @classmethod
     async def open(
-        cls, room: EngineRoom, ids: Sequence[int], parameters: Mapping[str, Any]
-    ) -> TokenStream:
+        cls, room: EngineRoom, begin: Callable[[], Iterator[T]]
+    ) -> OpenStream[T]:
         """
-        Enter the room and make the first token.
+        Enter the room and make the first item.
 
         Raises:
             Refused: 503 when the room is full.
@@ -124,19 +118,17 @@ class TokenStream:
         """
         await room.enter()
         try:
-            steps, first = await _finish(
-                room.call(lambda: _begin(room.loaded, ids, parameters))
-            )
+            items, first = await _finish(room.call(lambda: _first_of(begin)))
         except BaseException:
             room.leave()
             raise
-        return cls(room, steps, first)
+        return cls(room, items, first)
 
-    async def __aiter__(self) -> AsyncIterator[Step]:
-        step: Step | None = self._first
-        while step is not None:
-            yield step
-            step = await _finish(self._room.call(lambda: next(self._steps, None)))
+    async def __aiter__(self) -> AsyncIterator[T]:
+        item: T | None = self._first
+        while item is not None:
+            yield item
+            item = await _finish(self._room.call(lambda: next(self._items, None)))
 
     async def aclose(self) -> None:
         """Stop generating and leave the room; may be called twice."""
@@ -144,18 +136,15 @@ class TokenStream:
             return
         self._closed = True
         try:
-            close = getattr(self._steps, "close", None)
+            close = getattr(self._items, "close", None)
             if close is not None:
                 await _finish(self._room.call(close))
         finally:
             self._room.leave()
 
 
-def _begin(
-    loaded: Loaded, ids: Sequence[int], parameters: Mapping[str, Any]
-) -> tuple[Iterator[Step], Step]:
-    steps = iter(loaded.engine.stream(ids, parameters))
-    first = next(steps, None)
-    if first is None:
-        raise RuntimeError("the engine ended before its first token")
-    return steps, first
+def _first_of(begin: Callable[[], Iterator[T]]) -> tuple[Iterator[T], T]:
+    items = begin()
+    for first in items:
+        return items, first
+    raise RuntimeError("the engine ended before its first token")
