@@ -85,25 +85,49 @@ def held_out_windows(ids: Sequence[int], *, count: int, length: int) -> list[lis
     return [list(ids[start : start + length]) for start in starts]
 
 
+def calibration_windows(model: Path, *, count: int, length: int) -> list[list[int]]:
+    """
+    The windows that the built-in quantizer draws with seed 0.
+
+    Drawn by its own worker's code, so that another tool is given the very same ones.
+    """
+    from lmi_build.digest import JSONValue  # noqa: TC001 - local, for one annotation
+    from lmi_build.quantizers import builtin_worker
+    from lmi_build.quantizers.calibration import calibration_digest
+    from lmi_build.spi import Job
+    from lmi_build.values.recipe import CalibrationSpec
+
+    spec = CalibrationSpec(num_samples=count, max_seq_len=length, seed=0)
+    calibration: dict[str, JSONValue] = {
+        "format": spec.dataset,
+        "digest": calibration_digest(spec),
+        "num_samples": spec.num_samples,
+        "max_seq_len": spec.max_seq_len,
+        "seed": spec.seed,
+        "chat_template": spec.chat_template,
+    }
+    job = Job(
+        stage="bench",
+        params={"calibration": calibration},
+        inputs={"model": model},
+        out=model,
+        state=model,
+    )
+    return builtin_worker._read_windows(job)  # noqa: SLF001 - see above
+
+
 def write_windows(
     model: Path, *, split: str, count: int, length: int, out: Path
 ) -> None:
-    """
-    Tokenize one split with the model's tokenizer, without special tokens.
+    """Write windows of one split, tokenized by the model's own tokenizer."""
+    from lmi_build.quantizers.calibration import held_out_text, load_tokenizer
 
-    Calibration windows are those the built-in quantizer draws with seed 0, so that
-    another tool can be given the very same ones.
-    """
-    from lmi_build.quantizers import calibration
-
-    tokenizer = calibration.load_tokenizer(model)
-    texts = calibration.builtin_texts(held_out=split == "held-out")
-    text = calibration.DOCUMENT_SEPARATOR.join(texts)
-    ids = tokenizer.encode(text, add_special_tokens=False).ids
-    if split == "held-out":
-        windows = held_out_windows(ids, count=count, length=length)
+    if split == "calibration":
+        windows = calibration_windows(model, count=count, length=length)
     else:
-        windows = calibration.pack(ids, num_samples=count, max_seq_len=length, seed=0)
+        tokenizer = load_tokenizer(model)
+        ids = tokenizer.encode(held_out_text(), add_special_tokens=False).ids
+        windows = held_out_windows(ids, count=count, length=length)
     out.write_text(json.dumps(windows))
 
 
