@@ -436,6 +436,7 @@ def test_failed_download_is_taken_up(
 
 _PUBLISHER = """
 import json, sys
+from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from lmi_build.events import ignore
@@ -447,23 +448,27 @@ publish(
     Path(asked["tree"]), manifest_digest=asked["digest"], name="nm",
     destination=PublishSpec(to=asked["to"], endpoint_url=asked["endpoint_url"]),
     settings=settings_with_keys(Path(asked["tree"])), extra={}, emit=ignore,
-    transfer=QUICK,
+    transfer=replace(QUICK, concurrency=asked["concurrency"]),
 )
 """
 
 
-def start_publisher(place: Destination, packed: Packed) -> subprocess.Popen[bytes]:
+def start_publisher(
+    place: Destination, packed: Packed, *, concurrency: int = QUICK.concurrency
+) -> subprocess.Popen[bytes]:
     """A publisher in a process of its own."""
     asked = {
         "tree": str(packed.tree),
         "digest": packed.digest,
         "to": place.spec.to,
         "endpoint_url": place.spec.endpoint_url,
+        "concurrency": concurrency,
     }
     helpers = str(Path(__file__).parent.parent)
     return subprocess.Popen(
         [sys.executable, "-c", _PUBLISHER, helpers, json.dumps(asked)],
         env={"PATH": os.environ["PATH"], **KEYS},
+        stderr=subprocess.DEVNULL,
     )
 
 
@@ -491,6 +496,40 @@ def test_killed_publisher_is_taken_up_anywhere(
 
     place.publish(packed)
 
+    assert_whole(place)
+    assert uploads(server, place) == []
+
+
+def test_interrupted_publisher_ends_soon(
+    server: FaultyS3, place: Destination, tmp_path: Path
+) -> None:
+    """Control-C ends after the parts in flight, and the next run sends the rest."""
+    packed = pack(tmp_path / "tree", large_bytes=8 * MIN_PART_BYTES)
+    process: list[subprocess.Popen[bytes]] = []
+    server.rule(
+        "PUT .*partNumber",
+        "call",
+        hook=lambda: process[0].send_signal(signal.SIGINT),
+    )
+    process.append(start_publisher(place, packed, concurrency=1))
+    assert process[0].wait() == -signal.SIGINT
+    assert server.count("PUT .*partNumber") < 8
+    server.forget()
+
+    place.publish(packed)
+
+    assert 0 < server.count("PUT .*partNumber") < 8
+    assert_whole(place)
+    assert uploads(server, place) == []
+
+
+def test_two_publishers_share_an_upload(
+    server: FaultyS3, place: Destination, packed: Packed
+) -> None:
+    """Publishers of one large artifact, begun together, both succeed."""
+    processes = [start_publisher(place, packed) for _ in range(3)]
+
+    assert [process.wait() for process in processes] == [0, 0, 0]
     assert_whole(place)
     assert uploads(server, place) == []
 
@@ -562,6 +601,7 @@ def start_limited(
         "digest": packed.digest,
         "to": place.spec.to,
         "endpoint_url": None,
+        "concurrency": 1,
     }
     limited = (
         "import resource, signal\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from threading import Lock
+from threading import Event, Lock
 from typing import TYPE_CHECKING
 
 from lmi_build.errors import Problem, RemoteFailed, VerifyFailed
@@ -40,18 +40,22 @@ def verify_published(reader: ArtifactReader, emit: Emit) -> tuple[Problem, ...]:
         return (_problem(error.code, error.message, MANIFEST, error.hints[0]),)
     there = reader.list()
     total = sum(entry.num_bytes for entry in entries)
-    done, lock = 0, Lock()
+    done, lock, stopped = 0, Lock(), Event()
 
     def check(entry: FileEntry) -> Problem | None:
         nonlocal done
-        found = _check_entry(reader, entry, there.get(entry.path))
+        found = _check_entry(reader, entry, there.get(entry.path), stopped)
         with lock:
             done += entry.num_bytes
             emit(StageProgress(stage=_STAGE, done=done, total=total, unit="bytes"))
         return found
 
     with ThreadPoolExecutor(_NUM_STREAMS) as pool:
-        problems = [problem for problem in pool.map(check, entries) if problem]
+        try:
+            problems = [problem for problem in pool.map(check, entries) if problem]
+        finally:
+            # After a fault or an interrupt nobody waits for what is still read.
+            stopped.set()
     listed = {entry.path for entry in entries} | BESIDE | {MANIFEST}
     problems += [
         _problem(
@@ -66,7 +70,7 @@ def verify_published(reader: ArtifactReader, emit: Emit) -> tuple[Problem, ...]:
 
 
 def _check_entry(
-    reader: ArtifactReader, entry: FileEntry, num_bytes: int | None
+    reader: ArtifactReader, entry: FileEntry, num_bytes: int | None, stopped: Event
 ) -> Problem | None:
     if num_bytes is None:
         return _missing(entry)
@@ -78,6 +82,8 @@ def _check_entry(
     try:
         for chunk in reader.stream(entry.path):
             sha.update(chunk)
+            if stopped.is_set():
+                return None
     except RemoteFailed as error:
         if error.code == "remote.not-found":
             return _missing(entry)

@@ -16,13 +16,14 @@ import fcntl
 import hashlib
 import os
 import tempfile
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmi_build.digest import CHUNK_BYTES, digest_bytes, digest_file
 from lmi_build.errors import PublishFailed, RemoteFailed
-from lmi_build.publishers.place import Stored
+from lmi_build.publishers.place import Stopped, Stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -45,6 +46,7 @@ class FolderPlace:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
+        self._stopped = threading.Event()
 
     def uri(self, key: str) -> str:
         """The path."""
@@ -80,6 +82,8 @@ class FolderPlace:
             self._writing(key) as (descriptor, temporary),
         ):
             while chunk := stream.read(CHUNK_BYTES):
+                if self._stopped.is_set():
+                    raise Stopped
                 sha.update(chunk)
                 _write_all(descriptor, chunk)
                 sent(len(chunk))
@@ -88,6 +92,10 @@ class FolderPlace:
             os.fsync(descriptor)
             temporary.replace(self.root / key)
             _sync_folder(self.root / key)
+
+    def stop(self) -> None:
+        """Copies end within a megabyte."""
+        self._stopped.set()
 
     def read(self, key: str) -> Stored | None:
         """A small file; its tag is its digest."""

@@ -230,12 +230,18 @@ def _send(
     ordered = sorted(missing, key=lambda entry: -entry.num_bytes)
     with ThreadPoolExecutor(place.num_files_at_once) as pool:
         futures = [pool.submit(send, entry) for entry in ordered]
-        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        if any(future.exception() for future in done):
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            faults = [e for e in (future.exception() for future in done) if e]
+        except BaseException:
+            # Interrupted by the user: what is in flight ends, nothing else begins.
+            place.stop()
             pool.shutdown(wait=True, cancel_futures=True)
-    for future in futures:
-        if not future.cancelled():
-            future.result()
+            raise
+        if faults:
+            place.stop()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise faults[0]
 
 
 def _put_beside(place: Place, key: str, data: bytes, progress: _Progress) -> None:

@@ -26,6 +26,10 @@ class Stored:
     tag: str
 
 
+class Stopped(Exception):
+    """A send ended early because its place was told to stop."""
+
+
 class Place(Protocol):
     """
     A bucket or a folder; keys are relative POSIX paths below its root.
@@ -63,7 +67,11 @@ class Place(Protocol):
 
         Raises:
             PublishFailed: `publish.content-differs`.
+            Stopped: `stop` was called.
         """
+
+    def stop(self) -> None:
+        """Make every `send` in progress raise `Stopped` soon; none may follow."""
 
     def read(self, key: str) -> Stored | None:
         """A small object, or None when there is none."""

@@ -149,6 +149,10 @@ class S3Place:
                 holds=lambda: self.holds(key, entry),
             )
 
+    def stop(self) -> None:
+        """Uploads end after the parts in flight; S3 keeps those for the next run."""
+        self._uploader.stopped.set()
+
     def read(self, key: str) -> Stored | None:
         """A small object and its ETag."""
         from botocore.exceptions import BotoCoreError, ClientError

@@ -18,11 +18,12 @@ import base64
 import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from lmi_build.publishers.folder import content_differs
+from lmi_build.publishers.place import Stopped
 from lmi_build.publishers.s3_client import error_code
 from lmi_build.publishers.s3_parts import (
     Buffers,
@@ -87,6 +88,7 @@ class Uploader:
         part_bytes: Length of a part.
         pool: Threads that send parts.
         buffers: Memory for parts.
+        stopped: Set when no further part may be begun.
     """
 
     client: Any
@@ -96,6 +98,7 @@ class Uploader:
     part_bytes: int
     pool: ThreadPoolExecutor
     buffers: Buffers
+    stopped: Event = field(default_factory=Event)
 
     def send(
         self,
@@ -174,6 +177,8 @@ class Uploader:
         try:
             with source.open("rb", buffering=0) as stream:
                 for number, num_bytes in part_table(entry.num_bytes, part_bytes):
+                    if self.stopped.is_set():
+                        raise Stopped
                     if failed.is_set():
                         break
                     buffer, crc = self._read_part(stream, num_bytes, sha)
