@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from lmi_build.values.model import FileFact
 
 _TIMEOUT_SECONDS = 30.0
-_CHUNK_BYTES = 1 << 20
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _AGENT = "lmi-build"
 _PARTIAL, _UNAUTHORIZED = 206, 401
@@ -127,7 +126,8 @@ class HubRemote:
         self, response: Any, stack: ExitStack, name: str
     ) -> Generator[bytes, None, None]:
         with stack, self._errors(name):
-            yield from response.iter_bytes(_CHUNK_BYTES)
+            # As they arrive: collecting larger pieces would lose one at each drop.
+            yield from response.iter_bytes()
 
     @contextmanager
     def _errors(self, name: str = "") -> Iterator[None]:

@@ -56,7 +56,7 @@ def source_kind(source: str, *, base: Path) -> str:
     looks_local = source.startswith(("/", "./", "../", "~")) or source in {".", ".."}
     if source.lower().endswith(".gguf"):
         return "gguf"
-    if looks_local or path.is_dir():
+    if source and (looks_local or path.is_dir()):
         return "folder"
     if len(source) <= _MAX_REPO_LEN and _REPO.match(source) and ".." not in source:
         return "hub"

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from lmi_build.values.settings import Settings
 
-_CHUNK_BYTES = 1 << 20
+# What a drop can lose of bytes that had already arrived.
+_CHUNK_BYTES = 64 << 10
 _TIMEOUT_SECONDS = 30
 _SHA256_BYTES = 32
 _MISSING_KEY = frozenset({"404", "NoSuchKey", "NotFound"})
