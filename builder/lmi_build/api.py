@@ -144,19 +144,14 @@ def make_plan(
 
 
 def _pin_calibration(recipe: Recipe) -> Recipe:
-    """Give a recipe's calibration data its digest and its place."""
-    from lmi_build.quantizers.calibration import calibration_digest, calibration_path
-
+    """Let a local calibration file start at the recipe's folder, as its paths do."""
     spec = recipe.quantize.calibration
-    if spec is None:
+    remote = ("builtin:", "hub:", "s3://")
+    if spec is None or spec.dataset.startswith(remote):
         return recipe
-    base = _base(recipe)
-    pinned = replace(
-        spec,
-        digest=calibration_digest(spec, base=base),
-        location=str(calibration_path(spec, base=base) or ""),
-    )
-    return replace(recipe, quantize=replace(recipe.quantize, calibration=pinned))
+    path = _base(recipe) / Path(spec.dataset).expanduser()
+    placed = replace(spec, dataset=str(path))
+    return replace(recipe, quantize=replace(recipe.quantize, calibration=placed))
 
 
 def _versions(distributions: Iterable[str]) -> Mapping[str, str | None]:

@@ -122,6 +122,9 @@ class Quantizer(Protocol):
     def lower(self, spec: QuantSpec, model: ModelFacts) -> Params:
         """The worker's parameters: complete, without defaults."""
 
+    def job_settings(self, spec: QuantSpec) -> Params:
+        """What the worker needs and no byte depends on: where a file lies."""
+
     def estimate(self, spec: QuantSpec, model: ModelFacts) -> Estimate:
         """Bytes on disk and in memory."""
 

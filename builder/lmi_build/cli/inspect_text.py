@@ -29,7 +29,7 @@ def manifest_text(document: Mapping[str, Any], uri: str) -> str:
         ("at", uri),
         ("model", f"{model['source']} {short(model['revision'])}".strip()),
         ("architecture", f"{model['architecture']}, {model['num_layers']} layers"),
-        ("weights", _scheme_text(scheme)),
+        ("weights", _scheme_text(scheme, model["dtype"])),
         ("bounds", ", ".join(f"{name} {value}" for name, value in bounds.items())),
         ("runs on", _compatibility_text(document["compatibility"])),
         ("made with", ", ".join(f"{n} {v}" for n, v in sorted(tools.items()))),
@@ -41,9 +41,9 @@ def manifest_text(document: Mapping[str, Any], uri: str) -> str:
     return "\n".join([*lines, "", _files_text(document["files"]), "", _deploy(uri)])
 
 
-def _scheme_text(scheme: Mapping[str, Any]) -> str:
+def _scheme_text(scheme: Mapping[str, Any], dtype: str) -> str:
     if scheme["packing"] == "none":
-        return f"{scheme['weight_dtype']}{scheme['weight_bits']}"
+        return dtype
     group = scheme["group_size"]
     shared = "per row" if group == -1 else f"groups of {group}"
     sym = "symmetric" if scheme["sym"] else "with zero points"

@@ -107,9 +107,15 @@ def package_params(  # noqa: PLR0913 - each moves the key on its own
 def portable_document(
     document: Mapping[str, JSONValue], facts: ModelFacts
 ) -> dict[str, JSONValue]:
-    """The recipe without its `publish` section and without paths of this machine."""
+    """
+    The recipe without paths of this machine and without what shapes no byte.
+
+    `publish` says where an artifact goes, `verify` how it is judged; neither may make
+    it another artifact. The verification report holds its own settings.
+    """
     copy = cast("dict[str, JSONValue]", json.loads(canonical_json(document)))
-    copy.pop("publish", None)
+    for section in ("publish", "verify"):
+        copy.pop(section, None)
     model = copy.get("model")
     if isinstance(model, dict) and isinstance(model.get("source"), str):
         model["source"] = _source_label(facts)

@@ -221,9 +221,9 @@ def _quantize(
     world: World,
 ) -> Stage:
     calibration = recipe.quantize.calibration
-    location = calibration.location if calibration else ""
+    dataset = calibration.dataset if calibration else ""
     groups = {"s3://": "aws", "hub:": "hub"}
-    secrets = [name for start, name in groups.items() if location.startswith(start)]
+    secrets = [name for start, name in groups.items() if dataset.startswith(start)]
     return _stage(
         recipe,
         "quantize",
@@ -235,7 +235,7 @@ def _quantize(
         salt=quantizer.info.salt,
         entry=quantizer.info.entry,
         estimate=quantizer.estimate(recipe.quantize, facts),
-        job={"calibration_path": location},
+        job=quantizer.job_settings(recipe.quantize),
         secrets=tuple(secrets),
     )
 

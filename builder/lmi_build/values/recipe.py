@@ -49,8 +49,6 @@ class CalibrationSpec:
         max_seq_len: Tokens of one sequence.
         seed: Order of the draw.
         chat_template: Whether rows are wrapped in the model's chat template.
-        digest: Name of the data set's content; empty until it was looked at.
-        location: Where a worker reads it; empty for built-in text; never in a key.
     """
 
     dataset: str = "builtin:python-docs"
@@ -58,8 +56,6 @@ class CalibrationSpec:
     max_seq_len: int = 512
     seed: int = 0
     chat_template: bool = False
-    digest: str = ""
-    location: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
