@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import threading
@@ -54,7 +55,8 @@ def _create_bucket(url: str, bucket: str) -> None:
 
 
 def _wait_for_end(stopped: threading.Event) -> None:
-    while sys.stdin.buffer.read(1):
+    # Below the buffered layer: its lock, held here, would abort the end on a signal.
+    while os.read(sys.stdin.fileno(), 1):
         pass
     stopped.set()
 

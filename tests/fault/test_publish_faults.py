@@ -578,6 +578,19 @@ def test_folder_stopped_at_any_step_is_completed(tmp_path: Path, step: int) -> N
     assert_whole(place)
 
 
+def test_leftovers_of_a_killed_copy_are_removed(tmp_path: Path) -> None:
+    """A temporary file that nobody holds is gone after the next publish."""
+    packed = pack(tmp_path / "tree")
+    place = folder_destination(tmp_path / "dest", tmp_path)
+    left = f"nm/{packed.hexadecimal}/model/.lmi-build-abc.tmp"
+    place.put(left, b"half")
+
+    place.publish(packed)
+
+    assert left not in place.stored()
+    assert_whole(place)
+
+
 def test_full_disk_is_told_and_leaves_no_half_file(tmp_path: Path) -> None:
     """A limit on file length stops the copy; nothing half written has a name."""
     packed = pack(tmp_path / "tree")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from lmi_build.values.recipe import PublishSpec
     from lmi_build.values.settings import Settings
 
+# Each costs a part of memory; more gain nothing on one host.
+_MAX_CONNECTIONS = 16
 _MISSING = frozenset({"NoSuchKey", "404"})
 _HAS_CHANGED = "PreconditionFailed"
 # Two conditional writes met inside S3: neither won, both should try again.
@@ -57,12 +61,15 @@ class S3Place:
         self._bucket = bucket
         self._prefix = prefix
         self._access = access
+        concurrency = transfer.concurrency or _default_concurrency()
         self._transfer = transfer
-        self._client = make_client(access, settings, transfer)
+        self._client = make_client(
+            access, settings, replace(transfer, concurrency=concurrency)
+        )
         self._where = {"Bucket": bucket}
         if access.expected_bucket_owner:
             self._where["ExpectedBucketOwner"] = access.expected_bucket_owner
-        self._pool = ThreadPoolExecutor(transfer.concurrency)
+        self._pool = ThreadPoolExecutor(concurrency)
         self._uploader = Uploader(
             client=self._client,
             where=self._where,
@@ -71,9 +78,9 @@ class S3Place:
             part_bytes=transfer.part_bytes,
             pool=self._pool,
             # One more is read while the others are sent.
-            buffers=Buffers(transfer.concurrency + 1, transfer.part_bytes),
+            buffers=Buffers(concurrency + 1, transfer.part_bytes),
         )
-        self.num_files_at_once = transfer.concurrency
+        self.num_files_at_once = concurrency
 
     def uri(self, key: str) -> str:
         """`s3://bucket/prefix/key`."""
@@ -250,6 +257,11 @@ class S3Place:
         """End threads and connections."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._client.close()
+
+
+def _default_concurrency() -> int:
+    """One connection to S3 is slower than one core hashes; a few share each core."""
+    return min(_MAX_CONNECTIONS, 4 * len(os.sched_getaffinity(0)))
 
 
 def _chunks(body: Any) -> Iterator[bytes]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lmi_build.units import MiB
@@ -13,12 +12,6 @@ if TYPE_CHECKING:
 
 # S3's own floor for every part but the last.
 MIN_PART_BYTES = 5 * MiB
-# More connections than this gain nothing on one host and cost 16 MiB of memory each.
-_MAX_CONNECTIONS = 16
-
-
-def _default_concurrency() -> int:
-    return min(_MAX_CONNECTIONS, 4 * (os.cpu_count() or 1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,14 +22,15 @@ class Transfer:
     Args:
         part_bytes: Bytes of one part of a multipart upload, and the largest file
             that goes up in a single request.
-        concurrency: Requests in flight; memory is about this times `part_bytes`.
+        concurrency: Parts in flight; memory is about this times `part_bytes`. 0 takes
+            four for each core, at most 16.
         attempts: Tries of one request, the first included.
         connect_timeout_seconds: Wait for a connection.
         read_timeout_seconds: Wait for the next byte of an answer.
     """
 
     part_bytes: int = 16 * MiB
-    concurrency: int = field(default_factory=_default_concurrency)
+    concurrency: int = 0
     attempts: int = 6
     connect_timeout_seconds: float = 10.0
     read_timeout_seconds: float = 60.0
@@ -44,8 +38,8 @@ class Transfer:
     def __post_init__(self) -> None:
         if self.part_bytes < MIN_PART_BYTES:
             raise ValueError(f"part_bytes is {self.part_bytes}, S3's least is 5 MiB")
-        if self.concurrency < 1 or self.attempts < 1:
-            raise ValueError("concurrency and attempts start at 1")
+        if self.concurrency < 0 or self.attempts < 1:
+            raise ValueError("attempts start at 1, concurrency at 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
