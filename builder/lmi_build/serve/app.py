@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 # SageMaker takes request bodies up to 6 MB; no prompt within a bound needs as much.
 MAX_BODY_BYTES = 6 << 20
 MAX_WAITING = 64
+_BUSY = 503
 _log = logging.getLogger(__name__)
 
 
@@ -252,8 +253,11 @@ def _problem(request: Request, problem: Refused) -> Response:
         }
     else:
         body = {"error": problem.message, "code": problem.status}
+    # Another generation of a few hundred tokens takes about as long.
+    headers = {"retry-after": "2"} if problem.status == _BUSY else None
     return Response(
         json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"),
         status_code=problem.status,
         media_type="application/json",
+        headers=headers,
     )

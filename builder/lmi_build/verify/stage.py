@@ -20,15 +20,16 @@ def verify_params(recipe: Recipe) -> Params:
     """
     Lower the recipe's `verify` section.
 
-    A held-out sequence is never longer than the engine's own bound.
+    What the engine's bounds do not allow is lowered to them, and `notes` says so.
     """
     spec, bounds = recipe.verify, recipe.bounds
+    window, answer = spec.max_seq_len, spec.max_new_tokens
     gates = spec.gates
     return {
         "prompts": list(spec.prompts),
-        "max_new_tokens": min(spec.max_new_tokens, bounds.max_output_len),
+        "max_new_tokens": min(answer, bounds.max_output_len),
         "num_samples": spec.num_samples,
-        "max_seq_len": min(spec.max_seq_len, bounds.max_input_len),
+        "max_seq_len": min(window, bounds.max_seq_len),
         "trust_remote_code": recipe.model.trust_remote_code,
         "gates": {
             "max_perplexity_ratio": gates.max_perplexity_ratio,
@@ -36,4 +37,13 @@ def verify_params(recipe: Recipe) -> Params:
             "min_top1_agreement": gates.min_top1_agreement,
             "max_abs_logit_error": gates.max_abs_logit_error,
         },
+        "notes": [
+            f"`verify.{name}` is {asked}, `bounds.{bound}` allows {allowed}: that is"
+            " what was tried"
+            for name, asked, bound, allowed in (
+                ("max_new_tokens", answer, "max_output_len", bounds.max_output_len),
+                ("max_seq_len", window, "max_seq_len", bounds.max_seq_len),
+            )
+            if asked > allowed
+        ],
     }

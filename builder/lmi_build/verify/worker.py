@@ -49,6 +49,8 @@ def run(job: Job, emit: Emit) -> None:
     root, model = job.inputs["package"], job.inputs["model"]
     manifest = refuse_if_damaged(root)
     loaded = load_engine(root, manifest)
+    for note in params["notes"]:
+        _note(job, emit, "info", "verify.lowered", note)
     for pin in loaded.drift:
         _note(job, emit, "warning", "verify.other-version", f"here runs {pin}")
     report: dict[str, JSONValue] = {
