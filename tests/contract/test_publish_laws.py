@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -290,6 +291,24 @@ def test_download_gives_the_tree_back(
     beside = {"manifest.json": packed.manifest, "verify.json": b"{}"}
     assert got == {**packed.files, **beside}
     assert uri.endswith(packed.hexadecimal + "/")
+
+
+def test_a_fetched_artifact_can_be_published_again(
+    place: Destination, packed: Packed, tmp_path: Path
+) -> None:
+    """What was fetched, records beside included, is published elsewhere the same."""
+    (tmp_path / "verify.json").write_text("{}")
+    place.publish(packed, extra={"verify.json": tmp_path / "verify.json"})
+    dest = tmp_path / "got"
+    download(place.spec.to + "/nm", dest, place.settings, ignore, access=place.spec)
+
+    place.publish(replace(packed, tree=dest), name="copy")
+
+    keys = place.stored()
+    assert {key[3:] for key in keys if key.startswith("nm/")} == {
+        key[5:] for key in keys if key.startswith("copy/")
+    }
+    assert f"copy/{packed.hexadecimal}/verify.json" in keys
 
 
 def test_download_refuses_a_used_folder(

@@ -122,7 +122,7 @@ def publish_version(
     if committed and missing:
         raise _damaged(place, prefix, missing)
     _send(place, tree, prefix, missing, progress)
-    for beside, source in sorted(extra.items()):
+    for beside, source in sorted(_beside(tree, entries, extra).items()):
         _put_beside(place, prefix + beside, source.read_bytes(), progress)
     if not committed:
         _commit(place, prefix + MANIFEST, manifest)
@@ -137,6 +137,15 @@ def publish_version(
         skipped_bytes=progress.total - uploaded_bytes,
         seconds=time.monotonic() - began,
     )
+
+
+def _beside(
+    tree: Path, entries: list[FileEntry], extra: Mapping[str, Path]
+) -> dict[str, Path]:
+    """Records to publish: those that lie in the tree unlisted, and those given."""
+    listed = {entry.path for entry in entries}
+    there = {name: tree / name for name in BESIDE - listed if (tree / name).is_file()}
+    return {**there, **extra}
 
 
 def _is_committed(place: Place, key: str, manifest: bytes) -> bool:

@@ -28,7 +28,7 @@ MANIFEST = "manifest.json"
 LATEST = "latest.json"
 # The only files that may stand beside a manifest without being listed in it. They
 # are records about the artifact that no server loads, so a foreign file cannot hide.
-BESIDE = frozenset({"verify.json", "build.json", "provenance.json"})
+BESIDE = frozenset({"verify.json", "build.json"})
 
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
