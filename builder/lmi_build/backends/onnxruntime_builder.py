@@ -126,7 +126,7 @@ def _import_builder() -> Any:
     package = importlib.import_module("onnxruntime_genai")
     folder = str(Path(str(package.__file__)).parent / "models")
     if folder not in sys.path:
-        sys.path.append(folder)
+        sys.path.insert(0, folder)
     return importlib.import_module("builder")
 
 

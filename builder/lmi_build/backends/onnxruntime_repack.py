@@ -138,8 +138,7 @@ def repack(weight: PackedWeight, *, widest: int) -> BlockedWeight:
 
 def unpack_rows(packed: Tensor, bits: int) -> Tensor:
     """Integers uint8 [O, I] from int32 [O, I * bits / 32], low bits first."""
-    # A little-endian int32 holds its lowest value in its first byte.
-    as_bytes = packed.contiguous().view(torch.uint8)
+    as_bytes = _bytes_of(packed)
     if bits == BYTE_BITS:
         return as_bytes
     pairs = torch.stack((as_bytes & 0xF, as_bytes >> 4), dim=-1)
@@ -151,6 +150,13 @@ def pack_nibbles(values: Tensor) -> Tensor:
     if values.shape[1] % 2:
         values = torch.nn.functional.pad(values, (0, 1))
     return values[:, 0::2] | (values[:, 1::2] << 4)
+
+
+def _bytes_of(packed: Tensor) -> Tensor:
+    """uint8 [O, 4 n] of int32 [O, n]; little-endian, so low values come first."""
+    # Flat, because a column of one word counts as contiguous with any stride.
+    flat = packed.contiguous().reshape(-1).view(torch.uint8)
+    return flat.reshape(packed.shape[0], -1)
 
 
 def _check_shapes(weight: PackedWeight, num_groups: int, num_outputs: int) -> None:
@@ -202,10 +208,10 @@ def _pack_blocks(
     block_size: int,
     num_blocks: int,
 ) -> Tensor:
-    packed = qweight.T.contiguous()
+    packed = qweight.T
     if order is None:
         # Both formats put channel 2k in the low and 2k+1 in the high half of byte k.
-        rows = packed.view(torch.uint8)
+        rows = _bytes_of(packed)
     else:
         values = unpack_rows(packed, bits)[:, order.long()]
         rows = values if bits == BYTE_BITS else pack_nibbles(values)

@@ -441,8 +441,9 @@ class Engine:
             raise BoundExceeded(f"{len(ids)} tokens are over max_seq_len = {length}")
         generator = self._start(ids, len(ids))
         with self._lock:
-            logits: np.ndarray = np.array(generator.get_output("logits"), np.float32)
-        return logits[0]
+            logits = np.array(generator.get_output("logits"), np.float32)
+        # One prompt: the batch is 1.
+        return logits.reshape(logits.shape[1:])
 
     def stream(
         self, prompt_ids: Sequence[int], parameters: Mapping[str, Any]

@@ -1,0 +1,264 @@
+"""What the backend `onnxruntime` tells the planner."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lmi_build.backends import onnxruntime as backend
+from lmi_build.backends.onnxruntime import PROVIDER
+from lmi_build.package.properties import property_problem
+from lmi_build.registry import backend as find_backend
+from lmi_build.spi import Backend
+from lmi_build.values.bounds import Bounds
+from lmi_build.values.model import ModelFacts, geometry_from_config
+from lmi_build.values.quant import QuantScheme
+from lmi_build.values.recipe import (
+    CompileSpec,
+    ModelSpec,
+    PackageSpec,
+    QuantSpec,
+    Recipe,
+    ServeSpec,
+    VerifySpec,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lmi_build.errors import Problem
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "num_hidden_layers": 30,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
+GPTQ = QuantScheme(
+    weight_bits=4,
+    weight_dtype="int",
+    group_size=64,
+    sym=True,
+    activation_bits=16,
+    packing="gptq",
+)
+INT8 = replace(GPTQ, weight_bits=8, group_size=-1)
+FLOAT = replace(GPTQ, weight_bits=16, weight_dtype="float", packing="none")
+VERSIONS = dict.fromkeys(PROVIDER.info.distributions, "1.2.3")
+
+
+def facts(**config: Any) -> ModelFacts:
+    document = {**CONFIG, **config}
+    return ModelFacts(
+        kind="folder",
+        source="m",
+        location="m",
+        revision="",
+        geometry=geometry_from_config(document),
+        config=document,
+        files=(),
+        tensors=(),
+        dtype="bfloat16",
+    )
+
+
+def recipe(
+    *,
+    options: Mapping[str, Any] | None = None,
+    bounds: Bounds | None = None,
+    trust_remote_code: bool = False,
+    **compile_spec: Any,
+) -> Recipe:
+    return Recipe(
+        name="r",
+        file="r.yaml",
+        model=ModelSpec(source="m", trust_remote_code=trust_remote_code),
+        quantize=QuantSpec(),
+        bounds=bounds or Bounds(max_input_len=512, max_output_len=128),
+        compile=CompileSpec(
+            backend="onnxruntime", options=options or {}, **compile_spec
+        ),
+        serve=ServeSpec(),
+        verify=VerifySpec(),
+        package=PackageSpec(),
+        publish=None,
+        document={},
+    )
+
+
+def problems(
+    scheme: QuantScheme = GPTQ, model: ModelFacts | None = None, **spec: Any
+) -> list[Problem]:
+    return list(PROVIDER.check(recipe(**spec), model or facts(), scheme))
+
+
+def test_it_is_found_by_its_name() -> None:
+    """The entry point leads to a provider that implements the interface."""
+    assert find_backend("onnxruntime") is PROVIDER
+    assert isinstance(PROVIDER, Backend)
+
+
+def test_the_planner_never_imports_the_toolchain() -> None:
+    """The provider's module brings in nothing heavy."""
+    code = (
+        "import sys, lmi_build.backends.onnxruntime as b;"
+        "heavy = {'torch', 'numpy', 'onnx', 'onnxruntime', 'onnxruntime_genai'};"
+        "sys.exit(bool(heavy & set(sys.modules)))"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("scheme", [GPTQ, FLOAT, INT8])
+@pytest.mark.parametrize("architecture", list(backend.ARCHITECTURES))
+def test_sound_recipes_pass(scheme: QuantScheme, architecture: str) -> None:
+    """Every listed combination has no problem."""
+    assert problems(scheme, facts(architectures=[architecture])) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path", "words"),
+    [
+        ({"target": "ml.g5.xlarge"}, "compile.target", "not for `ml.g5.xlarge`"),
+        ({"release": "x"}, "compile.release", "no releases"),
+        ({"tensor_parallel_size": 2}, "compile.tensor_parallel_size", "is 2"),
+        ({"pipeline_parallel_size": 4}, "compile.pipeline_parallel_size", "is 4"),
+        ({"trust_remote_code": True}, "model.trust_remote_code", "own code"),
+        (
+            {"bounds": Bounds(max_input_len=1, max_output_len=1, max_beam_width=4)},
+            "bounds.max_beam_width",
+            "`max_beam_width` is 4",
+        ),
+        ({"scheme": replace(GPTQ, packing="awq")}, "quantize.method", "`awq`"),
+        ({"scheme": replace(GPTQ, weight_bits=3)}, "quantize.bits", "3-bit"),
+        ({"scheme": replace(GPTQ, group_size=24)}, "quantize.group_size", "is 24"),
+        ({"scheme": replace(GPTQ, activation_bits=8)}, "quantize.method", "8-bit"),
+        (
+            {"model": facts(architectures=["BloomForCausalLM"])},
+            "model.source",
+            "`BloomForCausalLM`",
+        ),
+    ],
+)
+def test_what_it_cannot_build_is_refused(
+    arguments: dict[str, Any], path: str, words: str
+) -> None:
+    """Each refusal is at its line, says the value and a way out, and is exit 3."""
+    (problem,) = problems(**arguments)
+
+    assert problem.path == path
+    assert words in problem.message
+    assert problem.hint
+    assert problem.unsupported
+    assert problem.code == "compile.unsupported"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (
+            {"acuracy_level": 4},
+            "compile.unknown-option",
+            "mean `accuracy_level`?",
+        ),
+        ({"zzz": 4}, "compile.unknown-option", "use `accuracy_level`"),
+        ({"accuracy_level": 2}, "compile.bad-option", "use `0`, `1` or `4`"),
+        ({"accuracy_level": True}, "compile.bad-option", "use `0`, `1` or `4`"),
+        ({"accuracy_level": "4"}, "compile.bad-option", "use `0`, `1` or `4`"),
+        ({"block_size": 48}, "compile.bad-option", "`128`"),
+        ({"lm_head_dtype": "int4"}, "compile.bad-option", "`float32` or `int8`"),
+        ({"intra_op_num_threads": -1}, "compile.bad-option", "every core"),
+        ({"intra_op_num_threads": True}, "compile.bad-option", "every core"),
+        ({"intra_op_num_threads": 2.5}, "compile.bad-option", "every core"),
+    ],
+)
+def test_options_are_checked(options: dict[str, Any], code: str, words: str) -> None:
+    """A wrong option is refused at its own line with what would be right."""
+    (problem,) = problems(options=options)
+
+    assert problem.code == code
+    assert words in problem.hint
+    assert problem.path == f"compile.options.{next(iter(options))}"
+
+
+def test_lowering_leaves_no_default_open() -> None:
+    """The same parameters come out whether a default is written or not."""
+    written = PROVIDER.lower(
+        recipe(
+            options={
+                name: getattr(backend.Options(), name)
+                for name in backend.Options.__slots__
+            }
+        ),
+        facts(),
+        GPTQ,
+    )
+
+    assert written == PROVIDER.lower(recipe(), facts(), GPTQ)
+    assert written["max_seq_len"] == 640
+    assert written["num_layers"] == 30
+
+
+def test_lowering_without_a_check_is_a_fault_of_ours() -> None:
+    """An unknown option never reaches the worker unread."""
+    with pytest.raises(ValueError, match="no option `x`"):
+        PROVIDER.lower(recipe(options={"x": 1}), facts(), GPTQ)
+
+
+def test_serving_pins_what_it_was_built_with() -> None:
+    """Requirements carry the versions of the build, settings the bounds."""
+    serving = PROVIDER.serving(recipe(), facts(), VERSIONS)
+
+    assert serving.requirements == (
+        "numpy==1.2.3",
+        "onnxruntime==1.2.3",
+        "onnxruntime-genai==1.2.3",
+    )
+    assert serving.settings["bounds"] == {
+        "max_input_len": 512,
+        "max_output_len": 128,
+        "max_seq_len": 640,
+        "max_batch_size": 1,
+    }
+    handlers = Path(backend.__file__).parents[1] / "package" / "handlers"
+    assert (handlers / f"{serving.handler}.py").is_file()
+
+
+def test_properties_are_safe_for_both_parsers() -> None:
+    """Every entry can be written so that LMI's two readers agree."""
+    serving = PROVIDER.serving(recipe(), facts(), VERSIONS)
+
+    assert serving.properties
+    for key, value in serving.properties.items():
+        assert property_problem(key, value) is None
+
+
+def test_estimates_are_near_what_was_measured() -> None:
+    """SmolLM2 in 4 bits: 161 MB on disk with an int8 head, 830 MB of memory."""
+    estimate = PROVIDER.estimate(
+        recipe(options={"lm_head_dtype": "int8"}), facts(), GPTQ
+    )
+
+    assert 0.85 < estimate.disk_bytes / 161e6 < 1.15
+    assert 0.85 < estimate.ram_bytes / 870e6 < 1.4
+
+
+def test_estimates_grow_with_precision() -> None:
+    """More bits never need less room."""
+    four = PROVIDER.estimate(recipe(), facts(), GPTQ)
+    eight = PROVIDER.estimate(recipe(), facts(), replace(GPTQ, weight_bits=8))
+    full = PROVIDER.estimate(recipe(), facts(), FLOAT)
+
+    assert four.disk_bytes < eight.disk_bytes < full.disk_bytes
+    assert four.ram_bytes < eight.ram_bytes
