@@ -57,12 +57,7 @@ TINY = _load(ROOT / "scripts" / "make_tiny_model.py")
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker sets these for its own process; give them back."""
-    for name in (
-        "HF_HUB_OFFLINE",
-        "TRANSFORMERS_OFFLINE",
-        "HF_HUB_DISABLE_TELEMETRY",
-        "TQDM_DISABLE",
-    ):
+    for name in onnxruntime_worker.OFFLINE:
         monkeypatch.setenv(name, "1")
 
 
@@ -91,6 +86,7 @@ def compile_engine(
             "lm_head_dtype": "int8",
             "max_seq_len": BOUNDS["max_seq_len"],
             "num_layers": 2,
+            "qkv_accuracy_level": 1,
             "packing": packing,
             **params,
         },
@@ -380,6 +376,14 @@ QPROJ = "model.layers.0.self_attn.q_proj"
             lambda folder: (folder / "tokenizer.json").unlink(),
             SourceInvalid,
             "compile.tokenizer-missing",
+        ),
+        (_cut("tokenizer.json", 99), SourceInvalid, "compile.checkpoint-broken"),
+        (
+            lambda folder: (folder / "tokenizer.json").write_text(
+                '{"decoder": {"type": "WordPiece"}}'
+            ),
+            Unsupported,
+            "compile.tokenizer-unsupported",
         ),
         (
             _edit_tensors(_drop(f"{QPROJ}.scales")),

@@ -142,52 +142,93 @@ class TestRequest:
             handler.read_request(document)
 
 
-def decode_bytes(ids: list[int]) -> str:
-    """A tokenizer whose tokens are bytes, as at the bottom of every byte-level BPE."""
-    return bytes(ids).decode("utf-8", errors="replace")
+def byte_level(*, special: bool = False) -> handler.TokenBytes:
+    """A tokenizer whose first 256 tokens are bytes, as below every byte-level BPE."""
+    vocabulary = handler.byte_alphabet()
+    return handler.TokenBytes(
+        {
+            "decoder": {"type": "ByteLevel"},
+            "model": {"vocab": {**vocabulary, "<extra>": 256}},
+            "added_tokens": [{"id": 256, "content": "<extra>", "special": special}],
+        }
+    )
+
+
+def fallback() -> handler.TokenBytes:
+    """A tokenizer as SentencePiece models become: pieces, and bytes for the rest."""
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    return handler.TokenBytes(
+        {
+            "decoder": {
+                "type": "Sequence",
+                "decoders": [
+                    {"type": "Replace"},
+                    {"type": "ByteFallback"},
+                    {"type": "Fuse"},
+                    {"type": "Strip"},
+                ],
+            },
+            "model": {"vocab": {**vocabulary, "\u2581the": 256, "\u2581": 257}},
+        }
+    )
+
+
+TEXTS = ("plain", "naïve café", "你好", "🙂🙂 👩‍💻", "ﷺ\u200d", "a\ufffdb")
 
 
 class TestDetokenizer:
     """Text of tokens, as they come."""
 
     @pytest.mark.parametrize(
-        "text", ["plain", "naïve café", "你好", "🙂🙂 👩‍💻", "ﷺ\u200d", "a\ufffdb"]
+        "data",
+        [
+            *(text.encode() for text in TEXTS),
+            bytes(range(256)),
+            "🙂".encode()[:2] + b"rrr" + "🙂".encode()[2:] + "é".encode(),
+        ],
     )
-    def test_pieces_join_to_the_whole(self, text: str) -> None:
+    def test_pieces_join_to_the_whole(self, data: bytes) -> None:
         """Whatever the tokens cut through, the pieces make the text again."""
-        detokenizer = handler.Detokenizer(decode_bytes)
-        pieces = [detokenizer.push(byte) for byte in text.encode()]
-        pieces.append(detokenizer.flush())
+        for table in (byte_level(), fallback()):
+            detokenizer = handler.Detokenizer(table)
+            pieces = [detokenizer.push(byte) for byte in data]
+            pieces.append(detokenizer.flush())
 
-        assert "".join(pieces) == text
+            assert "".join(pieces) == data.decode(errors="replace")
 
     def test_half_a_character_is_never_shown(self) -> None:
         """A character appears with its last byte, not before."""
-        detokenizer = handler.Detokenizer(decode_bytes)
+        detokenizer = handler.Detokenizer(byte_level())
 
-        assert [detokenizer.push(byte) for byte in "é🙂".encode()] == [
-            "",
-            "é",
-            "",
-            "",
-            "",
-            "🙂",
-        ]
+        pieces = [detokenizer.push(byte) for byte in "é🙂".encode()]
+        assert pieces == ["", "é", "", "", "", "🙂"]
 
     def test_an_answer_cut_inside_a_character_says_so(self) -> None:
         """What never became a character is marked at the end, once."""
-        detokenizer = handler.Detokenizer(decode_bytes)
+        detokenizer = handler.Detokenizer(byte_level())
         pieces = [detokenizer.push(byte) for byte in "ok 🙂".encode()[:-1]]
 
         assert "".join(pieces) == "ok "
         assert detokenizer.flush() == "\ufffd"
 
-    def test_bytes_that_are_no_text_do_not_block_the_stream(self) -> None:
-        """Invalid bytes are given out instead of holding everything back."""
-        detokenizer = handler.Detokenizer(decode_bytes)
-        pieces = [detokenizer.push(0xFF) for _ in range(12)]
+    def test_special_tokens_have_no_text(self) -> None:
+        """Special tokens and padding are silent, other added tokens are not."""
+        assert byte_level(special=True)[256] == b""
+        assert byte_level(special=False)[256] == b"<extra>"
+        assert byte_level()[9999] == b""
 
-        assert sum(map(len, pieces)) >= 8
+    def test_the_first_space_of_pieces_is_dropped(self) -> None:
+        """SentencePiece marks words by a leading space; a text begins without."""
+        detokenizer = handler.Detokenizer(fallback())
+
+        assert [detokenizer.push(token) for token in (257, 256)] == ["", " the"]
+
+    def test_other_decoders_are_refused(self) -> None:
+        """Text is never guessed."""
+        with pytest.raises(handler.EngineBroken, match="unknown decoder: WordPiece"):
+            handler.TokenBytes(
+                {"decoder": {"type": "WordPiece"}, "model": {"vocab": {"a": 0}}}
+            )
 
 
 class TestStopWatch:

@@ -49,6 +49,8 @@ class Options:
 
     Args:
         accuracy_level: Activation type inside quantized products; see above.
+        qkv_accuracy_level: The same for the projections to queries, keys and values,
+            where rounding of activations hurts most; 4-bit weights only.
         block_size: Widest block of a quantized layer. A smaller one keeps int8
             activations closer to their values; weights are the same in any.
         lm_head_dtype: `int8` rounds the head to 8 bits in blocks of 32, weight only;
@@ -57,6 +59,7 @@ class Options:
     """
 
     accuracy_level: int = 4
+    qkv_accuracy_level: int = 1
     block_size: int = 32
     lm_head_dtype: str = "float32"
     intra_op_num_threads: int = 0
@@ -64,6 +67,7 @@ class Options:
 
 _ALLOWED: Mapping[str, tuple[JSONValue, ...]] = {
     "accuracy_level": ACCURACY_LEVELS,
+    "qkv_accuracy_level": ACCURACY_LEVELS,
     "block_size": BLOCK_SIZES,
     "lm_head_dtype": LM_HEAD_DTYPES,
 }
@@ -120,6 +124,7 @@ class OnnxRuntimeBackend:
             "max_seq_len": recipe.bounds.max_seq_len,
             "num_layers": model.geometry.num_layers,
             "packing": scheme.packing,
+            "qkv_accuracy_level": options.qkv_accuracy_level,
         }
 
     def serving(

@@ -9,8 +9,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmi_build.errors import SourceInvalid, StageFailed
+from lmi_build.errors import SourceInvalid, StageFailed, Unsupported
 from lmi_build.events import StageNote, StageProgress
+from lmi_build.text import join_words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +26,15 @@ GENAI_CONFIG = "genai_config.json"
 # head of SmolLM2 alone took 120 ms a token instead of 2.
 HEAD_ACCURACY = 4
 HEAD_BLOCK_SIZE = 32
+OFFLINE = (
+    "HF_HUB_OFFLINE",
+    "TRANSFORMERS_OFFLINE",
+    "HF_HUB_DISABLE_TELEMETRY",
+    # Bars redraw one line; a log file would get thousands.
+    "TQDM_DISABLE",
+)
+# Decoders whose tokens stand for bytes, see `TokenBytes` of the handler.
+DECODERS = ("ByteLevel", "ByteFallback")
 ENGINE_FILES = ("model.onnx", "model.onnx.data", GENAI_CONFIG, "tokenizer.json")
 
 
@@ -84,11 +94,8 @@ def run(job: Job, emit: Emit) -> None:
 
 def _go_offline() -> None:
     """Libraries imported later read these once; a stage never uses the network."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["TRANSFORMERS_OFFLINE"] = "1"
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    # Bars redraw one line; a log file would get thousands.
-    os.environ["TQDM_DISABLE"] = "1"
+    for name in OFFLINE:
+        os.environ[name] = "1"
 
 
 def _read_config(checkpoint: Path) -> dict[str, Any]:
@@ -107,7 +114,28 @@ def _read_config(checkpoint: Path) -> dict[str, Any]:
             code="compile.tokenizer-missing",
             hints=("convert the model's tokenizer to the fast format and retry",),
         )
+    _check_decoder(checkpoint / "tokenizer.json")
     return config
+
+
+def _check_decoder(path: Path) -> None:
+    """Refuse a tokenizer whose tokens the handler cannot turn into bytes."""
+    try:
+        decoder = json.loads(path.read_bytes()).get("decoder") or {}
+    except (ValueError, AttributeError) as error:
+        raise SourceInvalid(
+            f"the checkpoint's {path.name} cannot be read: {error}",
+            code="compile.checkpoint-broken",
+            hints=("run `lmi-build cache verify`, then build again",),
+        ) from error
+    steps = decoder.get("decoders", []) if decoder.get("type") == "Sequence" else []
+    kinds = {str(step.get("type")) for step in [decoder, *steps]}
+    if not kinds & set(DECODERS):
+        raise Unsupported(
+            f"the tokenizer's decoder is {join_words(sorted(kinds))}",
+            code="compile.tokenizer-unsupported",
+            hints=(f"use a model whose tokenizer has {join_words(DECODERS)}",),
+        )
 
 
 def _finish_graph(model: ir.Model, job: Job, emit: Emit) -> None:
@@ -117,10 +145,12 @@ def _finish_graph(model: ir.Model, job: Job, emit: Emit) -> None:
         nodes_named,
         quantize_head,
         reorder_inputs,
+        set_qkv_accuracy,
     )
 
     reordered = reorder_inputs(model)
     drop_plain_zeros(model)
+    set_qkv_accuracy(model, int(job.params["qkv_accuracy_level"]))  # type: ignore[arg-type]
     dtype = narrow_embedding(model)
     _note(job, emit, "compile.embedding", f"embedding stored as {dtype}, exactly")
     if reordered:

@@ -13,6 +13,7 @@ Source: djl-serving `serving/docs/lmi/user_guides/lmi_input_output_schema.md` an
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import json
 import logging
@@ -33,10 +34,6 @@ DEFAULT_NEW_TOKENS = 30  # LMI's
 MAX_SEED = (1 << 63) - 1
 MAX_STOPS = 16
 JSONLINES = "application/jsonlines"
-# Stands for bytes that are not yet, or never will be, a whole character.
-REPLACEMENT = "\ufffd"
-# Tokens that one character can be spread over: UTF-8 has at most four bytes.
-MAX_CHARACTER_TOKENS = 4
 
 # Parameters of LMI's engines that this one does not have, with the values at which
 # they change nothing. Other values are refused instead of being ignored.
@@ -227,44 +224,109 @@ def _stops(document: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(rows)
 
 
+def byte_alphabet() -> dict[str, int]:
+    """
+    The printable characters that byte-level tokenizers write for bytes.
+
+    Source: Radford et al. 2019, `bytes_to_unicode` of GPT-2's encoder: printable
+    Latin-1 stands for itself, the other bytes for 256 and up.
+    """
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(plain)]
+    alphabet = {chr(byte): byte for byte in plain}
+    alphabet.update({chr(256 + place): byte for place, byte in enumerate(others)})
+    return alphabet
+
+
+class TokenBytes:
+    """
+    What each token stands for, in bytes.
+
+    The runtime's own decoder drops what follows bytes that are no UTF-8, so text is
+    put together here.
+
+    Args:
+        document: `tokenizer.json`, with a byte-level decoder or one with byte
+            fallback; these two make up what today's decoders use.
+
+    Raises:
+        EngineBroken: It has another decoder.
+    """
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        kinds = {step.get("type"): step for step in _decoder_steps(document)}
+        vocabulary = document["model"]["vocab"]
+        added = document.get("added_tokens") or []
+        size = 1 + max([*vocabulary.values(), *(row["id"] for row in added)])
+        self._table = [b""] * size
+        self.strips_first_space = "Strip" in kinds
+        if "ByteLevel" in kinds:
+            alphabet = byte_alphabet()
+            for token, index in vocabulary.items():
+                self._table[index] = _from_alphabet(token, alphabet)
+        elif "ByteFallback" in kinds:
+            for token, index in vocabulary.items():
+                self._table[index] = _from_fallback(token)
+        else:
+            names = ", ".join(sorted(map(str, kinds))) or "none"
+            raise EngineBroken(f"`tokenizer.json` has an unknown decoder: {names}")
+        for row in added:
+            self._table[row["id"]] = b"" if row["special"] else row["content"].encode()
+
+    def __getitem__(self, token_id: int) -> bytes:
+        # Engines pad their vocabulary; the padding has no text.
+        return self._table[token_id] if token_id < len(self._table) else b""
+
+
+def _decoder_steps(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    decoder = document.get("decoder") or {}
+    steps = decoder.get("decoders") if decoder.get("type") == "Sequence" else [decoder]
+    return list(steps or [])
+
+
+def _from_alphabet(token: str, alphabet: Mapping[str, int]) -> bytes:
+    try:
+        return bytes(alphabet[char] for char in token)
+    except KeyError:
+        return token.encode()
+
+
+def _from_fallback(token: str) -> bytes:
+    # `<0x0A>` is one byte; a low line stands for a space.
+    if len(token) == len("<0x0A>") and token.startswith("<0x") and token[-1] == ">":
+        return bytes([int(token[3:5], 16)])
+    return token.replace("\u2581", " ").encode()
+
+
 class Detokenizer:
     """
     Turns tokens into text as they come, whole characters only.
 
-    A token may end inside a character. The text of a token is what it adds to the
-    text of those before it, and is held back while it ends in an unfinished
-    character.
+    A token may end inside a character; its bytes are held back until the character
+    is complete, or until it is clear that it never will be.
 
     Args:
-        decode: Token ids to text.
+        table: What each token stands for.
     """
 
-    def __init__(self, decode: Any) -> None:
-        self._decode = decode
-        self._ids: list[int] = []
-        # Ids before `_start` can no longer change what later ids look like; those
-        # before `_told` were given out.
-        self._start = 0
-        self._told = 0
+    def __init__(self, table: TokenBytes) -> None:
+        self._table = table
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._strip = table.strips_first_space
 
     def push(self, token_id: int) -> str:
         """Text that this token completes; may be empty."""
-        self._ids.append(token_id)
-        before = self._decode(self._ids[self._start : self._told])
-        now = self._decode(self._ids[self._start :])
-        unfinished = now.endswith(REPLACEMENT)
-        if unfinished and len(self._ids) - self._told < MAX_CHARACTER_TOKENS:
-            return ""
-        return self._give(before, now)
+        return self._stripped(self._decoder.decode(self._table[token_id]))
 
     def flush(self) -> str:
-        """What was held back, with unfinished characters marked as such."""
-        before = self._decode(self._ids[self._start : self._told])
-        return self._give(before, self._decode(self._ids[self._start :]))
+        """An unfinished character, marked as such; mostly nothing."""
+        return self._stripped(self._decoder.decode(b"", final=True))
 
-    def _give(self, before: str, now: str) -> str:
-        self._start, self._told = self._told, len(self._ids)
-        return now[len(before) :]
+    def _stripped(self, text: str) -> str:
+        if not text or not self._strip:
+            return text
+        self._strip = False
+        return text.removeprefix(" ")
 
 
 class StopWatch:
@@ -394,6 +456,7 @@ class Engine:
                 raise EngineBroken(f"the engine folder has no `{name}`")
         config = _read_json(folder / "genai_config.json")
         self._eos_token_ids = _read_eos(config)
+        self._token_bytes = _read_tokens(folder / "tokenizer.json")
         try:
             self._model = onnxruntime_genai.Model(str(folder))
             self._tokenizer = onnxruntime_genai.Tokenizer(self._model)
@@ -408,10 +471,9 @@ class Engine:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""
-        if not len(ids):
-            return ""
-        with self._lock:
-            return str(self._tokenizer.decode(np.asarray(ids, np.int32)))
+        detokenizer = Detokenizer(self._token_bytes)
+        pieces = [detokenizer.push(int(token)) for token in ids]
+        return "".join(pieces) + detokenizer.flush()
 
     def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> str:
         """
@@ -551,7 +613,7 @@ class Engine:
 
     def _steps(self, prompt_ids: Sequence[int], wanted: Parameters) -> Iterator[Step]:
         sampler = Sampler(wanted, prompt_ids)
-        detokenizer = Detokenizer(self.decode)
+        detokenizer = Detokenizer(self._token_bytes)
         watch = StopWatch(wanted.stop_sequences)
         generator = self._start(prompt_ids, len(prompt_ids) + wanted.max_new_tokens)
         for count in range(1, wanted.max_new_tokens + 1):
@@ -604,6 +666,14 @@ def _read_eos(config: Mapping[str, Any]) -> frozenset[int]:
     if not ids or not all(isinstance(item, int) for item in ids):
         raise EngineBroken("`genai_config.json` has no eos_token_id")
     return frozenset(ids)
+
+
+def _read_tokens(path: Path) -> TokenBytes:
+    document = _read_json(path)
+    try:
+        return TokenBytes(document)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise EngineBroken(f"`{path.name}` has another form: {error!r}") from error
 
 
 def _token(step: Step) -> dict[str, Any]:
