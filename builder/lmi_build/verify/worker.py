@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from lmi_build.digest import JSONValue
     from lmi_build.events import Emit
-    from lmi_build.package.engine import Loaded
     from lmi_build.spi import Job
+    from lmi_build.values.manifest import Manifest
 
 REPORT_NAME = "verify.json"
 REPORT_SCHEMA = "lmi-build/verify/v1"
@@ -46,13 +46,9 @@ def run(job: Job, emit: Emit) -> None:
         GateFailed: `verify.gate-missed`; the message holds every number.
     """
     params = cast("dict[str, Any]", job.params)
-    root, model = job.inputs["package"], job.inputs["model"]
-    manifest = refuse_if_damaged(root)
-    loaded = load_engine(root, manifest)
+    manifest = refuse_if_damaged(job.inputs["package"])
     for note in params["notes"]:
         _note(job, emit, "info", "verify.lowered", note)
-    for pin in loaded.drift:
-        _note(job, emit, "warning", "verify.other-version", f"here runs {pin}")
     report: dict[str, JSONValue] = {
         "schema": REPORT_SCHEMA,
         "manifest": manifest.digest,
@@ -60,7 +56,32 @@ def run(job: Job, emit: Emit) -> None:
         "num_files": len(manifest.files),
         "total_bytes": manifest.total_bytes,
         "versions": {"lmi-build": __version__, **_versions()},
-        "tokenizer": checks.check_tokenizer(loaded, model, root),
+        **_try_engine(job, emit, manifest),
+    }
+    drift = _measure(job, emit, manifest)
+    rows = judge(drift, params["gates"])
+    report["drift"] = {**asdict(drift), "perplexity_ratio": drift.perplexity_ratio}
+    report["gates"] = [{**asdict(row), "met": row.met} for row in rows]
+    _note(job, emit, "info", "verify.measured", summary(drift))
+    require_gates(rows, drift)
+    text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False)
+    (job.out / REPORT_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def _try_engine(job: Job, emit: Emit, manifest: Manifest) -> dict[str, JSONValue]:
+    """
+    Tokenizer, answers and bounds, before anything slow is done.
+
+    The engine is let go again: it costs less to load it twice than to hold it while
+    the float model is being loaded, which is the peak of this stage's memory.
+    """
+    params = cast("dict[str, Any]", job.params)
+    root = job.inputs["package"]
+    loaded = load_engine(root, manifest)
+    for pin in loaded.drift:
+        _note(job, emit, "warning", "verify.other-version", f"here runs {pin}")
+    return {
+        "tokenizer": checks.check_tokenizer(loaded, job.inputs["model"], root),
         "answers": checks.answer(
             loaded,
             params["prompts"],
@@ -69,14 +90,6 @@ def run(job: Job, emit: Emit) -> None:
         ),
         "bounds": checks.check_bounds(loaded, manifest.bounds),
     }
-    drift = _measure(job, emit, loaded)
-    rows = judge(drift, params["gates"])
-    report["drift"] = {**asdict(drift), "perplexity_ratio": drift.perplexity_ratio}
-    report["gates"] = [{**asdict(row), "met": row.met} for row in rows]
-    _note(job, emit, "info", "verify.measured", summary(drift))
-    require_gates(rows, drift)
-    text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False)
-    (job.out / REPORT_NAME).write_text(text + "\n", encoding="utf-8")
 
 
 def has_chat_template(root: Path) -> bool:
@@ -89,13 +102,15 @@ def has_chat_template(root: Path) -> bool:
     )
 
 
-def _measure(job: Job, emit: Emit, loaded: Loaded) -> Drift:
+def _measure(job: Job, emit: Emit, manifest: Manifest) -> Drift:
     from tokenizers import Tokenizer
 
     params = cast("dict[str, Any]", job.params)
-    tokenizer = Tokenizer.from_file(str(job.inputs["package"] / "tokenizer.json"))
+    root = job.inputs["package"]
     windows = held_out_windows(
-        tokenizer, num_samples=params["num_samples"], max_seq_len=params["max_seq_len"]
+        Tokenizer.from_file(str(root / "tokenizer.json")),
+        num_samples=params["num_samples"],
+        max_seq_len=params["max_seq_len"],
     )
     meter = DriftMeter()
     with FloatReference(
@@ -103,9 +118,12 @@ def _measure(job: Job, emit: Emit, loaded: Loaded) -> Drift:
         threads=int(cast("int", job.settings.get("threads", 0))),
         trust_remote_code=params["trust_remote_code"],
     ) as reference:
+        engine = load_engine(root, manifest).engine
         for done, ids in enumerate(windows, start=1):
             try:
-                meter.add(reference.logits(ids), loaded.engine.logits(ids), ids)
+                # The engine first: it needs the more memory while it works.
+                found = engine.logits(ids)
+                meter.add(reference.logits(ids), found, ids)
             except ValueError as error:
                 raise VerifyFailed(
                     f"held-out window {done} of {len(windows)}: {error}",
