@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 import threading
 import types
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,56 +13,21 @@ import pytest
 pytest.importorskip("onnxruntime_genai")
 pytest.importorskip("transformers")
 
-from lmi_build.backends import onnxruntime_worker
-from lmi_build.events import ignore
 from lmi_build.package.handlers import onnxruntime_genai as handler
-from lmi_build.spi import Job
+from make_tiny_model import make_tiny_model
+from onnxruntime_engines import BOUNDS, compile_engine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-ROOT = Path(__file__).parents[2]
-BOUNDS = {
-    "max_input_len": 24,
-    "max_output_len": 16,
-    "max_seq_len": 40,
-    "max_batch_size": 2,
-}
+    from pathlib import Path
 
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An engine of a tiny model with the handler's settings beside it."""
     root = tmp_path_factory.mktemp("artifact")
-    path = ROOT / "scripts" / "make_tiny_model.py"
-    spec = importlib.util.spec_from_file_location("make_tiny_model", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.make_tiny_model(root / "model")
-    for name in ("engine", "state"):
-        (root / name).mkdir()
-    job = Job(
-        stage="t/compile",
-        params={
-            "accuracy_level": 4,
-            "block_size": 32,
-            "intra_op_num_threads": 1,
-            "lm_head_dtype": "int8",
-            "max_seq_len": 40,
-            "num_layers": 2,
-            "qkv_accuracy_level": 1,
-            "packing": "none",
-        },
-        inputs={"checkpoint": root / "model"},
-        out=root / "engine",
-        state=root / "state",
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        for name in onnxruntime_worker.OFFLINE:
-            patch.setenv(name, "1")
-        onnxruntime_worker.run(job, ignore)
+    model = make_tiny_model(root / "model")
+    compile_engine(model, root)
     settings = {"engine_dir": "engine", "bounds": BOUNDS}
     (root / handler.SETTINGS_NAME).write_text(json.dumps(settings))
     yield root

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from autogptq import pack_along_rows, quantize_linear  # noqa: E402
 from lmi_build.backends.onnxruntime_repack import (  # noqa: E402
     BlockedWeight,
     PackedWeight,
@@ -20,19 +19,6 @@ from lmi_build.backends.onnxruntime_repack import (  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def _autogptq() -> Any:
-    path = Path(__file__).parents[1] / "fixtures" / "autogptq.py"
-    spec = importlib.util.spec_from_file_location("autogptq", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-AUTOGPTQ = _autogptq()
 
 
 def make(
@@ -48,7 +34,7 @@ def make(
     generator = torch.Generator().manual_seed(3)
     weight = torch.randn(num_outputs, num_inputs, generator=generator)
     order = torch.randperm(num_inputs, generator=generator) if shuffled else None
-    parts, dense = AUTOGPTQ.quantize_linear(
+    parts, dense = quantize_linear(
         weight, bits=bits, group_size=group_size, sym=sym, order=order
     )
     packed = PackedWeight(
@@ -119,7 +105,7 @@ def test_rows_that_do_not_fill_their_last_block_survive() -> None:
 def test_zero_points_stored_as_they_are_survive() -> None:
     """Format `gptq_v2` stores zero points without subtracting one."""
     packed, dense = make(sym=False)
-    zeros = AUTOGPTQ.pack_along_rows(_levels(packed).T, 4).T.contiguous()
+    zeros = pack_along_rows(_levels(packed).T, 4).T.contiguous()
     plain = PackedWeight(
         qweight=packed.qweight,
         qzeros=zeros,

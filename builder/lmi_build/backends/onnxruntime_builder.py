@@ -71,7 +71,7 @@ def build_graph(
         StageFailed: `compile.builder-failed` with the builder's own words, or
             `compile.builder-changed`.
     """
-    builder = _import_builder()
+    builder = import_builder()
     with _replaced(builder, hooks), contextlib.redirect_stdout(sys.stderr):
         try:
             options = builder.parse_extra_options(
@@ -116,7 +116,7 @@ def build_graph(
             ) from error
 
 
-def _import_builder() -> Any:
+def import_builder() -> Any:
     """
     Import the builder the way it wants to be imported.
 
