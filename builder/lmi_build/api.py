@@ -243,9 +243,15 @@ def check_offline(recipes: Sequence[Recipe], settings: Settings) -> bool:
         facts = resolve(recipes, offline)
     except RemoteFailed:
         # Only a model that is not here ends so; `plan` looks at it over the network.
-        for recipe in recipes:
-            registry.backend(recipe.compile.backend)
-            registry.quantizer(recipe.quantize.provider)
+        from lmi_build.plan.planner import check_providers
+
+        problems = [
+            problem
+            for recipe in recipes
+            for problem in check_providers(recipe, registry.quantizer, registry.backend)
+        ]
+        if problems:
+            raise RecipeInvalid(tuple(problems)) from None
         return False
     make_plan(recipes, offline, facts=facts)
     return True

@@ -39,7 +39,7 @@ def quantizer(name: str) -> Quantizer:
     Raises:
         Unsupported: No installed package offers it.
     """
-    provider = _load(QUANTIZERS, name, "quantize.provider")
+    provider = _load(QUANTIZERS, name)
     if not isinstance(provider, Quantizer):
         raise _broken(QUANTIZERS, name, "Quantizer")
     return provider
@@ -52,19 +52,19 @@ def backend(name: str) -> Backend:
     Raises:
         Unsupported: No installed package offers it.
     """
-    provider = _load(BACKENDS, name, "compile.backend")
+    provider = _load(BACKENDS, name)
     if not isinstance(provider, Backend):
         raise _broken(BACKENDS, name, "Backend")
     return provider
 
 
-def _load(group: str, name: str, path: str) -> object:
+def _load(group: str, name: str) -> object:
     point = _found(group).get(name)
     if point is None:
         near = did_you_mean(name, names(group))
         hint = f"did you mean `{near}`?" if near else f"use {join_words(names(group))}"
         raise Unsupported(
-            f"{path}: no provider named `{name}` is installed;"
+            f"no provider `{name}` is installed;"
             f" there is {join_words(names(group), last='and') or 'none'}",
             code="provider.unknown",
             hints=(hint,),

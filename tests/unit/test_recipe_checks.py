@@ -113,21 +113,3 @@ def test_sequences_longer_than_the_model_are_told() -> None:
         "bounds.calibration-length",
         "bounds.verify-length",
     }
-
-
-def test_groups_must_divide_every_layer() -> None:
-    """576 is not divisible by 128; 64 divides 576 and 1536."""
-    assert problems("quantize.group_size=128") == [
-        ("recipe.group-size", "--set:1:21", "write `group_size: 64`")
-    ]
-    assert problems("quantize.group_size=64") == []
-    assert problems("quantize.group_size=-1") == []
-
-
-def test_layers_that_no_group_divides_take_whole_rows() -> None:
-    """An odd width leaves one scale for each row."""
-    found = problems(intermediate_size=1535)
-
-    assert [hint for _, _, hint in found] == [
-        "write `group_size: -1` for one scale per row"
-    ]

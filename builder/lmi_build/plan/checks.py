@@ -12,13 +12,12 @@ if TYPE_CHECKING:
     from lmi_build.values.model import ModelFacts, ModelGeometry
     from lmi_build.values.recipe import Recipe
 
-# The group sizes a recipe may name, largest first (recipe.model.GroupSize).
-_GROUP_SIZES = (256, 128, 64, 32, 16)
-
 
 def check_model(recipe: Recipe, facts: ModelFacts) -> tuple[Problem, ...]:
     """
-    Find what the model cannot do.
+    Find what the model cannot do, whoever quantizes or compiles it.
+
+    What depends on a provider, such as the group size, its own `check` finds.
 
     Args:
         recipe: A checked recipe; its spans place the problems.
@@ -32,7 +31,6 @@ def check_model(recipe: Recipe, facts: ModelFacts) -> tuple[Problem, ...]:
         *_positions(recipe, geometry),
         *_verify_length(recipe, geometry),
         *_calibration_length(recipe, geometry),
-        *_group_size(recipe, geometry),
     ]
     located = [recipe.locate(problem) for problem in problems]
     return tuple(sorted(located, key=_place))
@@ -92,27 +90,3 @@ def _calibration_length(recipe: Recipe, geometry: ModelGeometry) -> Iterator[Pro
             path="quantize.calibration.max_seq_len",
             hint=f"set it to {positions}",
         )
-
-
-def _group_size(recipe: Recipe, geometry: ModelGeometry) -> Iterator[Problem]:
-    group = recipe.quantize.group_size
-    widths = {
-        "hidden_size": geometry.hidden_size,
-        "intermediate_size": geometry.intermediate_size,
-        "attention output": geometry.num_attention_heads * geometry.head_dim,
-    }
-    uneven = {name: width for name, width in widths.items() if width % group}
-    if group < 1 or not uneven:
-        return
-    fits = next(
-        (s for s in _GROUP_SIZES if not any(w % s for w in widths.values())), None
-    )
-    name, width = next(iter(uneven.items()))
-    yield Problem(
-        code="recipe.group-size",
-        message=f"groups of {group} do not divide {name}, which is {width}",
-        path="quantize.group_size",
-        hint=f"write `group_size: {fits}`"
-        if fits
-        else "write `group_size: -1` for one scale per row",
-    )

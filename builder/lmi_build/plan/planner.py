@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lmi_build.errors import Problem, RecipeInvalid
+from lmi_build.errors import Problem, RecipeInvalid, Unsupported
 from lmi_build.package.stage import ENTRY as PACKAGE_ENTRY
 from lmi_build.package.stage import PACKAGE_SALT, package_params
 from lmi_build.plan.checks import check_model
@@ -76,7 +76,6 @@ def make_plan(name: str, recipes: Sequence[Recipe], world: World) -> Plan:
 
     Raises:
         RecipeInvalid: Every problem of every variant.
-        Unsupported: A provider does not exist.
     """
     problems = [p for recipe in recipes for p in _problems(recipe, world)]
     if problems:
@@ -103,25 +102,55 @@ def _unique(problems: Sequence[Problem]) -> tuple[Problem, ...]:
 def _problems(recipe: Recipe, world: World) -> Iterable[Problem]:
     facts = world.facts[recipe.name]
     found = [*check_model(recipe, facts)]
+    missing = check_providers(recipe, world.quantizer, world.backend)
+    if missing:
+        found += missing
+        return [recipe.locate(problem) for problem in found]
     scheme = float_scheme(facts)
     if recipe.quantize.method != "none":
         quantizer = world.quantizer(recipe.quantize.provider)
-        if recipe.quantize.method not in quantizer.info.methods:
-            found.append(_no_method(recipe, quantizer))
-            return [recipe.locate(problem) for problem in found]
         found += quantizer.check(recipe, facts)
         scheme = quantizer.scheme(recipe.quantize, facts)
     found += world.backend(recipe.compile.backend).check(recipe, facts, scheme)
     return [recipe.locate(problem) for problem in found]
 
 
-def _no_method(recipe: Recipe, quantizer: Quantizer) -> Problem:
-    info = quantizer.info
+def check_providers(
+    recipe: Recipe,
+    quantizer: Callable[[str], Quantizer],
+    backend: Callable[[str], Backend],
+) -> list[Problem]:
+    """Find what no installed provider can do, without knowing the model."""
+    found = []
+    spec = recipe.quantize
+    if spec.method != "none":
+        try:
+            methods = quantizer(spec.provider).info.methods
+        except Unsupported as error:
+            found.append(_missing(error, "quantize.provider"))
+        else:
+            if spec.method not in methods:
+                found.append(_no_method(spec.method, spec.provider, methods))
+    try:
+        backend(recipe.compile.backend)
+    except Unsupported as error:
+        found.append(_missing(error, "compile.backend"))
+    return [recipe.locate(problem) for problem in found]
+
+
+def _missing(error: Unsupported, path: str) -> Problem:
+    hint = error.hints[0] if error.hints else ""
+    return Problem(
+        code=error.code, message=error.message, path=path, hint=hint, unsupported=True
+    )
+
+
+def _no_method(method: str, provider: str, methods: Sequence[str]) -> Problem:
     return Problem(
         code="quantize.method-unsupported",
-        message=f"the provider `{info.name}` has no method `{recipe.quantize.method}`",
+        message=f"the provider `{provider}` has no method `{method}`",
         path="quantize.method",
-        hint=f"use {join_words(info.methods)}",
+        hint=f"use {join_words(methods)}",
         unsupported=True,
     )
 
