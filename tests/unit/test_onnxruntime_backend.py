@@ -251,7 +251,7 @@ def test_estimates_are_near_what_was_measured() -> None:
     )
 
     assert 0.85 < estimate.disk_bytes / 161e6 < 1.15
-    assert 0.85 < estimate.ram_bytes / 870e6 < 1.4
+    assert 0.85 < estimate.ram_bytes / 830e6 < 1.15
 
 
 def test_estimates_grow_with_precision() -> None:

@@ -174,6 +174,12 @@ def _finish_graph(model: ir.Model, job: Job, emit: Emit) -> None:
         )
         return
     quantize_head(model, block_size=HEAD_BLOCK_SIZE, accuracy_level=HEAD_ACCURACY)
+    _note(
+        job,
+        emit,
+        "compile.head",
+        f"lm_head rounded to 8 bits in blocks of {HEAD_BLOCK_SIZE}, as the recipe says",
+    )
 
 
 def _note(
