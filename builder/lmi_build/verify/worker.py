@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from lmi_build.digest import JSONValue
     from lmi_build.events import Emit
+    from lmi_build.package.engine import Engine
     from lmi_build.spi import Job
     from lmi_build.values.manifest import Manifest
 
@@ -121,9 +122,7 @@ def _measure(job: Job, emit: Emit, manifest: Manifest) -> Drift:
         engine = load_engine(root, manifest).engine
         for done, ids in enumerate(windows, start=1):
             try:
-                # The engine first: it needs the more memory while it works.
-                found = engine.logits(ids)
-                meter.add(reference.logits(ids), found, ids)
+                _compare(meter, reference, engine, ids)
             except ValueError as error:
                 raise VerifyFailed(
                     f"held-out window {done} of {len(windows)}: {error}",
@@ -136,6 +135,15 @@ def _measure(job: Job, emit: Emit, manifest: Manifest) -> Drift:
                 )
             )
     return meter.result()
+
+
+def _compare(
+    meter: DriftMeter, reference: FloatReference, engine: Engine, ids: list[int]
+) -> None:
+    """One window; its logits are gone when this returns, before the next are made."""
+    # The engine first: it needs the more memory while it works.
+    found = engine.logits(ids)
+    meter.add(reference.logits(ids), found, ids)
 
 
 def _versions() -> dict[str, str]:
