@@ -58,15 +58,17 @@ class Quantized:
         code_IO: uint8 codes.
         scale_GO: float32 scales, exactly representable as float16.
         zero_GO: uint8 zero points, at least 1.
-        error: trace(D' H D) / trace(W' H W), with D = W - Q: the relative squared
-            error of the layer's output on the calibration tokens.
+        error_O: diag(D' H D) with D = W - Q: the squared error of each output on the
+            calibration tokens.
+        power_O: diag(W' H W): what it is to be compared with.
         damp_percent: The dampening that was needed, as a share.
     """
 
     code_IO: Tensor
     scale_GO: Tensor
     zero_GO: Tensor
-    error: float
+    error_O: Tensor
+    power_O: Tensor
     damp_percent: float
 
 
@@ -115,16 +117,19 @@ def inverse_factor(h_II: Tensor) -> Tensor | None:
     return u_II if bool(torch.isfinite(u_II).all()) else None
 
 
-def damped_factor(h_II: Tensor, damp_percent: float) -> tuple[Tensor, Tensor, float]:
+def damped_factor(
+    h_II: Tensor, order_P: Tensor, damp_percent: float
+) -> tuple[Tensor, Tensor, float]:
     """
     Dampen until H can be factored.
 
     Args:
         h_II: float32, symmetric.
+        order_P: Visiting order of the channels.
         damp_percent: Share of the mean diagonal to begin with.
 
     Returns:
-        The damped H, the U of its inverse, and the share that was needed.
+        The damped H, the U of its inverse in visiting order, and the share needed.
 
     Raises:
         NotPositiveDefinite: No dampening tried was enough.
@@ -132,9 +137,9 @@ def damped_factor(h_II: Tensor, damp_percent: float) -> tuple[Tensor, Tensor, fl
     share = damp_percent
     for _ in range(MAX_DAMP_TRIES):
         damped_II = dampen(h_II, share)
-        u_II = inverse_factor(damped_II)
-        if u_II is not None:
-            return damped_II, u_II, share
+        u_PP = inverse_factor(damped_II[order_P][:, order_P])
+        if u_PP is not None:
+            return damped_II, u_PP, share
         share = max(share, 1e-4) * DAMP_GROWTH
     raise NotPositiveDefinite(f"not positive definite at dampening {share:g}")
 
@@ -160,37 +165,32 @@ def gptq(
         num_sweeps: Sweeps of coordinate descent after the walk.
 
     Returns:
-        Codes, scales, zero points and the relative error.
+        Codes, scales, zero points and errors.
 
     Raises:
         NotPositiveDefinite: H is not a product X' X.
     """
     diagonal_I = h_II.diagonal()
-    order_P = torch.argsort(diagonal_I, descending=True, stable=True)
-    if not desc_act:
-        order_P = torch.arange(len(diagonal_I))
+    order_P = torch.arange(len(diagonal_I))
+    if desc_act:
+        order_P = torch.argsort(diagonal_I, descending=True, stable=True)
     back_I = torch.argsort(order_P)
-    h_PP = h_II[order_P][:, order_P]
-    damped_PP, u_PP, share = damped_factor(h_PP, damp_percent)
+    damped_II, u_PP, share = damped_factor(h_II, order_P, damp_percent)
     importance_I = u_PP.diagonal().square().reciprocal()[back_I]
     scale_GO, zero_GO = search_scales(w_IO, importance_I, grid=grid)
     group_P = order_P // grid.group_size
-    code_PO = walk(w_IO[order_P], u_PP, scale_GO, zero_GO, group_P, grid=grid)
-    code_IO = code_PO[back_I]
-    del u_PP, code_PO
-    damped_II = damped_PP[back_I][:, back_I]
-    del damped_PP, h_PP
+    code_IO = walk(w_IO[order_P], u_PP, scale_GO, zero_GO, group_P, grid=grid)[back_I]
+    del u_PP
     for _ in range(num_sweeps):
         refit_scales(w_IO, damped_II, code_IO, scale_GO, zero_GO, grid=grid)
         descend(w_IO, damped_II, code_IO, scale_GO, zero_GO, grid=grid)
     miss_IO = w_IO - dequantize(code_IO, scale_GO, zero_GO)
-    error = float(hessian_error(miss_IO, h_II).sum())
-    total = float(hessian_error(w_IO, h_II).sum())
     return Quantized(
         code_IO=code_IO.to(torch.uint8),
         scale_GO=scale_GO,
         zero_GO=zero_GO.to(torch.uint8),
-        error=error / total if total > 0 else 0.0,
+        error_O=hessian_error(miss_IO, h_II),
+        power_O=hessian_error(w_IO, h_II),
         damp_percent=share,
     )
 
@@ -221,6 +221,7 @@ def walk(
     num_inputs, num_outputs = w_PO.shape
     groups = group_P.tolist()
     pivots = u_PP.diagonal().tolist()
+    scales, zeros = scale_GO.unbind(), zero_GO.unbind()
     code_PO = torch.empty_like(w_PO)
     error_BO = torch.empty(BLOCK_LEN, num_outputs)
     for start in range(0, num_inputs, BLOCK_LEN):
@@ -231,7 +232,7 @@ def walk(
             w_O, code_O, error_O = w_PO[j], code_PO[j], error_BO[row]
             if row:
                 w_O.addmv_(error_BO[:row].T, column_BB[row, :row], alpha=-1)
-            scale_O, zero_O = scale_GO[groups[j]], zero_GO[groups[j]]
+            scale_O, zero_O = scales[groups[j]], zeros[groups[j]]
             torch.div(w_O, scale_O, out=code_O)
             code_O.round_().add_(zero_O).clamp_(0, grid.max_code)
             torch.sub(code_O, zero_O, out=error_O)

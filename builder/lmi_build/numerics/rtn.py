@@ -35,7 +35,7 @@ def round_to_nearest(
         sym: Whether the zero point is fixed in the middle.
 
     Returns:
-        Codes, scales and zero points; `error` is that of the weights.
+        Codes, scales and zero points; errors are those of the weights, H = 1.
     """
     num_inputs = w_IO.shape[0]
     size = num_inputs if group_size == -1 else group_size
@@ -49,11 +49,11 @@ def round_to_nearest(
         max_code=grid.max_code,
     ).view_as(w_IO)
     miss_IO = dequantize(code_IO, scale_GO, zero_GO).sub_(w_IO)
-    total = float(w_IO.square().sum())
     return Quantized(
         code_IO=code_IO.to(torch.uint8),
         scale_GO=scale_GO,
         zero_GO=zero_GO.to(torch.uint8),
-        error=float(miss_IO.square_().sum()) / total if total > 0 else 0.0,
+        error_O=miss_IO.square_().sum(dim=0),
+        power_O=w_IO.square().sum(dim=0),
         damp_percent=0.0,
     )

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lmi_build.checkpoint.ledger import LedgerResult, LedgerRow
+from lmi_build.checkpoint.writer import tensor_plan
 from lmi_build.errors import SourceInvalid, StageFailed
 from lmi_build.numerics.gptq import NotPositiveDefinite, Quantized, gptq
 from lmi_build.numerics.grids import Grid, dequantize
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from lmi_build.catalog.architectures import Architecture
+    from lmi_build.checkpoint.header import TensorEntry
     from lmi_build.checkpoint.reader import CheckpointReader
     from lmi_build.quantizers.decoder import DecoderConfig
 
@@ -120,13 +122,13 @@ class Walker:
         arch, x_NLD = self.architecture, self.x_NLD
         block = self._load(index)
         result = BlockResult(tensors={}, rows=[])
+        self._wide(max(block.weights[x].shape[1] for x in (arch.output, arch.down)))
 
         def normed(name: str) -> Callable[[slice], Tensor]:
             return lambda part: block.norm(name, x_NLD[part])
 
         self._group(index, block, arch.groups[0], normed(arch.attention_norm), result)
-        wide = block.weights[arch.output].shape[1]
-        mixed_NLI = self._wide(wide)
+        mixed_NLI = self._wide(block.weights[arch.output].shape[1])
 
         def attend(part: slice) -> Tensor:
             mixed_NLI[part] = block.attention(
@@ -213,9 +215,13 @@ class Walker:
             columns = slice(stop, stop + block.weights[part].shape[0])
             stop = columns.stop
             name = f"{prefix}.{part}"
-            packed = pack_linear(name, quantized, columns, self.settings.bits)
-            row = quantized_row(self.reader, name, packed, quantized.error)
-            result.tensors |= packed
+            tensors, row = pack_linear(
+                self.reader.entry(f"{name}.weight"),
+                quantized,
+                columns,
+                bits=self.settings.bits,
+            )
+            result.tensors |= tensors
             result.rows.append(row)
             weight_OI = w_IO[:, columns].T.to(self.x_NLD.dtype)
             block.weights[part] = weight_OI.contiguous()
@@ -288,39 +294,41 @@ def read_finite(reader: CheckpointReader, name: str) -> Tensor:
 
 
 def pack_linear(
-    name: str, quantized: Quantized, columns: slice, bits: int
-) -> dict[str, Tensor]:
-    """The four tensors of one linear, cut from a group's result."""
+    entry: TensorEntry, quantized: Quantized, columns: slice, *, bits: int
+) -> tuple[dict[str, Tensor], LedgerRow]:
+    """
+    The four tensors of one linear, cut from a group's result, with their ledger row.
+
+    Args:
+        entry: The weight as the source's header has it.
+        quantized: Result of the group.
+        columns: The linear's outputs in it.
+        bits: Bits of one code.
+    """
     code_IO = quantized.code_IO[:, columns].contiguous()
     scale_GO = quantized.scale_GO[:, columns]
     zero_GO = quantized.zero_GO[:, columns].contiguous()
     group = code_IO.shape[0] // scale_GO.shape[0]
-    return {
+    name = entry.name.removesuffix(".weight")
+    tensors = {
         f"{name}.qweight": pack_rows(code_IO, bits=bits),
         f"{name}.qzeros": pack_zeros(zero_GO, bits=bits),
         f"{name}.scales": scale_GO.to(torch.float16).contiguous(),
         f"{name}.g_idx": (torch.arange(code_IO.shape[0]) // group).to(torch.int32),
     }
-
-
-def quantized_row(
-    reader: CheckpointReader, name: str, packed: dict[str, Tensor], error: float
-) -> LedgerRow:
-    """The ledger row of one linear."""
-    entry = reader.entry(f"{name}.weight")
-    results = tuple(
-        LedgerResult(
-            name=key,
-            dtype=str(value.dtype).removeprefix("torch."),
-            shape=tuple(value.shape),
-        )
-        for key, value in packed.items()
-    )
-    return LedgerRow(
+    power = float(quantized.power_O[columns].sum())
+    error = float(quantized.error_O[columns].sum())
+    row = LedgerRow(
         source=entry.name,
         dtype=entry.dtype,
         shape=entry.shape,
         action="quantized",
-        results=results,
-        error=error,
+        results=tuple(_ledger_result(key, value) for key, value in tensors.items()),
+        error=error / power if power > 0 else 0.0,
     )
+    return tensors, row
+
+
+def _ledger_result(name: str, tensor: Tensor) -> LedgerResult:
+    plan = tensor_plan(name, tensor)
+    return LedgerResult(name=name, dtype=plan.dtype, shape=plan.shape)

@@ -48,10 +48,14 @@ if TYPE_CHECKING:
     Done = tuple[dict[str, Tensor], tuple[LedgerRow, ...], Tensor | None]
     Step = Callable[[int], Done]
 
-# glibc's `mallopt` parameters. Memory of this size and above goes back to the system
-# when it is freed, and threads share two arenas: otherwise freed tensors stay resident.
-_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES = -3, 1 << 20
-_M_ARENA_MAX, _NUM_ARENAS = -8, 2
+# glibc's `mallopt` parameters. Buffers from 16 MiB on are returned to the system when
+# they are freed; smaller ones, made and freed thousands of times, are reused, or the
+# kernel would spend its time on clearing their pages. Threads share two arenas.
+_MALLOC = (
+    (-3, 16 << 20),  # M_MMAP_THRESHOLD
+    (-1, 32 << 20),  # M_TRIM_THRESHOLD
+    (-8, 2),  # M_ARENA_MAX
+)
 
 
 def run(job: Job, emit: Emit) -> None:
@@ -104,8 +108,8 @@ def _prepare_process(num_threads: int) -> None:
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
-            libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
-            libc.mallopt(_M_ARENA_MAX, _NUM_ARENAS)
+            for parameter, value in _MALLOC:
+                libc.mallopt(parameter, value)
     import torch
 
     if num_threads:
@@ -298,7 +302,7 @@ def _int8_steps(
 ) -> tuple[int, Step]:
     del config
     from lmi_build.numerics.rtn import round_to_nearest
-    from lmi_build.quantizers.blockwise import pack_linear, quantized_row, read_finite
+    from lmi_build.quantizers.blockwise import pack_linear, read_finite
 
     blocks = list(dict.fromkeys(linear.block for linear in linears))
     params: Any = job.params
@@ -317,9 +321,14 @@ def _int8_steps(
                 group_size=params["group_size"],
                 sym=params["sym"],
             )
-            packed = pack_linear(linear.name, quantized, slice(None), params["bits"])
+            packed, row = pack_linear(
+                reader.entry(f"{linear.name}.weight"),
+                quantized,
+                slice(None),
+                bits=params["bits"],
+            )
             tensors |= packed
-            rows.append(quantized_row(reader, linear.name, packed, quantized.error))
+            rows.append(row)
         return tensors, tuple(rows), None
 
     return len(blocks), step

@@ -35,11 +35,18 @@ def builtin_texts(*, held_out: bool) -> tuple[str, ...]:
     The documentation topics that ship with Python itself.
 
     Sorted by name, topics with an even index calibrate and those with an odd index
-    are held out, so that what is measured was never calibrated on.
+    are held out, so that what is measured was never calibrated on. A few topics have
+    the same text under two names; one that calibrates is never held out.
     """
     from pydoc_data.topics import topics
 
-    return tuple(topics[name] for name in sorted(topics)[int(held_out) :: 2])
+    names = sorted(topics)
+    calibration = tuple(topics[name] for name in names[::2])
+    if not held_out:
+        return calibration
+    return tuple(
+        topics[name] for name in names[1::2] if topics[name] not in calibration
+    )
 
 
 def held_out_text() -> str:
