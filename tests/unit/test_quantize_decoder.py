@@ -40,7 +40,7 @@ def test_blocks_equal_transformers(
     architecture: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     """
-    In float32, the states after every block agree to 2e-5.
+    In float32, the states after every block agree to 2e-5, over several query tiles.
 
     That is a few hundred float32 roundings of numbers near one.
     """
@@ -52,7 +52,7 @@ def test_blocks_equal_transformers(
         tmp_path, architecture=architecture, dtype="float32", num_layers=3, **options
     )
     config = json.loads((folder / "config.json").read_text())
-    ids = torch.arange(2 * 40).view(2, 40) % 500
+    ids = torch.arange(2 * 300).view(2, 300) % 500
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     caught: list[torch.Tensor] = []
     for layer in model.model.layers:

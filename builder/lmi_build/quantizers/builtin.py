@@ -40,7 +40,7 @@ METHODS = ("gptq", "int8")
 GPTQ_BITS = (2, 3, 4, 8)
 GROUP_SIZES = (32, 64, 128)
 # Sweeps of coordinate descent after GPTQ's walk.
-NUM_SWEEPS = 1
+NUM_SWEEPS = 0
 # torch, tokenizers and their libraries, before a weight is read.
 BASE_RAM_BYTES = 320 * MiB
 # H, its factor, the inverse and permuted copies of them alive at once, and float32
