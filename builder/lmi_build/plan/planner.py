@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lmi_build.errors import Problem, RecipeInvalid, Unsupported
+from lmi_build.package.layouts import layout_problems
 from lmi_build.package.stage import ENTRY as PACKAGE_ENTRY
 from lmi_build.package.stage import PACKAGE_SALT, package_params
 from lmi_build.plan.checks import check_model
@@ -111,8 +112,16 @@ def _problems(recipe: Recipe, world: World) -> Iterable[Problem]:
         quantizer = world.quantizer(recipe.quantize.provider)
         found += quantizer.check(recipe, facts)
         scheme = quantizer.scheme(recipe.quantize, facts)
-    found += world.backend(recipe.compile.backend).check(recipe, facts, scheme)
+    backend = world.backend(recipe.compile.backend)
+    found += backend.check(recipe, facts, scheme)
+    versions = world.versions(backend.info.distributions)
+    found += layout_problems(recipe, backend.serving(recipe, facts, _known(versions)))
     return [recipe.locate(problem) for problem in found]
+
+
+def _known(versions: Mapping[str, str | None]) -> dict[str, str]:
+    """Versions as they stand in a key: a package that is not here is `absent`."""
+    return {name: version or "absent" for name, version in versions.items()}
 
 
 def check_providers(
@@ -214,7 +223,7 @@ def _stage(  # noqa: PLR0913 - one place makes stages; the names say the rest
         kind=kind,
         params=params,
         inputs=inputs,
-        tools={name: version or "absent" for name, version in versions.items()},
+        tools=_known(versions),
         platform=platform,
         salt=salt,
         entry=entry,
