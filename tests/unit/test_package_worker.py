@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lmi_build import events
+from lmi_build.checkpoint.header import TensorEntry
+from lmi_build.checkpoint.ledger import copied, write_ledger
 from lmi_build.digest import digest_bytes, digest_file
 from lmi_build.errors import LmiBuildError
 from lmi_build.package import handler_files, worker
@@ -39,7 +41,11 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     (model / "LICENSE.txt").write_text("do as you like")
     (model / "model.safetensors").write_bytes(b"weights")
     (checkpoint / "generation_config.json").write_text('{"eos_token_id": 2}')
-    (checkpoint / "ledger.json").write_text(json.dumps({"rows": [{}, {}, {}]}))
+    names = ("a.weight", "b.weight", "c.weight")
+    entries = (
+        TensorEntry(name=n, dtype="float32", shape=(1,), begin=0, end=4) for n in names
+    )
+    write_ledger(checkpoint, [copied(entry) for entry in entries])
     (engine / "graph.bin").write_bytes(bytes(BIG_BYTES))
     (engine / "deep" / "config.json").write_text("{}")
     return _job(tmp_path, "out", sample_params(handler_digest=_handler_digest()))

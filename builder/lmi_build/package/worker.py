@@ -12,6 +12,7 @@ import json
 from typing import TYPE_CHECKING, Any, cast
 
 from lmi_build import __version__
+from lmi_build.checkpoint.ledger import LEDGER_NAME, read_ledger
 from lmi_build.digest import canonical_json, digest_file
 from lmi_build.errors import SourceInvalid, StageFailed
 from lmi_build.events import StageProgress
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 SETTINGS_NAME = "lmi_build.json"
 HANDLER_NAME = "model.py"
 REQUIREMENTS_NAME = "requirements.txt"
-LEDGER_NAME = "ledger.json"
 
 # What a tokenizer of the Hugging Face family may be made of; taken as present.
 _TOKENIZER_FILES = (
@@ -111,10 +111,8 @@ def ledger_summary(checkpoint: Path) -> dict[str, JSONValue] | None:
     if not path.is_file():
         return None
     try:
-        rows = json.loads(path.read_bytes())
-        rows = rows["rows"] if isinstance(rows, dict) else rows
-        num_rows = len(rows)
-    except (ValueError, KeyError, TypeError) as error:
+        num_rows = len(read_ledger(checkpoint))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceInvalid(
             f"{LEDGER_NAME} of the checkpoint is not a table of tensors: {error}",
             code="package.ledger-unreadable",

@@ -177,8 +177,8 @@ def safe_child(folder: Path, name: str) -> Path:
     Raises:
         ValueError: The name leaves the folder; names were checked before.
     """
-    path = folder / name
-    if ".." in path.parts or PurePosixPath(name).is_absolute() or "\\" in name:
+    relative = PurePosixPath(name)
+    if ".." in relative.parts or relative.is_absolute() or "\\" in name:
         msg = f"unsafe name {name!r}"
         raise ValueError(msg)
-    return path
+    return folder / name
