@@ -129,7 +129,35 @@ def field_rows(
             f" {f'`{default}`' if default else ''} | {text} |"
         )
         if dotted != "matrix":
-            yield from field_rows(field, schema, dotted)
+            yield from field_rows(one_of_all(field, schema), schema, dotted)
+
+
+def one_of_all(field: dict[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    A field whose choices are taken together.
+
+    A section that depends on one of its own keys, as `quantize` on `method`, has a
+    form for each value; the reader wants every key once, and says which forms know it.
+    """
+    choices = [resolve(choice, schema) for choice in field.get("oneOf", ())]
+    if not choices:
+        return field
+    together: dict[str, Any] = {}
+    for choice in choices:
+        for name, given in choice["properties"].items():
+            found = together.setdefault(name, {**resolve(given, schema), "forms": []})
+            found["forms"].append(choice)
+    for name, found in together.items():
+        forms = found.pop("forms")
+        values = [str(form["properties"]["method"]["const"]) for form in forms]
+        if name == "method":
+            found.pop("const", None)
+            found["enum"] = values
+            found["description"] = "How weights become smaller."
+        elif len(forms) < len(choices):
+            text = found.get("description", "")
+            found["description"] = f"{text} Only with {', '.join(values)}."
+    return {**field, "properties": together}
 
 
 def resolve(field: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,6 +181,8 @@ def kind(field: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
         return f"`{field['const']}`"
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
+    if "oneOf" in field:
+        return "section"
     if "anyOf" in field:
         return " or ".join(kind(resolve(c, schema), schema) for c in field["anyOf"])
     if field.get("type") == "array":
