@@ -342,15 +342,24 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def kept(work: Path, side: str, texts: str) -> Any:
+    """What an earlier run measured of a side, if it was on the same windows."""
+    path = work / f"{side}.json"
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text())
+    return result if result["windows"] == texts else None
+
+
 def main() -> None:
-    """Run the chosen sides, keep their results, print the table of all kept ones."""
+    """Run the chosen sides and print them, beside what is kept of the other."""
     args = _arguments()
     model, work = args.model.resolve(), args.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     held_out = windows(model, "held-out", count=NUM_HELD_OUT, length=512, work=work)
     shape = {"count": args.samples, "length": args.length}
     calibration = windows(model, "calibration", **shape, work=work)
-    results = {}
+    texts = hashlib.sha256(held_out.read_bytes() + calibration.read_bytes()).hexdigest()
     for side in args.sides.split(","):
         if side == "olive":
             usage, found = run_olive(model, calibration, work, threads=args.threads)
@@ -366,12 +375,14 @@ def main() -> None:
             role: score(model, folder, held_out, threads=args.threads)
             for role, folder in found.items()
         }
-        results[side] = {
+        document = {
+            "windows": texts,
             "usage": {step: asdict(value) for step, value in usage.items()},
             "score": scores,
         }
-        (work / f"{side}.json").write_text(json.dumps(results[side], indent=1))
-    print(table(results))
+        (work / f"{side}.json").write_text(json.dumps(document, indent=1))
+    results = {side: kept(work, side, texts) for side in SIDES}
+    print(table({side: result for side, result in results.items() if result}))
 
 
 if __name__ == "__main__":
