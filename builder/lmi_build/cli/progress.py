@@ -67,7 +67,7 @@ class _PlainLines:
 
     def __init__(self, *, verbose: bool) -> None:
         self._verbose = verbose
-        self._last = 0.0
+        self._last = time.monotonic()
 
     def show(self, event: Event) -> None:
         """Print an event, if it deserves a line."""
