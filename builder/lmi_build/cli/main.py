@@ -28,7 +28,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("plan", "Check a recipe; every problem at once."),
     "plan": ("plan", "Show what a build would do, and what it would cost."),
     "build": ("build", "Build what is missing, verify it, and publish if asked."),
-    "verify": ("artifact", "Check every byte of an artifact: a folder or an S3 prefix."),
+    "verify": ("artifact", "Check every byte of an artifact, in a folder or in S3."),
     "publish": ("artifact", "Publish a built artifact to a folder or to S3."),
     "inspect": ("artifact", "Show what an artifact is and how to deploy it."),
     "fetch": ("artifact", "Copy a published artifact into an empty folder, verified."),
