@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lmi_build.digest import Digest
     from lmi_build.events import Emit
     from lmi_build.plan.explain import Change
+    from lmi_build.plan.planner import World
     from lmi_build.store.store import Store
     from lmi_build.values.model import ModelFacts
     from lmi_build.values.recipe import Recipe
@@ -127,11 +128,22 @@ def make_plan(
         RecipeInvalid: The recipe does not fit the model or the providers.
         Unsupported: A provider is not installed.
     """
-    from lmi_build.package.handler_files import handler_digest
     from lmi_build.plan import planner
 
-    pinned = [_pin_calibration(recipe) for recipe in recipes]
-    world = planner.World(
+    pinned, world = _world(recipes, settings, facts)
+    return planner.make_plan(_common_name(recipes), pinned, world)
+
+
+def _world(
+    recipes: Sequence[Recipe],
+    settings: Settings,
+    facts: Mapping[str, ModelFacts] | None,
+) -> tuple[list[Recipe], World]:
+    """Recipes with their paths settled, and what the planner may know."""
+    from lmi_build.package.handler_files import handler_digest
+    from lmi_build.plan.planner import World
+
+    world = World(
         facts=facts if facts is not None else resolve(recipes, settings),
         quantizer=registry.quantizer,
         backend=registry.backend,
@@ -140,7 +152,7 @@ def make_plan(
         architecture=platform.machine(),
         settings=settings,
     )
-    return planner.make_plan(_common_name(recipes), pinned, world)
+    return [_pin_calibration(recipe) for recipe in recipes], world
 
 
 def _pin_calibration(recipe: Recipe) -> Recipe:
@@ -253,7 +265,9 @@ def check_offline(recipes: Sequence[Recipe], settings: Settings) -> bool:
         if problems:
             raise RecipeInvalid(tuple(problems)) from None
         return False
-    make_plan(recipes, offline, facts=facts)
+    from lmi_build.plan.planner import check
+
+    check(*_world(recipes, offline, facts))
     return True
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lmi_build.errors import Unsupported
 from lmi_build.spi import Backend, Quantizer
@@ -23,8 +23,17 @@ BACKENDS = "lmi_build.backends"
 
 
 @cache
+def _all() -> Any:
+    """
+    Every entry point there is; looking for them reads every package's metadata.
+
+    Python 3.10 and 3.11 return another class than 3.12; all of them can `select`.
+    """
+    return entry_points()
+
+
 def _found(group: str) -> Mapping[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=group)}
+    return {point.name: point for point in _all().select(group=group)}
 
 
 def names(group: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ more than starting Python.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
@@ -21,6 +22,8 @@ from lmi_build.errors import LmiBuildError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_GC_THRESHOLD = 200_000
 
 # Name, module and one line of help; the modules stay unread until they are needed.
 _COMMANDS: dict[str, tuple[str, str]] = {
@@ -99,6 +102,9 @@ def cli() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its status."""
+    # Modules and recipes live to the end; looking for garbage among them costs 15 ms
+    # of a short command and finds none.
+    gc.set_threshold(_GC_THRESHOLD)
     sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
 
 

@@ -78,9 +78,7 @@ def make_plan(name: str, recipes: Sequence[Recipe], world: World) -> Plan:
     Raises:
         RecipeInvalid: Every problem of every variant.
     """
-    problems = [p for recipe in recipes for p in _problems(recipe, world)]
-    if problems:
-        raise RecipeInvalid(_unique(problems))
+    check(recipes, world)
     stages: dict[Digest, Stage] = {}
     artifacts = []
     for recipe in recipes:
@@ -90,6 +88,18 @@ def make_plan(name: str, recipes: Sequence[Recipe], world: World) -> Plan:
         keys = {stage.kind: stage.key for stage in chain}
         artifacts.append(PlannedArtifact(name=recipe.name, stages=keys))
     return Plan(recipe=name, stages=tuple(stages.values()), artifacts=tuple(artifacts))
+
+
+def check(recipes: Sequence[Recipe], world: World) -> None:
+    """
+    Hold recipes against their models and providers.
+
+    Raises:
+        RecipeInvalid: Every problem of every variant.
+    """
+    problems = [p for recipe in recipes for p in _problems(recipe, world)]
+    if problems:
+        raise RecipeInvalid(_unique(problems))
 
 
 def _unique(problems: Sequence[Problem]) -> tuple[Problem, ...]:
