@@ -1,0 +1,61 @@
+"""What the README shows is what a user sees."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lmi_build.cli.main import cli, run
+from lmi_build.cli.options import State
+
+if TYPE_CHECKING:
+    import pytest
+
+README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+
+
+def test_mistakes_are_shown_as_they_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The README's broken recipe gives exactly the README's errors."""
+    recipes = [text for kind, text in BLOCKS if kind == "yaml" and "group_sise" in text]
+    errors = [text for _, text in BLOCKS if text.startswith("error[")]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(recipes[0])
+
+    status = run(["validate", "recipe.yaml", "--no-color"])
+
+    assert status == 2
+    assert capsys.readouterr().err.strip() == errors[0].strip()
+
+
+def test_recipe_of_the_readme_is_valid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The README's first recipe loads as it stands."""
+    recipe = next(text for kind, text in BLOCKS if kind == "yaml")
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    monkeypatch.setenv("LMI_BUILD_CACHE", str(tmp_path / "store"))
+
+    assert run(["validate", str(tmp_path / "recipe.yaml")]) == 0
+
+
+def test_commands_of_the_readme_parse() -> None:
+    """Every `lmi-build` line in the README is accepted by the command line's parser."""
+    lines = [
+        line
+        for _, text in BLOCKS
+        for line in text.splitlines()
+        if line.startswith("lmi-build ")
+    ]
+    assert lines
+    for line in lines:
+        name, *arguments = shlex.split(line)[1:]
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None, line
+        command.make_context(name, arguments, obj=State(environ={})).close()
