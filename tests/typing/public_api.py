@@ -7,6 +7,7 @@ It is checked, not run: `tests/unit/test_public_api.py` runs the same names.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import lmi_build
@@ -16,7 +17,7 @@ from lmi_build.events import Event, StageFinished
 def watch(event: Event) -> None:
     """Print what each stage cost."""
     if isinstance(event, StageFinished):
-        pass
+        sys.stdout.write(f"{event.stage} {event.seconds} {event.peak_rss_bytes}\n")
 
 
 def build_and_publish(recipe: Path, bucket: str) -> str:

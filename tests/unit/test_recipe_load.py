@@ -36,7 +36,7 @@ def test_quickstart_recipe_says_what_it_means() -> None:
         max_input_len=512, max_output_len=128, max_batch_size=4
     )
     assert recipe.verify.gates == Gates(
-        max_perplexity_ratio=1.25, max_mean_kl=0.2, min_top1_agreement=0.78
+        max_perplexity_ratio=1.15, max_mean_kl=0.16, min_top1_agreement=0.80
     )
     assert recipe.publish is None
 
