@@ -116,7 +116,7 @@ def _tell(
         f" {format_seconds(result.seconds)}",
     )
     for name, (tree, digest) in written.items():
-        say(state, f"artifact {name}: {tree}  (manifest {short(digest)})")
+        say(state, f"artifact {name}, manifest {short(digest)}:")
         click.echo(str(tree))
     for name, receipt in receipts.items():
         say(

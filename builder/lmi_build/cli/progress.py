@@ -140,7 +140,11 @@ class _LiveTree:
         elif isinstance(event, events.StageCached):
             self._rows[event.stage] = ("cached", short(event.key))
         elif isinstance(event, events.StageFinished):
-            text = finished_line(event).removeprefix(event.stage).strip()
+            text = (
+                f"{format_seconds(event.seconds)}, peak"
+                f" {format_bytes(event.peak_rss_bytes)},"
+                f" {format_bytes(event.out_bytes)} out"
+            )
             self._rows[event.stage] = ("built", text)
         elif isinstance(event, events.StageFailed):
             self._rows[event.stage] = ("failed", event.code)
@@ -163,7 +167,7 @@ class _LiveTree:
             "built": ("+ ", "green"),
             "failed": ("x ", "red"),
         }
-        text = Text()
+        text = Text(no_wrap=True, overflow="ellipsis")
         width = max((len(name) for name in self._rows), default=0)
         for name, (what, detail) in self._rows.items():
             mark, color = looks[what]
