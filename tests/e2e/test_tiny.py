@@ -107,6 +107,30 @@ def test_second_build_is_cached_and_gives_the_same_artifact(desk: Desk) -> None:
     assert (desk.tree / "manifest.json").read_bytes() == before
 
 
+def test_cached_build_imports_no_toolchain(desk: Desk) -> None:
+    """Finding everything takes neither a framework nor a cloud library."""
+    code = (
+        "import json, sys\n"
+        "from lmi_build.cli.main import run\n"
+        "status = run(['-q', 'build', 'recipe.yaml', '--cache-dir', 'store'])\n"
+        "print(json.dumps([status, sorted({n.partition('.')[0] for n in sys.modules})]))"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=desk.root,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    status, modules = json.loads(done.stdout.splitlines()[-1])
+    heavy = {"torch", "transformers", "numpy", "onnxruntime", "boto3", "tokenizers"}
+    assert status == 0
+    assert heavy & set(modules) == set()
+
+
 def test_build_elsewhere_gives_the_same_artifact(desk: Desk) -> None:
     """Another store and another folder make the same bytes: same manifest digest."""
     other = Desk(desk.root / "elsewhere")
