@@ -113,7 +113,8 @@ def test_cached_build_imports_no_toolchain(desk: Desk) -> None:
         "import json, sys\n"
         "from lmi_build.cli.main import run\n"
         "status = run(['-q', 'build', 'recipe.yaml', '--cache-dir', 'store'])\n"
-        "print(json.dumps([status, sorted({n.partition('.')[0] for n in sys.modules})]))"
+        "names = sorted({name.partition('.')[0] for name in sys.modules})\n"
+        "print(json.dumps([status, names]))"
     )
 
     done = subprocess.run(

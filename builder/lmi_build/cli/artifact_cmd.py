@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -15,10 +16,45 @@ from lmi_build.cli.render import data, problem_document, say
 from lmi_build.digest import short
 from lmi_build.units import format_bytes, format_seconds
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lmi_build.values.recipe import PublishSpec
+
+
+class Reach(Protocol):
+    """Names a place, with what the command line said about reaching it."""
+
+    def __call__(
+        self,
+        uri: str,
+        *,
+        kms_key_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> PublishSpec:
+        """The place of a URI."""
+
 
 def reachable(function: F) -> F:
-    """Let a command take what is needed to reach a bucket."""
-    wrapped: Any = function
+    """Let a command take what is needed to reach a bucket, and hand it `at(uri)`."""
+
+    @wraps(function)
+    def command(
+        *args: Any,
+        endpoint_url: str | None,
+        region: str | None,
+        expected_bucket_owner: str | None,
+        **options: Any,
+    ) -> Any:
+        at = partial(
+            artifacts.access,
+            endpoint_url=endpoint_url,
+            region=region,
+            expected_bucket_owner=expected_bucket_owner,
+        )
+        return function(*args, at=at, **options)
+
+    wrapped: Any = command
     owner = "Account that must own the bucket."
     for option in (
         click.option("--expected-bucket-owner", help=owner),
@@ -38,22 +74,15 @@ def verify(
     state: State,
     *,
     artifact: str,
-    endpoint_url: str | None,
-    region: str | None,
-    expected_bucket_owner: str | None,
-) -> None:
+    at: Reach,
+) -> int:
     """
     Check that an artifact is what its manifest says: every hash, nothing more.
 
     ARTIFACT is a folder, `s3://bucket/prefix/name` (the latest version) or a full
     version prefix.
     """
-    spec = artifacts.access(
-        artifact,
-        endpoint_url=endpoint_url,
-        region=region,
-        expected_bucket_owner=expected_bucket_owner,
-    )
+    spec = at(artifact)
     with watching(state) as emit:
         checked = artifacts.verify_artifact(spec, state.settings(), emit=emit)
     if state.output != "text":
@@ -66,12 +95,14 @@ def verify(
                 "problems": [problem_document(item) for item in checked.problems],
             }
         )
+        return 1 if checked.problems else 0
     checked.refuse()
     say(
         state,
         f"{artifact}: {checked.num_files} files, {format_bytes(checked.num_bytes)},"
         f" every hash as in manifest {short(checked.manifest_digest)}",
     )
+    return 0
 
 
 @click.command()
@@ -89,9 +120,7 @@ def publish(
     to: str,
     kms_key_id: str | None,
     tags: tuple[str, ...],
-    endpoint_url: str | None,
-    region: str | None,
-    expected_bucket_owner: str | None,
+    at: Reach,
 ) -> None:
     """
     Publish a built artifact; ARTIFACT is its folder, TO a folder or s3://bucket/prefix.
@@ -100,14 +129,7 @@ def publish(
     `latest.json` is moved after it. Publishing again sends only what is missing.
     """
     pairs = dict(_pair(tag) for tag in tags)
-    spec = artifacts.access(
-        to,
-        endpoint_url=endpoint_url,
-        region=region,
-        expected_bucket_owner=expected_bucket_owner,
-        kms_key_id=kms_key_id,
-        tags=pairs,
-    )
+    spec = at(to, kms_key_id=kms_key_id, tags=pairs)
     with watching(state) as emit:
         receipt = artifacts.publish(artifact, spec, state.settings(), emit=emit)
     if state.output == "json":
@@ -139,17 +161,10 @@ def inspect(
     state: State,
     *,
     artifact: str,
-    endpoint_url: str | None,
-    region: str | None,
-    expected_bucket_owner: str | None,
+    at: Reach,
 ) -> None:
     """Show what an artifact is and how to deploy it: a folder or an S3 prefix."""
-    spec = artifacts.access(
-        artifact,
-        endpoint_url=endpoint_url,
-        region=region,
-        expected_bucket_owner=expected_bucket_owner,
-    )
+    spec = at(artifact)
     document, uri = artifacts.inspect_artifact(spec, state.settings())
     if state.output != "text":
         data(document)
@@ -170,17 +185,10 @@ def fetch(
     *,
     artifact: str,
     dest: Path,
-    endpoint_url: str | None,
-    region: str | None,
-    expected_bucket_owner: str | None,
+    at: Reach,
 ) -> None:
     """Copy a published artifact into an empty folder, every byte checked."""
-    spec = artifacts.access(
-        artifact,
-        endpoint_url=endpoint_url,
-        region=region,
-        expected_bucket_owner=expected_bucket_owner,
-    )
+    spec = at(artifact)
     with watching(state) as emit:
         digest = artifacts.fetch_artifact(spec, dest, state.settings(), emit=emit)
     if state.output != "text":

@@ -94,20 +94,22 @@ def execute(
         seconds = time.monotonic() - started
         context.emit(_finished(rows, ok=ok, seconds=seconds))
         record.close(plan, rows, ok=ok)
-    by_key = {row.result.key: row.result for row in rows}
     return BuildResult(
         rows=tuple(rows),
-        artifacts={
-            artifact.name: {
-                kind: by_key[key]
-                for kind, key in artifact.stages.items()
-                if key in by_key
-            }
-            for artifact in plan.artifacts
-        },
+        artifacts=_by_artifact(plan, rows),
         seconds=seconds,
         record_dir=record.folder,
     )
+
+
+def _by_artifact(plan: Plan, rows: list[StageRow]) -> dict[str, dict[str, StageResult]]:
+    by_key = {row.result.key: row.result for row in rows}
+    return {
+        artifact.name: {
+            kind: by_key[key] for kind, key in artifact.stages.items() if key in by_key
+        }
+        for artifact in plan.artifacts
+    }
 
 
 def _wanted(plan: Plan, until: str | None) -> list[Stage]:
