@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,6 @@ from lmi_build.errors import DoesNotFit, Interrupted, LmiBuildError, ToolMissing
 from lmi_build.execute.launch import Attempt, run_worker
 from lmi_build.execute.record import RunRecord
 from lmi_build.execute.redact import Redactor
-from lmi_build.store import files
 from lmi_build.units import format_bytes
 from lmi_build.values.result import BuildResult, StageResult, StageRow
 
@@ -85,15 +84,18 @@ def execute(
         events.PlanReady(recipe=plan.recipe, stages=tuple(s.name for s in stages))
     )
     rows: list[StageRow] = []
-    ok = False
     try:
-        with files.locked(store.gc_lock, shared=True) if missing else nullcontext():
+        with store.in_use() if missing else nullcontext():
             rows.extend(_stage(stage, context) for stage in stages)
-        ok = True
-    finally:
-        seconds = time.monotonic() - started
-        context.emit(_finished(rows, ok=ok, seconds=seconds))
-        record.close(plan, rows, ok=ok)
+    except BaseException:
+        context.emit(_finished(rows, ok=False, seconds=time.monotonic() - started))
+        # A record that cannot be written must not hide why the build failed.
+        with suppress(LmiBuildError):
+            record.close(plan, rows, ok=False)
+        raise
+    seconds = time.monotonic() - started
+    context.emit(_finished(rows, ok=True, seconds=seconds))
+    record.close(plan, rows, ok=True)
     return BuildResult(
         rows=tuple(rows),
         artifacts=_by_artifact(plan, rows),

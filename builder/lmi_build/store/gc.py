@@ -217,3 +217,5 @@ def _remove(store: Store, gone: set[str], blobs: list[Path]) -> None:
     for name in ("scratch", "state"):
         for leftover in (store.root / name).glob("*"):
             files.remove_tree(leftover)
+    for unfinished in (store.root / "actions").glob("*/.*"):
+        unfinished.unlink(missing_ok=True)

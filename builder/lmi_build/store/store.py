@@ -30,7 +30,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +87,22 @@ class Store:
     def gc_lock(self) -> Path:
         """Held shared by builds and exclusively by prune."""
         return self.root / "locks" / "gc.lock"
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """
+        Keep prune and repair away while something is built.
+
+        Raises:
+            StoreUnusable: The store cannot be written.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(files.locked(self.gc_lock, shared=True))
+            except OSError as error:
+                doing = "using the store"
+                raise files.explain_os_error(error, doing, self.root) from error
+            yield
 
     # -- reading ---------------------------------------------------------------
 
