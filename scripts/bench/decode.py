@@ -4,9 +4,14 @@ Decoding speed of engines beside transformers: same prompt, same machine, same r
 Also how far each engine's logits are from those of the checkpoint it was made of,
 computed in float32 from the checkpoint's exact values.
 
-    python scripts/bench/decode.py MODEL --checkpoint QUANTIZED --engine NAME=DIR ...
+    python scripts/bench/decode.py MODEL --engine NAME=DIR=CHECKPOINT ...
 
 Every row runs in a process of its own, so that no thread pool disturbs another.
+
+One token needs every weight once, so memory bounds what decoding can reach. The table
+says how many bytes of weights a token reads, and what share of this machine's read
+bandwidth, measured in the same run, that is at the speed found. The rows looked up in
+an embedding and the cache of keys and values are not counted.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ import argparse
 import inspect
 import json
 import multiprocessing
+import os
 import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +30,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+
+# Larger than any cache, so that memory itself is measured.
+_PROBE_BYTES = 1 << 30
 
 # Standard-library modules whose documentation is the held-out text.
 _TEXT_MODULES = ("argparse", "collections", "heapq", "statistics")
@@ -36,6 +45,7 @@ class Row:
     name: str
     prefill_tokens_per_second: float
     decode_tokens_per_second: float
+    weight_bytes_per_token: int
     peak_rss_bytes: int
     mean_kl: float | None
     top1_agreement: float | None
@@ -45,8 +55,13 @@ def main() -> None:
     """Measure and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("model", type=Path, help="the float model's folder")
-    parser.add_argument("--checkpoint", type=Path, help="what the engines are made of")
-    parser.add_argument("--engine", action="append", default=[], metavar="NAME=DIR")
+    parser.add_argument(
+        "--engine",
+        action="append",
+        default=[],
+        metavar="NAME=DIR[=CHECKPOINT]",
+        help="an engine, and what it is made of: MODEL unless given",
+    )
     parser.add_argument("--dtype", action="append", default=[])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt-len", type=int, default=128)
@@ -55,26 +70,56 @@ def main() -> None:
     parser.add_argument("--kl-len", type=int, default=256)
     arguments = parser.parse_args()
     token_ids = _held_out_ids(arguments.model, arguments.kl_len)
-    checkpoint = arguments.checkpoint or arguments.model
-    reference = _isolated(_reference_logits, checkpoint, token_ids)
     settings = {
         "prompt": [token for row in token_ids for token in row][: arguments.prompt_len],
         "new_tokens": arguments.new_tokens,
         "repeats": arguments.repeats,
         "threads": arguments.threads,
     }
+    probes = [_isolated(_memory_bandwidth, arguments.threads)]
     rows = [
         _isolated(_measure_transformers, arguments.model, dtype, settings)
         for dtype in arguments.dtype or ("bfloat16", "float32")
     ]
     for engine in arguments.engine:
-        name, _, folder = engine.partition("=")
+        name, folder, *checkpoint = engine.split("=")
+        source = Path(checkpoint[0]) if checkpoint else arguments.model
+        reference = _isolated(_reference_logits, source, token_ids)
         rows.append(
             _isolated(
                 _measure_engine, name, Path(folder), settings, token_ids, reference
             )
         )
-    print(_table(rows))
+    # Before and after: a machine's neighbours come and go.
+    probes.append(_isolated(_memory_bandwidth, arguments.threads))
+    read, copied = map(max, zip(*probes, strict=True))
+    print(
+        f"{arguments.threads} threads, prompt {arguments.prompt_len}, then"
+        f" {arguments.new_tokens} tokens, best of {arguments.repeats};"
+        f" memory reads {read / 1e9:.1f} GB/s, copies {copied / 1e9:.1f} GB/s"
+        f" (read and written bytes); load {os.getloadavg()[0]:.1f}"
+    )
+    print(_table(rows, read))
+
+
+def _memory_bandwidth(threads: int) -> tuple[float, float]:
+    """Bytes per second of reading, and of copying with both sides counted."""
+    import torch
+
+    torch.set_num_threads(threads)
+    source = torch.ones(_PROBE_BYTES // 4)
+    target = torch.empty_like(source)
+    reads, copies = [], []
+    for _ in range(6):
+        start = time.perf_counter()
+        target.copy_(source)
+        middle = time.perf_counter()
+        # Fastest reader of those tried; `sum` is bound by its additions.
+        torch.dot(source, source)
+        end = time.perf_counter()
+        copies.append(2 * _PROBE_BYTES / (middle - start))
+        reads.append(_PROBE_BYTES / (end - middle))
+    return max(reads), max(copies)
 
 
 def _isolated(function: Any, *arguments: Any) -> Any:
@@ -163,7 +208,34 @@ def _measure_transformers(model: Path, dtype: str, settings: dict[str, Any]) -> 
             end = time.perf_counter()
             prefill.append(prompt.shape[1] / (first - start))
             decode.append(settings["new_tokens"] / (end - first))
-    return _row(f"transformers {dtype}", prefill, decode, None, None)
+    # A tied head is the embedding; an untied embedding is read one row a token.
+    embedding = net.get_input_embeddings().weight
+    tied = net.get_output_embeddings().weight is embedding
+    num_bytes = sum(
+        weight.nbytes for weight in net.parameters() if tied or weight is not embedding
+    )
+    return _row(f"transformers {dtype}", num_bytes, prefill, decode, None, None)
+
+
+def _engine_bytes(folder: Path) -> int:
+    """Bytes of an engine's weights that are not only looked up row by row."""
+    import math
+
+    import onnx
+
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    whole = {
+        name
+        for node in graph.node
+        if node.op_type not in {"Gather", "GatherBlockQuantized"}
+        for name in node.input
+    }
+    return sum(
+        math.prod(tensor.dims)
+        * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        for tensor in graph.initializer
+        if tensor.name in whole
+    )
 
 
 def _measure_engine(
@@ -206,7 +278,12 @@ def _measure_engine(
         divergences.append(_kl(expected, logits))
         agreements.append((expected.argmax(-1) == logits.argmax(-1)).mean())
     return _row(
-        name, prefill, decode, float(np.mean(divergences)), float(np.mean(agreements))
+        name,
+        _engine_bytes(folder),
+        prefill,
+        decode,
+        float(np.mean(divergences)),
+        float(np.mean(agreements)),
     )
 
 
@@ -226,6 +303,7 @@ def _kl(expected: np.ndarray[Any, Any], got: np.ndarray[Any, Any]) -> float:
 
 def _row(
     name: str,
+    weight_bytes: int,
     prefill: list[float],
     decode: list[float],
     mean_kl: float | None,
@@ -237,30 +315,34 @@ def _row(
         name=name,
         prefill_tokens_per_second=max(prefill[1:]),
         decode_tokens_per_second=max(decode[1:]),
+        weight_bytes_per_token=weight_bytes,
         peak_rss_bytes=peak,
         mean_kl=mean_kl,
         top1_agreement=top1,
     )
 
 
-def _table(rows: list[Row]) -> str:
+def _table(rows: list[Row], read_bandwidth: float) -> str:
     best = max(
         row.decode_tokens_per_second for row in rows if row.name.startswith("trans")
     )
     lines = [
         (
-            "| engine | prefill tok/s | decode tok/s | x best transformers | added KL |"
-            " top-1 | peak RSS MiB |"
+            "| engine | prefill tok/s | decode tok/s | x best transformers"
+            " | MiB a token | of read bandwidth | added KL | top-1 | peak RSS MiB |"
         ),
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| --- " + "| ---: " * 8 + "|",
     ]
     for row in rows:
         kl = "-" if row.mean_kl is None else f"{row.mean_kl:.2e}"
+        rate = row.decode_tokens_per_second * row.weight_bytes_per_token
+        share = rate / read_bandwidth
         top1 = "-" if row.top1_agreement is None else f"{row.top1_agreement:.4f}"
         lines.append(
             f"| {row.name} | {row.prefill_tokens_per_second:.0f}"
             f" | {row.decode_tokens_per_second:.1f}"
-            f" | {row.decode_tokens_per_second / best:.2f} | {kl} | {top1}"
+            f" | {row.decode_tokens_per_second / best:.2f}"
+            f" | {row.weight_bytes_per_token / 2**20:.1f} | {share:.0%} | {kl} | {top1}"
             f" | {row.peak_rss_bytes / 2**20:.0f} |"
         )
     return "\n".join(lines)

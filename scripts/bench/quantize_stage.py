@@ -6,6 +6,8 @@ and peak resident memory are those of that process. The result is then unpacked 
 transformers in float32 and compared with the float model on held-out text.
 
     python scripts/bench/quantize_stage.py MODEL [--bits 4] [--group-size 64] [--asym]
+
+`--method rtn` rounds to nearest instead, without a stage: the yardstick for the others.
 """
 
 from __future__ import annotations
@@ -57,6 +59,9 @@ builtin_worker.run(
 def main() -> None:
     """Run the stage once and print one line of JSON."""
     arguments = parse_arguments()
+    if arguments.method == "rtn":
+        print(json.dumps(score_rounding(arguments)))
+        return
     spec = QuantSpec(
         method=arguments.method,
         bits=arguments.bits,
@@ -76,22 +81,74 @@ def main() -> None:
         row = run_stage(root, model, spec, facts, threads=arguments.threads)
         row["estimated_ram_mb"] = round(estimate.ram_bytes / 1e6)
         if arguments.windows:
-            drift = score(model, root / "out", num_windows=arguments.windows)
-            row |= {
-                "kl": round(drift.mean_kl, 4),
-                "kl_standard_error": round(drift.kl_standard_error, 4),
-                "top1": round(drift.top1_agreement, 4),
-                "perplexity": round(drift.perplexity, 3),
-                "reference_perplexity": round(drift.reference_perplexity, 3),
-            }
+            weights = unpack(root / "out")
+            row |= drift_row(score(model, weights, num_windows=arguments.windows))
     print(json.dumps(row))
+
+
+def drift_row(drift: Drift) -> dict[str, float]:
+    """What is printed of a comparison."""
+    return {
+        "kl": round(drift.mean_kl, 4),
+        "kl_standard_error": round(drift.kl_standard_error, 4),
+        "top1": round(drift.top1_agreement, 4),
+        "perplexity": round(drift.perplexity, 3),
+        "reference_perplexity": round(drift.reference_perplexity, 3),
+    }
+
+
+def score_rounding(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The row of plain rounding of the same layers, without calibration."""
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    weights = round_weights(
+        arguments.model.absolute(),
+        bits=arguments.bits,
+        group_size=arguments.group_size,
+        sym=not arguments.asym,
+    )
+    row = {
+        "method": "rtn",
+        "bits": arguments.bits,
+        "group_size": arguments.group_size,
+        "sym": not arguments.asym,
+    }
+    drift = score(arguments.model, weights, num_windows=arguments.windows)
+    return row | drift_row(drift)
+
+
+def round_weights(
+    folder: Path, *, bits: int, group_size: int, sym: bool
+) -> dict[str, Tensor]:
+    """Every linear of the blocks rounded to nearest, as float32 (O, I)."""
+    from lmi_build.checkpoint.reader import CheckpointReader
+    from lmi_build.numerics.grids import dequantize
+    from lmi_build.numerics.rtn import round_to_nearest
+    from lmi_build.quantizers.targets import find_architecture, select
+
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    weights: dict[str, Tensor] = {}
+    with CheckpointReader(folder) as reader:
+        shapes = {name: (e.dtype, e.shape) for name, e in reader.tensors.items()}
+        linears = select(shapes, architecture=find_architecture(config), ignore=())
+        for linear in linears:
+            name = f"{linear.name}.weight"
+            w_IO = reader.read(name).float().T.contiguous()
+            found = round_to_nearest(w_IO, bits=bits, group_size=group_size, sym=sym)
+            weights[name] = dequantize(
+                found.code_IO, found.scale_GO, found.zero_GO
+            ).T.contiguous()
+    return weights
 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="time the quantize stage")
     parser.add_argument("model", type=Path)
-    parser.add_argument("--method", default="gptq", choices=PROVIDER.info.methods)
+    parser.add_argument(
+        "--method", default="gptq", choices=(*PROVIDER.info.methods, "rtn")
+    )
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--asym", action="store_true")
@@ -176,8 +233,8 @@ def unpack(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def score(model: Path, result: Path, *, num_windows: int) -> Drift:
-    """Compare a result with the float model on held-out windows."""
+def score(model: Path, weights: dict[str, Tensor], *, num_windows: int) -> Drift:
+    """Compare weights by source name with the float model on held-out windows."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -193,7 +250,7 @@ def score(model: Path, result: Path, *, num_windows: int) -> Drift:
     state = other.state_dict()
     meter = DriftMeter()
     with torch.inference_mode():
-        for name, weight in unpack(result).items():
+        for name, weight in weights.items():
             state[name].copy_(weight)
         for window in ids:
             a = reference(window[None]).logits[0, :-1]
