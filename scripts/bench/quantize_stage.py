@@ -90,9 +90,9 @@ def drift_row(drift: Drift) -> dict[str, float]:
     """What is printed of a comparison."""
     return {
         "kl": round(drift.mean_kl, 4),
-        "kl_standard_error": round(drift.kl_standard_error, 4),
+        "kl_standard_error": round(drift.mean_kl_standard_error, 4),
         "top1": round(drift.top1_agreement, 4),
-        "perplexity": round(drift.perplexity, 3),
+        "perplexity": round(drift.engine_perplexity, 3),
         "reference_perplexity": round(drift.reference_perplexity, 3),
     }
 
@@ -253,9 +253,9 @@ def score(model: Path, weights: dict[str, Tensor], *, num_windows: int) -> Drift
         for name, weight in weights.items():
             state[name].copy_(weight)
         for window in ids:
-            a = reference(window[None]).logits[0, :-1]
-            b = other(window[None]).logits[0, :-1]
-            meter.add(a, b, window[1:])
+            a = reference(window[None]).logits[0].numpy()
+            b = other(window[None]).logits[0].numpy()
+            meter.add(a, b, window.tolist())
     return meter.result()
 
 

@@ -10,7 +10,7 @@ from lmi_build.errors import GateFailed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from lmi_build.verify.drift import Drift
+    from lmi_build.numerics.compare import Drift
 
 _MEASURES: Mapping[str, Callable[[Drift], float]] = {
     "max_perplexity_ratio": lambda drift: drift.perplexity_ratio,

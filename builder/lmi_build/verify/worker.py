@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, cast
 from lmi_build import __version__
 from lmi_build.errors import VerifyFailed
 from lmi_build.events import StageNote, StageProgress
+from lmi_build.numerics.compare import Drift, DriftMeter
 from lmi_build.package.engine import load_engine
 from lmi_build.verify import checks
-from lmi_build.verify.drift import Drift, DriftMeter
 from lmi_build.verify.gates import judge, require_gates, summary
 from lmi_build.verify.held_out import held_out_windows
 from lmi_build.verify.integrity import refuse_if_damaged
