@@ -13,8 +13,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from typing_extensions import Self
-
 from lmi_build.checkpoint.header import TensorEntry, read_header
 from lmi_build.digest import CHUNK_BYTES
 from lmi_build.errors import SourceInvalid
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from torch import Tensor
+    from typing_extensions import Self
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"

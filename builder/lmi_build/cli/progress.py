@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
-from typing_extensions import Self
 
 from lmi_build import events
 from lmi_build.digest import short
@@ -20,6 +19,8 @@ from lmi_build.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from typing_extensions import Self
 
     from lmi_build.cli.options import State
     from lmi_build.events import Emit, Event

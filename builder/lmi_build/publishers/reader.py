@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from typing_extensions import Self
-
 from lmi_build.digest import Digest, digest_bytes
 from lmi_build.errors import RemoteFailed, VerifyFailed
 from lmi_build.publishers.destination import make_place
@@ -23,6 +21,8 @@ from lmi_build.values.recipe import PublishSpec
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import TracebackType
+
+    from typing_extensions import Self
 
     from lmi_build.publishers.place import Place
     from lmi_build.values.settings import Settings
