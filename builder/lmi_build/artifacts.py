@@ -151,7 +151,7 @@ def verify_artifact(
             uri=reader.uri,
             manifest_digest=digest_bytes(manifest),
             num_files=len(entries) + 1,
-            num_bytes=sum(entry.num_bytes for entry in entries) + len(manifest),
+            num_bytes=sum(entry.size for entry in entries) + len(manifest),
             problems=problems,
         )
 

@@ -82,6 +82,9 @@ def test_same_model_elsewhere_is_the_same_artifact() -> None:
     [
         "",
         "/etc/passwd",
+        "a/",
+        "gpj.\u202ea",
+        "a\u2028",
         "../up",
         "a/../../up",
         "a//b",

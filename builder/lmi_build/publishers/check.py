@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lmi_build.errors import Problem, RemoteFailed, VerifyFailed
 from lmi_build.events import Emit, StageProgress
-from lmi_build.publishers.layout import BESIDE, MANIFEST, FileEntry
+from lmi_build.values.manifest import MANIFEST_NAME, RECORD_NAMES, FileEntry
 
 if TYPE_CHECKING:
     from lmi_build.publishers.reader import ArtifactReader
@@ -37,16 +37,16 @@ def verify_published(reader: ArtifactReader, emit: Emit) -> tuple[Problem, ...]:
     try:
         entries = reader.entries()
     except VerifyFailed as error:
-        return (_problem(error.code, error.message, MANIFEST, error.hints[0]),)
+        return (_problem(error.code, error.message, MANIFEST_NAME, error.hints[0]),)
     there = reader.list()
-    total = sum(entry.num_bytes for entry in entries)
+    total = sum(entry.size for entry in entries)
     done, lock, stopped = 0, Lock(), Event()
 
     def check(entry: FileEntry) -> Problem | None:
         nonlocal done
         found = _check_entry(reader, entry, there.get(entry.path), stopped)
         with lock:
-            done += entry.num_bytes
+            done += entry.size
             emit(StageProgress(stage=_STAGE, done=done, total=total, unit="bytes"))
         return found
 
@@ -56,7 +56,7 @@ def verify_published(reader: ArtifactReader, emit: Emit) -> tuple[Problem, ...]:
         finally:
             # After a fault or an interrupt nobody waits for what is still read.
             stopped.set()
-    listed = {entry.path for entry in entries} | BESIDE | {MANIFEST}
+    listed = {entry.path for entry in entries} | RECORD_NAMES | {MANIFEST_NAME}
     problems += [
         _problem(
             "publish.file-foreign",
@@ -74,10 +74,8 @@ def _check_entry(
 ) -> Problem | None:
     if num_bytes is None:
         return _missing(entry)
-    if num_bytes != entry.num_bytes:
-        return _wrong(
-            entry, f"has {num_bytes} bytes, the manifest says {entry.num_bytes}"
-        )
+    if num_bytes != entry.size:
+        return _wrong(entry, f"has {num_bytes} bytes, the manifest says {entry.size}")
     sha = hashlib.sha256()
     try:
         for chunk in reader.stream(entry.path):
@@ -91,8 +89,7 @@ def _check_entry(
     if sha.hexdigest() != entry.sha256:
         return _wrong(
             entry,
-            f"hashes to sha256:{sha.hexdigest()}, "
-            f"the manifest says sha256:{entry.sha256}",
+            f"hashes to sha256:{sha.hexdigest()}, the manifest says {entry.digest}",
         )
     return None
 
@@ -100,7 +97,7 @@ def _check_entry(
 def _missing(entry: FileEntry) -> Problem:
     return _problem(
         "publish.file-missing",
-        f"`{entry.path}` ({entry.num_bytes} bytes) is not there",
+        f"`{entry.path}` ({entry.size} bytes) is not there",
         entry.path,
         "do not serve it: remove its manifest.json and publish again",
     )

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 from lmi_build.digest import CHUNK_BYTES, digest_file
 from lmi_build.errors import DoesNotFit, UsageInvalid, VerifyFailed
 from lmi_build.events import Emit, StageProgress
-from lmi_build.publishers.layout import BESIDE, MANIFEST, FileEntry, parse_files
+from lmi_build.publishers.layout import parse_files
 from lmi_build.publishers.reader import ArtifactReader, open_artifact
 from lmi_build.units import format_bytes
+from lmi_build.values.manifest import MANIFEST_NAME, RECORD_NAMES, FileEntry
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,18 +67,18 @@ def download(
     """
     with open_artifact(uri, settings, access=access, transfer=transfer) as reader:
         manifest = reader.manifest_bytes()
-        entries = parse_files(manifest, where=reader.uri + MANIFEST)
+        entries = parse_files(manifest, where=reader.uri + MANIFEST_NAME)
         state = _begin(dest, manifest)
         _check_room(dest, entries)
-        total = sum(entry.num_bytes for entry in entries)
+        total = sum(entry.size for entry in entries)
         done = 0
         for index, entry in enumerate(entries):
             _fetch(reader, entry, dest / entry.path, state / str(index))
-            done += entry.num_bytes
+            done += entry.size
             emit(StageProgress(stage=_STAGE, done=done, total=total, unit="bytes"))
-        for path in sorted(set(reader.list()) & BESIDE):
+        for path in sorted(set(reader.list()) & RECORD_NAMES):
             _write(dest / path, reader.read(path), state / "beside")
-        _write(dest / MANIFEST, manifest, state / "last")
+        _write(dest / MANIFEST_NAME, manifest, state / "last")
         shutil.rmtree(state)
         return reader.uri
 
@@ -104,7 +105,7 @@ def _begin(dest: Path, manifest: bytes) -> Path:
 
 def _check_room(dest: Path, entries: tuple[FileEntry, ...]) -> None:
     there = sum(p.stat().st_size for p in dest.rglob("*") if p.is_file())
-    needed = sum(entry.num_bytes for entry in entries) - there
+    needed = sum(entry.size for entry in entries) - there
     free = shutil.disk_usage(dest).free
     if needed > free:
         raise DoesNotFit(
@@ -117,12 +118,12 @@ def _check_room(dest: Path, entries: tuple[FileEntry, ...]) -> None:
 
 def _fetch(reader: ArtifactReader, entry: FileEntry, path: Path, partial: Path) -> None:
     """One file: what is there is hashed, only the rest is asked for."""
-    if path.is_file() and digest_file(path) == f"sha256:{entry.sha256}":
+    if path.is_file() and digest_file(path) == entry.digest:
         return
     sha = hashlib.sha256()
     done = _hash_partial(partial, entry, sha)
     with partial.open("ab") as out:
-        if done < entry.num_bytes:
+        if done < entry.size:
             for chunk in reader.stream(entry.path, start=done):
                 sha.update(chunk)
                 out.write(chunk)
@@ -136,7 +137,7 @@ def _fetch(reader: ArtifactReader, entry: FileEntry, path: Path, partial: Path) 
             return
         raise VerifyFailed(
             f"{reader.uri}{entry.path} hashes to sha256:{sha.hexdigest()}, "
-            f"the manifest says sha256:{entry.sha256}",
+            f"the manifest says {entry.digest}",
             code="publish.content-wrong",
             hints=(f"run `lmi-build verify {reader.uri}` to see all that is wrong",),
         )
@@ -148,7 +149,7 @@ def _hash_partial(partial: Path, entry: FileEntry, sha: hashlib._Hash) -> int:
     """Take up what an earlier attempt fetched of a file; returns its bytes."""
     if not partial.is_file():
         return 0
-    if partial.stat().st_size > entry.num_bytes:
+    if partial.stat().st_size > entry.size:
         partial.unlink()
         return 0
     with partial.open("rb", buffering=0) as stream:

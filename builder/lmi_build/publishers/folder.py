@@ -28,7 +28,7 @@ from lmi_build.publishers.place import Stopped, Stored
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from lmi_build.publishers.layout import FileEntry
+    from lmi_build.values.manifest import FileEntry
 
 _PREFIX = ".lmi-build-"
 
@@ -67,9 +67,9 @@ class FolderPlace:
         """Whether the file hashes to the entry; a disk is cheap to ask."""
         path = self.root / key
         with self._explained(key):
-            if not path.is_file() or path.stat().st_size != entry.num_bytes:
+            if not path.is_file() or path.stat().st_size != entry.size:
                 return False
-            return digest_file(path) == f"sha256:{entry.sha256}"
+            return digest_file(path) == entry.digest
 
     def send(
         self, source: Path, key: str, entry: FileEntry, sent: Callable[[int], None]
@@ -183,7 +183,7 @@ class FolderPlace:
 def content_differs(source: Path, found: str, entry: FileEntry) -> PublishFailed:
     """The error for a local file that is not what its manifest says."""
     return PublishFailed(
-        f"{source} hashes to sha256:{found}, its manifest says sha256:{entry.sha256}",
+        f"{source} hashes to sha256:{found}, its manifest says {entry.digest}",
         code="publish.content-differs",
         hints=("run `lmi-build cache verify`, then build again",),
     )

@@ -31,15 +31,13 @@ from lmi_build.digest import Digest, digest_bytes
 from lmi_build.errors import PublishFailed, RemoteFailed
 from lmi_build.events import Emit, StageNote, StageProgress
 from lmi_build.publishers.layout import (
-    BESIDE,
     LATEST,
-    MANIFEST,
-    FileEntry,
     latest_document,
     parse_latest,
     read_tree,
     version_prefix,
 )
+from lmi_build.values.manifest import MANIFEST_NAME, RECORD_NAMES, FileEntry
 from lmi_build.values.publish import PublishReceipt
 
 if TYPE_CHECKING:
@@ -107,16 +105,16 @@ def publish_version(
         RemoteFailed: The destination refused or vanished.
     """
     began = time.monotonic()
-    if not set(extra) <= BESIDE:
-        raise ValueError(f"{sorted(set(extra) - BESIDE)} may not stand beside")
+    if not set(extra) <= RECORD_NAMES:
+        raise ValueError(f"{sorted(set(extra) - RECORD_NAMES)} may not stand beside")
     manifest, entries = read_tree(tree, manifest_digest)
     prefix = version_prefix(name, manifest_digest)
     progress = _Progress(
         stage=f"{name}/publish",
-        total=sum(entry.num_bytes for entry in entries),
+        total=sum(entry.size for entry in entries),
         emit=emit,
     )
-    committed = _is_committed(place, prefix + MANIFEST, manifest)
+    committed = _is_committed(place, prefix + MANIFEST_NAME, manifest)
     held = _held(place, prefix, entries, progress)
     missing = [entry for entry in entries if entry.path not in held]
     if committed and missing:
@@ -125,10 +123,10 @@ def publish_version(
     for beside, source in sorted(_beside(tree, entries, extra).items()):
         _put_beside(place, prefix + beside, source.read_bytes(), progress)
     if not committed:
-        _commit(place, prefix + MANIFEST, manifest)
+        _commit(place, prefix + MANIFEST_NAME, manifest)
     place.tidy(prefix)
     _move_latest(place, f"{name}/{LATEST}", manifest_digest)
-    uploaded_bytes = sum(entry.num_bytes for entry in missing)
+    uploaded_bytes = sum(entry.size for entry in missing)
     return PublishReceipt(
         uri=place.uri(prefix),
         manifest_digest=manifest_digest,
@@ -144,7 +142,9 @@ def _beside(
 ) -> dict[str, Path]:
     """Records to publish: those that lie in the tree unlisted, and those given."""
     listed = {entry.path for entry in entries}
-    there = {name: tree / name for name in BESIDE - listed if (tree / name).is_file()}
+    there = {
+        name: tree / name for name in RECORD_NAMES - listed if (tree / name).is_file()
+    }
     return {**there, **extra}
 
 
@@ -177,8 +177,8 @@ def _damaged(place: Place, prefix: str, wrong: list[FileEntry]) -> PublishFailed
         code="publish.damaged",
         hints=(
             (
-                f"remove {place.uri(prefix + MANIFEST)} and publish again: without its "
-                "manifest the version counts as unfinished and is completed"
+                f"remove {place.uri(prefix + MANIFEST_NAME)} and publish again: "
+                "without its manifest the version counts as unfinished and is completed"
             ),
         ),
     )
@@ -189,18 +189,20 @@ def _held(
 ) -> set[str]:
     """The entries that are there and right; foreign files are told, never removed."""
     there = place.listing(prefix)
-    for foreign in sorted(set(there) - {e.path for e in entries} - BESIDE - {MANIFEST}):
+    for foreign in sorted(
+        set(there) - {e.path for e in entries} - RECORD_NAMES - {MANIFEST_NAME}
+    ):
         progress.note(
             "publish.foreign-file",
             f"{place.uri(prefix + foreign)} does not belong to this artifact",
         )
-    candidates = [e for e in entries if there.get(e.path) == e.num_bytes]
+    candidates = [e for e in entries if there.get(e.path) == e.size]
     with ThreadPoolExecutor(place.num_files_at_once) as pool:
         answers = pool.map(lambda e: place.holds(prefix + e.path, e), candidates)
         held = {e.path for e, answer in zip(candidates, answers, strict=True) if answer}
     for entry in candidates:
-        if entry.path in held and entry.num_bytes:
-            progress.add(entry.num_bytes)
+        if entry.path in held and entry.size:
+            progress.add(entry.size)
     return held
 
 
@@ -226,7 +228,7 @@ def _send(
         if not place.holds(key, entry):
             raise PublishFailed(
                 f"{place.uri(key)} was sent, but is not there as "
-                f"{entry.num_bytes} bytes with sha256:{entry.sha256}",
+                f"{entry.size} bytes with {entry.digest}",
                 code="publish.not-kept",
                 hints=(
                     (
@@ -236,7 +238,7 @@ def _send(
                 ),
             )
 
-    ordered = sorted(missing, key=lambda entry: -entry.num_bytes)
+    ordered = sorted(missing, key=lambda entry: -entry.size)
     with ThreadPoolExecutor(place.num_files_at_once) as pool:
         futures = [pool.submit(send, entry) for entry in ordered]
         try:

@@ -14,40 +14,25 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lmi_build.digest import Digest, canonical_json, digest_bytes
 from lmi_build.errors import PublishFailed, VerifyFailed
+from lmi_build.values.manifest import (
+    MANIFEST_NAME,
+    RECORD_NAMES,
+    read_entries,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
-MANIFEST = "manifest.json"
+    from lmi_build.values.manifest import FileEntry
+
 LATEST = "latest.json"
-# The only files that may stand beside a manifest without being listed in it. They
-# are records about the artifact that no server loads, so a foreign file cannot hide.
-BESIDE = frozenset({"verify.json", "build.json"})
 
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FileEntry:
-    """
-    One row of a manifest.
-
-    Args:
-        path: Relative POSIX path.
-        num_bytes: Length.
-        sha256: 64 hexadecimal digits, without a prefix.
-    """
-
-    path: str
-    num_bytes: int
-    sha256: str
 
 
 def version_prefix(name: str, manifest_digest: str) -> str:
@@ -83,42 +68,13 @@ def parse_files(manifest: bytes, *, where: str) -> tuple[FileEntry, ...]:
             leave the artifact, a path listed twice.
     """
     try:
-        document: Any = json.loads(manifest)
-        rows = document["files"]
-        entries = tuple(_parse_row(row) for row in rows)
-    except (ValueError, KeyError, TypeError) as error:
+        return read_entries(json.loads(manifest)["files"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise VerifyFailed(
             f"{where} is not a manifest: {error}",
             code="publish.manifest-invalid",
             hints=("build the artifact again",),
         ) from error
-    paths = [entry.path for entry in entries]
-    twice = {path for path in paths if paths.count(path) > 1}
-    if twice:
-        raise VerifyFailed(
-            f"{where} lists `{min(twice)}` twice",
-            code="publish.manifest-invalid",
-            hints=("build the artifact again",),
-        )
-    return entries
-
-
-def _parse_row(row: Mapping[str, Any]) -> FileEntry:
-    path, num_bytes, sha256 = row["path"], row["size"], row["sha256"]
-    if not isinstance(path, str) or not is_safe_path(path) or path == MANIFEST:
-        raise ValueError(f"`{path}` is not a path inside an artifact")
-    if not isinstance(num_bytes, int) or isinstance(num_bytes, bool) or num_bytes < 0:
-        raise ValueError(f"`{path}` has the size {num_bytes!r}")
-    if not isinstance(sha256, str) or not _HEX.match(sha256):
-        raise ValueError(f"`{path}` has the digest {sha256!r}")
-    return FileEntry(path=path, num_bytes=num_bytes, sha256=sha256)
-
-
-def is_safe_path(path: str) -> bool:
-    """Whether a path is relative, plain POSIX, and stays where it is put."""
-    segments = path.split("/")
-    plain = all(segment not in {"", ".", ".."} for segment in segments)
-    return plain and "\\" not in path and path.isprintable()
 
 
 def latest_document(manifest_digest: Digest) -> bytes:
@@ -167,11 +123,13 @@ def read_tree(tree: Path, manifest_digest: Digest) -> tuple[bytes, list[FileEntr
         PublishFailed: `publish.tree-differs`: another manifest, a missing file, one
             of another length, or one that is not listed.
     """
-    manifest = (tree / MANIFEST).read_bytes()
+    manifest = (tree / MANIFEST_NAME).read_bytes()
     found = digest_bytes(manifest)
     if found != manifest_digest:
-        raise _differs(f"{tree / MANIFEST} is {found}, asked for {manifest_digest}")
-    entries = parse_files(manifest, where=str(tree / MANIFEST))
+        raise _differs(
+            f"{tree / MANIFEST_NAME} is {found}, asked for {manifest_digest}"
+        )
+    entries = parse_files(manifest, where=str(tree / MANIFEST_NAME))
     local = {
         path.relative_to(tree).as_posix(): path.stat().st_size
         for path in tree.rglob("*")
@@ -181,14 +139,14 @@ def read_tree(tree: Path, manifest_digest: Digest) -> tuple[bytes, list[FileEntr
         num_bytes = local.pop(entry.path, None)
         if num_bytes is None:
             raise _differs(f"{tree / entry.path} is missing")
-        if num_bytes != entry.num_bytes:
+        if num_bytes != entry.size:
             raise _differs(
                 f"{tree / entry.path} has {num_bytes} bytes, "
-                f"its manifest says {entry.num_bytes}"
+                f"its manifest says {entry.size}"
             )
-    foreign = sorted(set(local) - BESIDE - {MANIFEST})
+    foreign = sorted(set(local) - RECORD_NAMES - {MANIFEST_NAME})
     if foreign:
-        raise _differs(f"{tree / foreign[0]} is not listed in {MANIFEST}")
+        raise _differs(f"{tree / foreign[0]} is not listed in {MANIFEST_NAME}")
     return manifest, list(entries)
 
 

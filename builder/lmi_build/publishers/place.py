@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from lmi_build.publishers.layout import FileEntry
+    from lmi_build.values.manifest import FileEntry
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,14 +7,8 @@ from typing import TYPE_CHECKING
 from lmi_build.digest import Digest, digest_bytes
 from lmi_build.errors import RemoteFailed, VerifyFailed
 from lmi_build.publishers.destination import make_place
-from lmi_build.publishers.layout import (
-    LATEST,
-    MANIFEST,
-    FileEntry,
-    is_version,
-    parse_files,
-    parse_latest,
-)
+from lmi_build.publishers.layout import LATEST, is_version, parse_files, parse_latest
+from lmi_build.values.manifest import MANIFEST_NAME, FileEntry
 from lmi_build.values.publish import Transfer
 from lmi_build.values.recipe import PublishSpec
 
@@ -71,11 +65,11 @@ class ArtifactReader:
             RemoteFailed: `remote.not-found`: the version is not committed.
             VerifyFailed: `publish.manifest-mismatch`.
         """
-        manifest = self.read(MANIFEST)
+        manifest = self.read(MANIFEST_NAME)
         found = digest_bytes(manifest)
         if self.expected is not None and found != self.expected:
             raise VerifyFailed(
-                f"{self._place.uri(self._prefix + MANIFEST)} is {found}, "
+                f"{self._place.uri(self._prefix + MANIFEST_NAME)} is {found}, "
                 f"its prefix promises {self.expected}",
                 code="publish.manifest-mismatch",
                 hints=("do not serve it: publish the artifact again elsewhere",),
@@ -84,7 +78,7 @@ class ArtifactReader:
 
     def entries(self) -> tuple[FileEntry, ...]:
         """The manifest's files."""
-        return parse_files(self.manifest_bytes(), where=self.uri + MANIFEST)
+        return parse_files(self.manifest_bytes(), where=self.uri + MANIFEST_NAME)
 
     def read(self, path: str) -> bytes:
         """
@@ -147,12 +141,12 @@ def open_artifact(
 def _find(place: Place, last_segment: str) -> ArtifactReader:
     if is_version(last_segment):
         return ArtifactReader(place, "", Digest(f"sha256:{last_segment}"))
-    if place.read(MANIFEST) is not None:
+    if place.read(MANIFEST_NAME) is not None:
         return ArtifactReader(place, "", None)
     latest = place.read(LATEST)
     if latest is None:
         raise RemoteFailed(
-            f"{place.uri('')} holds neither {MANIFEST} nor {LATEST}",
+            f"{place.uri('')} holds neither {MANIFEST_NAME} nor {LATEST}",
             code="remote.not-found",
             hints=("name a published artifact, such as s3://bucket/prefix/NAME",),
         )

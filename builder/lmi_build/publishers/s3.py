@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from lmi_build.publishers.layout import FileEntry
+    from lmi_build.values.manifest import FileEntry
     from lmi_build.values.publish import Transfer
     from lmi_build.values.recipe import PublishSpec
     from lmi_build.values.settings import Settings
@@ -123,7 +123,7 @@ class S3Place:
         if kept and "-" not in kept and base64.b64decode(kept).hex() != entry.sha256:
             return False
         same = metadata.get(METADATA) == entry.sha256
-        if not same or head["ContentLength"] != entry.num_bytes:
+        if not same or head["ContentLength"] != entry.size:
             return False
         self._check_encryption(key, head)
         return True

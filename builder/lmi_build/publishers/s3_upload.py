@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lmi_build.publishers.crc import Checksum
-    from lmi_build.publishers.layout import FileEntry
+    from lmi_build.values.manifest import FileEntry
 
 METADATA = "lmi-build-sha256"
 # Damaged bytes are refused by S3 and sent again; botocore itself does not.
@@ -116,7 +116,7 @@ class Uploader:
             PublishFailed: `publish.content-differs`.
             botocore.exceptions.ClientError: S3 refuses.
         """
-        if entry.num_bytes <= self.part_bytes:
+        if entry.size <= self.part_bytes:
             self._send_whole(source, key, entry, sent)
             return
         told, fresh = Once(sent), False
@@ -139,7 +139,7 @@ class Uploader:
         self, source: Path, key: str, entry: FileEntry, sent: Callable[[int], None]
     ) -> None:
         sha = hashlib.sha256()
-        buffer = self.buffers.take(entry.num_bytes)
+        buffer = self.buffers.take(entry.size)
         try:
             with source.open("rb", buffering=0) as stream:
                 length = 0
@@ -160,8 +160,8 @@ class Uploader:
             )
         finally:
             self.buffers.give(buffer)
-        if entry.num_bytes:
-            sent(entry.num_bytes)
+        if entry.size:
+            sent(entry.size)
 
     def _send_parts(
         self, source: Path, key: str, entry: FileEntry, told: Once, *, fresh: bool
@@ -169,14 +169,14 @@ class Uploader:
         """Returns whether an upload in progress was taken up."""
         resumed = None if fresh else self._resume(key)
         upload = resumed or self._begin(key, entry)
-        part_bytes = part_length(entry.num_bytes, self.part_bytes)
+        part_bytes = part_length(entry.size, self.part_bytes)
         sha = hashlib.sha256()
         futures: list[Future[dict[str, Any]]] = []
         summed: list[tuple[int, int]] = []
         failed = Event()
         try:
             with source.open("rb", buffering=0) as stream:
-                for number, num_bytes in part_table(entry.num_bytes, part_bytes):
+                for number, num_bytes in part_table(entry.size, part_bytes):
                     if self.stopped.is_set():
                         raise Stopped
                     if failed.is_set():
@@ -197,7 +197,7 @@ class Uploader:
         if not whole or sha.hexdigest() != entry.sha256:
             self._abort(key, upload.upload_id)
             raise content_differs(source, sha.hexdigest(), entry)
-        self._complete(key, upload, parts, self.checksum.join(summed), entry.num_bytes)
+        self._complete(key, upload, parts, self.checksum.join(summed), entry.size)
         return resumed is not None
 
     def _read_part(

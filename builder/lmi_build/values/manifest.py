@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import unicodedata
 from dataclasses import dataclass, fields
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -19,14 +20,19 @@ from lmi_build.digest import Digest, canonical_json, digest_bytes
 from lmi_build.errors import VerifyFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from lmi_build.digest import JSONValue
 
 MANIFEST_SCHEMA = "lmi-build/manifest/v1"
 MANIFEST_NAME = "manifest.json"
 ARCHIVE_NAME = "model.tar.gz"
+# The only files that may stand beside a manifest without being listed in it. They
+# are records about the artifact that no server loads, so a foreign file cannot hide.
+RECORD_NAMES = frozenset({"verify.json", "build.json"})
 
+# Controls, formats such as right-to-left marks, halves of a pair, line separators.
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _KINDS: Mapping[str, type] = {
     "name": str,
@@ -50,8 +56,8 @@ def unsafe_path_reason(path: str) -> str | None:
         return "it is absolute"
     if "\\" in path:
         return "it has a backslash"
-    if any(ord(char) < ord(" ") or char == "\x7f" for char in path):
-        return "it has a control character"
+    if any(unicodedata.category(char) in _UNSEEN for char in path):
+        return "it has a character that does not show"
     if any(part in {"", ".", ".."} for part in path.split("/")):
         return "it has an empty, `.` or `..` part"
     return None
@@ -80,6 +86,11 @@ class FileEntry:
             raise ValueError(f"{self.path}: a size of {self.size} bytes is refused")
         if not _DIGEST.match(self.digest):
             raise ValueError(f"{self.path}: {self.digest!r} is not a SHA-256 digest")
+
+    @property
+    def sha256(self) -> str:
+        """The digest's 64 hexadecimal digits, as manifests and S3 metadata have it."""
+        return self.digest.removeprefix("sha256:")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,18 +133,7 @@ class Manifest:
     files: tuple[FileEntry, ...]
 
     def __post_init__(self) -> None:
-        paths = [entry.path for entry in self.files]
-        if paths != sorted(paths):
-            raise ValueError("`files` must be sorted by path")
-        if len(set(paths)) != len(paths):
-            double = next(a for a, b in itertools.pairwise(paths) if a == b)
-            raise ValueError(f"`files` names {double!r} twice")
-        for path in paths:
-            parents = {str(parent) for parent in PurePosixPath(path).parents}
-            if nested := sorted(parents & set(paths)):
-                raise ValueError(f"{nested[0]!r} is both a file and a folder")
-        if MANIFEST_NAME in paths:
-            raise ValueError(f"`files` must not name {MANIFEST_NAME} itself")
+        _check_paths([entry.path for entry in self.files])
 
     @property
     def digest(self) -> Digest:
@@ -155,7 +155,7 @@ class Manifest:
             {
                 "path": entry.path,
                 "size": entry.size,
-                "sha256": entry.digest.removeprefix("sha256:"),
+                "sha256": entry.sha256,
             }
             for entry in self.files
         ]
@@ -230,8 +230,39 @@ def _checked_fields(document: dict[str, Any]) -> dict[str, Any]:
         optional = name == "ledger" and value is None
         if not optional and not isinstance(value, _KINDS.get(name, dict)):
             raise ValueError(f"`{name}` is a {type(value).__name__}")
-    entries = tuple(_entry(row, index) for index, row in enumerate(document["files"]))
-    return {**document, "files": entries}
+    return {**document, "files": read_entries(document["files"])}
+
+
+def read_entries(rows: object) -> tuple[FileEntry, ...]:
+    """
+    The table of files of a manifest, trusting nothing.
+
+    Args:
+        rows: The value of `files` as JSON gave it.
+
+    Raises:
+        ValueError: A row is no file entry, or the paths do not make one tree.
+    """
+    if not isinstance(rows, list):
+        raise ValueError(f"`files` is a {type(rows).__name__}")  # noqa: TRY004 - data
+    entries = tuple(_entry(row, index) for index, row in enumerate(rows))
+    _check_paths([entry.path for entry in entries])
+    return entries
+
+
+def _check_paths(paths: Sequence[str]) -> None:
+    if list(paths) != sorted(paths):
+        raise ValueError("`files` must be sorted by path")
+    if len(set(paths)) != len(paths):
+        double = next(a for a, b in itertools.pairwise(paths) if a == b)
+        raise ValueError(f"`files` names {double!r} twice")
+    known = set(paths)
+    for path in paths:
+        parents = {str(parent) for parent in PurePosixPath(path).parents}
+        if nested := sorted(parents & known):
+            raise ValueError(f"{nested[0]!r} is both a file and a folder")
+    if MANIFEST_NAME in known:
+        raise ValueError(f"`files` must not name {MANIFEST_NAME} itself")
 
 
 def _entry(row: object, index: int) -> FileEntry:

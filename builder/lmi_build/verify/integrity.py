@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from lmi_build.digest import digest_file
 from lmi_build.errors import LmiBuildError, Problem, VerifyFailed
 from lmi_build.package.properties import PROPERTIES_NAME, parse_properties
-from lmi_build.values.manifest import MANIFEST_NAME, Manifest
+from lmi_build.values.manifest import MANIFEST_NAME, RECORD_NAMES, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,8 +33,6 @@ _MAX_MANIFEST_BYTES = 64 << 20
 _PIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(\[[A-Za-z0-9_,-]+\])?==[^\s;=*]+\Z")
 # Files at the root that make DJL Serving choose another engine, or compile.
 _MISLEADING_ROOT_FILES = ("config.json", "config.pbtxt", "metadata.yaml")
-# Published beside a manifest: records about the artifact that no server loads.
-_RECORDS = frozenset({"verify.json", "build.json"})
 _NUM_SHOWN = 8
 
 
@@ -151,7 +149,7 @@ def _walk(root: Path) -> tuple[set[str], list[Problem]]:
 
 def _listing_problems(manifest: Manifest, found: set[str]) -> Iterator[Problem]:
     listed = {entry.path for entry in manifest.files}
-    allowed = listed | {MANIFEST_NAME} | _RECORDS
+    allowed = listed | {MANIFEST_NAME} | RECORD_NAMES
     for path in sorted(listed - found):
         yield Problem(
             code="verify.file-missing",
