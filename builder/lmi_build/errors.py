@@ -25,6 +25,7 @@ A code is a slug `room.fault`; `lmi-build explain CODE` documents it from
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -212,6 +213,15 @@ _BY_NAME: dict[str, type[LmiBuildError]] = {
         UsageInvalid,
     )
 }
+
+
+# No space, over the quota, larger than the file system or `ulimit -f` allows.
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether a write failed for want of room."""
+    return error.errno in _DISK_FULL
 
 
 def error_to_json(error: LmiBuildError) -> dict[str, Any]:

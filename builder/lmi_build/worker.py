@@ -11,7 +11,6 @@ end closes, and the worker ends itself with everything it started.
 
 from __future__ import annotations
 
-import errno
 import importlib
 import json
 import os
@@ -22,14 +21,18 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from lmi_build.errors import DoesNotFit, LmiBuildError, StageFailed, error_to_json
+from lmi_build.errors import (
+    DoesNotFit,
+    LmiBuildError,
+    StageFailed,
+    error_to_json,
+    is_disk_full,
+)
 from lmi_build.events import Event, to_json
 from lmi_build.spi import Job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def main(argv: list[str]) -> int:
@@ -40,11 +43,12 @@ def main(argv: list[str]) -> int:
         try:
             _run(request, channel)
         except LmiBuildError as error:
-            _report(channel, error)
+            _report(channel, error, request["inputs"])
             return 1
         except Exception as error:  # noqa: BLE001 - the last frame of a process
             traceback.print_exc()
-            _report(channel, _translate(error, str(request["stage"])))
+            translated = _translate(error, str(request["stage"]))
+            _report(channel, translated, request["inputs"])
             return 1
     return 0
 
@@ -70,14 +74,19 @@ def _run(request: Mapping[str, Any], channel: TextIO) -> None:
     run(job, emit)
 
 
-def _report(channel: TextIO, error: LmiBuildError) -> None:
-    channel.write(json.dumps({"error": error_to_json(error)}) + "\n")
+def _report(channel: TextIO, error: LmiBuildError, inputs: Mapping[str, str]) -> None:
+    """Send an error; inputs are named by their role, as their folders will be gone."""
+    document = error_to_json(error)
+    for role, folder in inputs.items():
+        document["message"] = document["message"].replace(folder, role)
+        document["hints"] = [hint.replace(folder, role) for hint in document["hints"]]
+    channel.write(json.dumps({"error": document}) + "\n")
     channel.flush()
 
 
 def _translate(error: Exception, stage: str) -> LmiBuildError:
     """Name the failures of a machine; the rest is a bug of ours or of a toolchain."""
-    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+    if isinstance(error, OSError) and is_disk_full(error):
         return DoesNotFit(
             f"no space left on the disk: {error}",
             code="store.disk-full",

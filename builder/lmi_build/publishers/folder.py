@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmi_build.digest import CHUNK_BYTES, digest_bytes, digest_file
-from lmi_build.errors import PublishFailed, RemoteFailed
+from lmi_build.errors import PublishFailed, RemoteFailed, is_disk_full
 from lmi_build.publishers.place import Stopped, Stored
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def _explain(error: OSError, where: str) -> RemoteFailed:
             code="remote.access-denied",
             hints=("publish to a folder this user may write",),
         )
-    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+    if is_disk_full(error):
         return RemoteFailed(
             f"{where}: {error.strerror}",
             code="remote.full",

@@ -5,21 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from errno import EDQUOT, EFBIG, EINVAL, EIO, ENOSPC, ENOTTY, EOPNOTSUPP, EPERM, EXDEV
+from errno import EIO
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from lmi_build.digest import CHUNK_BYTES
-from lmi_build.errors import DoesNotFit, SourceInvalid
+from lmi_build.errors import DoesNotFit, SourceInvalid, is_disk_full
 from lmi_build.sources.local import unreadable
+from lmi_build.store.files import clone
 
 if TYPE_CHECKING:
     from io import BufferedWriter, FileIO
     from pathlib import Path
-
-# linux/fs.h: share a file's blocks with a copy (btrfs, XFS).
-_FICLONE = 0x40049409
-_NO_CLONE = {EXDEV, EOPNOTSUPP, EINVAL, ENOTTY, EPERM}
 
 OnBytes = Callable[[int], None]
 
@@ -72,7 +69,7 @@ def disk_errors(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in {ENOSPC, EDQUOT, EFBIG}:
+        if not is_disk_full(error):
             raise
         raise DoesNotFit(
             f"no space left while writing {what}",
@@ -131,7 +128,7 @@ def copy_checked(
     """
     hasher = Hasher(digest, size)
     with source.open("rb", buffering=0) as stream, target.open("xb") as sink:
-        shared = _clone(stream, sink)
+        shared = clone(stream.fileno(), sink.fileno())
         # A clone is hashed, not its source: what is checked is what is kept.
         if shared:
             with target.open("rb", buffering=0) as copy:
@@ -154,20 +151,6 @@ def _pump(
         if sink is not None:
             sink.write(chunk)
         on_bytes(len(chunk))
-
-
-def _clone(stream: FileIO, sink: BufferedWriter) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such call
-        return False
-    try:
-        fcntl.ioctl(sink.fileno(), _FICLONE, stream.fileno())
-    except OSError as error:
-        if error.errno in _NO_CLONE:
-            return False
-        raise
-    return True
 
 
 def safe_child(folder: Path, name: str) -> Path:

@@ -11,20 +11,27 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmi_build.errors import DoesNotFit, LmiBuildError, StoreUnusable
+from lmi_build.errors import (
+    DoesNotFit,
+    LmiBuildError,
+    StoreUnusable,
+    UsageInvalid,
+    is_disk_full,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # ioctl(2) FICLONE, from linux/fs.h: share extents between two files.
 _FICLONE = 0x40049409
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Another file system, one without links, or too many links to one file.
+_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES}
 _NO_WRITE = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def explain_os_error(error: OSError, doing: str, path: Path) -> LmiBuildError:
     """Turn a failed system call on our own files into an error with a way out."""
-    if error.errno in _NO_SPACE:
+    if is_disk_full(error):
         return DoesNotFit(
             f"no space left while {doing}: {path} ({error.strerror})",
             code="store.disk-full",
@@ -43,6 +50,45 @@ def explain_os_error(error: OSError, doing: str, path: Path) -> LmiBuildError:
         f"{error.strerror or error} while {doing}: {path}",
         code="store.io-error",
         hints=("check the disk, then run `lmi-build cache verify`",),
+    )
+
+
+@contextmanager
+def explaining(doing: str, path: Path) -> Iterator[None]:
+    """
+    Let no failed system call on our own files pass without a way out.
+
+    Raises:
+        LmiBuildError: Instead of any `OSError` of the body.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise explain_os_error(error, doing, path) from error
+
+
+def explain_output_error(
+    error: OSError, doing: str, path: Path, *, option: str
+) -> LmiBuildError:
+    """
+    Turn a failed write where the user wanted something into an error with a way out.
+
+    Args:
+        error: What the system said.
+        doing: What we were at, such as `writing the artifact`.
+        path: Where.
+        option: How the user chooses another place, such as `--out DIR`.
+    """
+    if is_disk_full(error):
+        return DoesNotFit(
+            f"no space left while {doing}: {path} ({error.strerror})",
+            code="out.disk-full",
+            hints=(f"free some space there, or choose another disk: `{option}`",),
+        )
+    return UsageInvalid(
+        f"{path} cannot be written while {doing}: {error.strerror or error}",
+        code="out.unwritable",
+        hints=(f"choose a place that can be written: `{option}`",),
     )
 
 
@@ -94,7 +140,7 @@ def place(source: Path, dest: Path) -> None:
     try:
         os.link(source, dest)
     except OSError as error:
-        if error.errno not in {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP}:
+        if error.errno not in _NO_LINK:
             raise
         shutil.copyfile(source, dest)
 
@@ -111,12 +157,26 @@ def _reflink(source: Path, dest: Path) -> bool:
     with source.open("rb") as reader:
         writer = os.open(dest, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         try:
-            fcntl.ioctl(writer, _FICLONE, reader.fileno())
-        except OSError:
-            dest.unlink()
-            return False
+            shared = clone(reader.fileno(), writer)
         finally:
             os.close(writer)
+    if not shared:
+        dest.unlink()
+    return shared
+
+
+def clone(source_fd: int, dest_fd: int) -> bool:
+    """
+    Share the blocks of one open file with another, empty one.
+
+    Returns:
+        Whether the file system did it (btrfs, XFS); if not, nothing was written.
+    """
+    try:
+        fcntl.ioctl(dest_fd, _FICLONE, source_fd)
+    except OSError:
+        # Whatever the reason, the copy that follows meets it too, and says so.
+        return False
     return True
 
 
