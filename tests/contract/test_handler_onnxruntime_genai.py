@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import threading
 import types
@@ -87,6 +88,18 @@ class TestBounds:
             engine.generate(inputs, {})
 
 
+def _adds_first(token: str, token_id: int) -> dict[str, Any]:
+    """A step of `tokenizer.json` that puts a token before each text."""
+    first = {"SpecialToken": {"id": token, "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [first, text],
+        "pair": [first, text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {token: {"id": token, "ids": [token_id], "tokens": [token]}},
+    }
+
+
 def _before_eos(ids: list[int]) -> list[int]:
     return ids[:-1] if ids[-1] == 2 else ids
 
@@ -128,6 +141,27 @@ class TestText:
         text = engine.apply_chat_template([{"role": "user", "content": "hi"}])
 
         assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+
+    def test_special_tokens_show_nothing(self, engine: handler.Engine) -> None:
+        """Alone or in a row they are no text, and no broken character either."""
+        assert [engine.decode(ids) for ids in ([0], [1], [2, 2])] == ["", "", ""]
+
+    def test_a_conversation_begins_once(self, artifact: Path, tmp_path: Path) -> None:
+        """A first token that template and tokenizer both write is not doubled."""
+        root = tmp_path / "artifact"
+        shutil.copytree(artifact, root)
+        path = root / "engine" / "tokenizer.json"
+        document = json.loads(path.read_bytes())
+        document["post_processor"] = _adds_first("<|im_start|>", 1)
+        path.write_text(json.dumps(document))
+        engine = handler.Engine(root)
+        ids = engine.encode(
+            engine.apply_chat_template([{"role": "user", "content": ""}])
+        )
+
+        assert engine.encode("a") == [1, 67]
+        assert ids[0] == 1
+        assert ids[1] != 1
 
     def test_a_stop_sequence_is_cut_off(self, engine: handler.Engine) -> None:
         """The answer ends before the text that stops it, wherever tokens end."""

@@ -272,6 +272,7 @@ class TokenBytes:
             raise EngineBroken(f"`tokenizer.json` has an unknown decoder: {names}")
         for row in added:
             self._table[row["id"]] = b"" if row["special"] else row["content"].encode()
+        self.specials = {row["id"]: row["content"] for row in added if row["special"]}
 
     def __getitem__(self, token_id: int) -> bytes:
         # Engines pad their vocabulary; the padding has no text.
@@ -460,8 +461,13 @@ class Engine:
         try:
             self._model = onnxruntime_genai.Model(str(folder))
             self._tokenizer = onnxruntime_genai.Tokenizer(self._model)
+            # As the model was trained: the runtime leaves them out by default.
+            self._tokenizer.update_options(add_special_tokens="true")
+            first = int(self._tokenizer.encode("a")[0])
         except Exception as error:
             raise EngineBroken(f"the engine does not load: {error}") from error
+        # What `encode` puts before every text by itself; mostly nothing.
+        self._bos = self._token_bytes.specials.get(first, "")
         self._lock = threading.Lock()
 
     def encode(self, text: str) -> list[int]:
@@ -479,6 +485,8 @@ class Engine:
         """
         The prompt of a conversation, ready for the assistant's turn.
 
+        A beginning that `encode` adds by itself is left out, so that it comes once.
+
         Raises:
             InvalidRequest: The model has no chat template, or it refuses them.
         """
@@ -489,7 +497,7 @@ class Engine:
                 )
         except RuntimeError as error:
             raise InvalidRequest(f"the chat template refuses this: {error}") from error
-        return str(text)
+        return str(text).removeprefix(self._bos)
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """
@@ -503,7 +511,7 @@ class Engine:
             raise BoundExceeded(f"{len(ids)} tokens are over max_seq_len = {length}")
         generator = self._start(ids, len(ids))
         with self._lock:
-            logits = np.array(generator.get_output("logits"), np.float32)
+            logits = np.asarray(generator.get_output("logits"), np.float32)
         # One prompt: the batch is 1.
         return logits.reshape(logits.shape[1:])
 
