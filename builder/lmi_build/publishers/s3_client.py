@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from lmi_build.errors import LmiBuildError, RemoteFailed
+from lmi_build.remote.aws import make_session, s3_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,11 +92,9 @@ def make_client(access: PublishSpec, settings: Settings, transfer: Transfer) -> 
     Raises:
         RemoteFailed: `remote.offline`, `remote.no-credentials` (unknown profile).
     """
-    import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
-    aws = settings.secrets.get("aws", {})
     endpoint_url = endpoint_of(access, settings)
     if settings.offline and not _is_loopback(endpoint_url):
         raise RemoteFailed(
@@ -103,15 +102,8 @@ def make_client(access: PublishSpec, settings: Settings, transfer: Transfer) -> 
             code="remote.offline",
             hints=("leave out --offline, or publish to a folder",),
         )
-    region = access.region or aws.get("AWS_REGION") or aws.get("AWS_DEFAULT_REGION")
     try:
-        session = boto3.session.Session(
-            aws_access_key_id=aws.get("AWS_ACCESS_KEY_ID"),
-            aws_secret_access_key=aws.get("AWS_SECRET_ACCESS_KEY"),
-            aws_session_token=aws.get("AWS_SESSION_TOKEN"),
-            profile_name=aws.get("AWS_PROFILE"),
-            region_name=region,
-        )
+        session = make_session(settings, region=access.region)
         return session.client(
             "s3",
             endpoint_url=endpoint_url,
@@ -136,12 +128,7 @@ def make_client(access: PublishSpec, settings: Settings, transfer: Transfer) -> 
 
 def endpoint_of(access: PublishSpec, settings: Settings) -> str | None:
     """The recipe's endpoint, else the environment's, else None for AWS itself."""
-    aws = settings.secrets.get("aws", {})
-    return (
-        access.endpoint_url
-        or aws.get("AWS_ENDPOINT_URL_S3")
-        or aws.get("AWS_ENDPOINT_URL")
-    )
+    return access.endpoint_url or s3_endpoint(settings)
 
 
 def _is_loopback(endpoint_url: str | None) -> bool:

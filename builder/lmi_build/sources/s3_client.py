@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lmi_build.errors import LmiBuildError, RemoteFailed, SourceInvalid
+from lmi_build.remote.aws import make_session, s3_endpoint
 from lmi_build.sources.download import Dropped
 
 if TYPE_CHECKING:
@@ -45,22 +46,13 @@ class S3Client:
     """
 
     def __init__(self, bucket: str, *, settings: Settings) -> None:
-        import boto3
         from botocore.config import Config
 
-        aws = settings.secrets.get("aws", {})
-        session = boto3.session.Session(
-            aws_access_key_id=aws.get("AWS_ACCESS_KEY_ID"),
-            aws_secret_access_key=aws.get("AWS_SECRET_ACCESS_KEY"),
-            aws_session_token=aws.get("AWS_SESSION_TOKEN"),
-            region_name=aws.get("AWS_REGION") or aws.get("AWS_DEFAULT_REGION"),
-            profile_name=aws.get("AWS_PROFILE")
-            if not aws.get("AWS_ACCESS_KEY_ID")
-            else None,
-        )
         self.bucket = bucket
-        endpoint = aws.get("AWS_ENDPOINT_URL_S3") or aws.get("AWS_ENDPOINT_URL")
+        endpoint = s3_endpoint(settings)
         self.endpoint = endpoint or ""
+        with self.errors(""):
+            session = make_session(settings)
         self._client = session.client(
             "s3",
             endpoint_url=endpoint,
