@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 _LOGGER = logging.getLogger(__name__)
-_MODELS = "onnxruntime_genai.models"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EMBEDDING = "model.embed_tokens.weight"
-FINAL_NORM = "model.norm."
 LM_HEAD = "lm_head."
 LAYERS = "model.layers."
 # Recomputed by the builder; some old checkpoints carry it.

@@ -15,12 +15,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _NUMPY = {"float64": "<f8", "float32": "<f4", "float16": "<f2"}
-_ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-
-
-def item_bytes(dtype: str) -> int:
-    """Bytes of one element of a float type."""
-    return _ITEM_BYTES[dtype]
 
 
 def cast_bytes(data: bytes | memoryview, *, source: str, target: str) -> bytes:
