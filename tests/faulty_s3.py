@@ -156,11 +156,26 @@ class FaultyS3:
         if kind == "drop-after":
             list(self._moto(environ, _swallow))
             return _hang_up(environ)
-        answer: Iterable[bytes] = self._moto(environ, start)
+        answer = self._answer(environ, start)
         if kind == "cut":
             whole = b"".join(answer)
             return _cut(environ, whole[: len(whole) // 2])
         return answer
+
+    def _answer(self, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+        """
+        Let moto answer.
+
+        A part of an upload that another request ended in between is a KeyError to
+        moto; S3 says what it is.
+        """
+        try:
+            found: Iterable[bytes] = self._moto(environ, start)
+        except KeyError:
+            if "uploadId=" not in environ.get("QUERY_STRING", ""):
+                raise
+            return _refuse(start, "404 Not Found", "NoSuchUpload", "it has ended")
+        return found
 
     def _strike(self, line: str) -> Rule | None:
         for rule in self.rules:
