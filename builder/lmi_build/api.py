@@ -87,6 +87,7 @@ _SAID_IN_RECIPE = {
     "source.bad-name": "model.source",
     "source.not-found": "model.source",
     "source.bad-dtype": "model.dtype",
+    "source.revision-missing": "model.revision",
     "source.remote-code": "model.trust_remote_code",
 }
 

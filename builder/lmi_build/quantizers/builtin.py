@@ -219,6 +219,7 @@ def _check_architecture(spec: QuantSpec, model: ModelFacts) -> Iterator[Problem]
             ),
             path="quantize.method",
             hint="use `method: int8`, which needs no map of the architecture",
+            unsupported=True,
         )
     if model.geometry.model_type in TRANSPOSED_MODEL_TYPES:
         yield Problem(
@@ -226,6 +227,7 @@ def _check_architecture(spec: QuantSpec, model: ModelFacts) -> Iterator[Problem]
             message=f"`{name}` stores its linears transposed, which is not offered",
             path="quantize.method",
             hint="use `method: none`",
+            unsupported=True,
         )
 
 

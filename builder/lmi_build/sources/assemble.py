@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lmi_build.errors import SourceInvalid, Unsupported
+from lmi_build.sources.consistency import check_consistency
 from lmi_build.sources.safetensors_header import read_header_at
 from lmi_build.sources.selection import CONFIG, INDEX, check_name, select_files
 from lmi_build.values.model import (
@@ -186,7 +187,8 @@ def assemble(
         digest: Identity of one file's content.
 
     Raises:
-        SourceInvalid: `source.remote-code`, `source.bad-config`.
+        SourceInvalid: `source.remote-code`, `source.bad-config`,
+            `source.config-mismatch`.
         Unsupported: `source.cast`.
     """
     config = distilled["config"]
@@ -195,12 +197,13 @@ def assemble(
     dtype, tensors = _cast_tensors(folder.source, distilled, spec)
     try:
         geometry = geometry_from_config(config)
-    except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
+    except ValueError as error:
         raise SourceInvalid(
             f"`config.json` of `{folder.source}` does not describe a decoder: {error}",
             code="source.bad-config",
             hints=("name a decoder-only language model",),
         ) from error
+    check_consistency(folder.source, config=config, geometry=geometry, tensors=tensors)
     sizes = folder.sizes
     return ModelFacts(
         kind=kind,

@@ -44,6 +44,7 @@ class FactsCache:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._told = False
 
     def _path(self, key: JSONValue) -> Path:
         name = digest_json([_SCHEMA, key]).removeprefix("sha256:")
@@ -72,16 +73,22 @@ class FactsCache:
             self._folder.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self._folder, prefix=".tmp-")
         except OSError as error:
-            _LOG.warning("facts are not kept: %s", error)
+            self._tell(error)
             return
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as stream:
                 json.dump(document, stream, ensure_ascii=False)
             Path(name).replace(path)
         except OSError as error:
-            _LOG.warning("facts are not kept: %s", error)
+            self._tell(error)
             with suppress(OSError):
                 Path(name).unlink()
+
+    def _tell(self, error: OSError) -> None:
+        """Say once that nothing is kept; each further file would only repeat it."""
+        if not self._told:
+            self._told = True
+            _LOG.warning("facts about the model are not kept: %s", error)
 
 
 def file_identity(path: Path) -> list[JSONValue]:

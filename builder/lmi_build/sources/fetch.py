@@ -7,12 +7,13 @@ and the licence, and every input byte was checked against the digest in the plan
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmi_build.errors import RemoteFailed
+from lmi_build.errors import RemoteFailed, SourceInvalid
 from lmi_build.events import StageProgress
 from lmi_build.sources.copy_files import (
     copy_checked,
@@ -149,10 +150,35 @@ def _place(
                 )
             else:
                 origin.replace(target)
+    for file in files:
+        if file.path.endswith(".json"):
+            check_json(job.out / file.path, source=str(job.settings["location"]))
     if dtype != "keep":
         recast_config(job.out / CONFIG, dtype=dtype)
         if (job.out / INDEX).exists():
             recast_index(job.out / INDEX, total=total)
+
+
+def check_json(path: Path, *, source: str) -> None:
+    """
+    Refuse a file that no reader after us could read.
+
+    Raises:
+        SourceInvalid: `source.bad-config`.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        what = f"is not JSON: {error}"
+    else:
+        if isinstance(document, dict):
+            return
+        what = "is not a JSON object"
+    raise SourceInvalid(
+        f"`{path.name}` of `{source}` {what}",
+        code="source.bad-config",
+        hints=("fetch the file again, or correct it",),
+    )
 
 
 def _convert(path: Path, file: FileFact, job: Job, progress: _Progress) -> None:

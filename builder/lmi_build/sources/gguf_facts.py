@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lmi_build.sources.consistency import check_consistency
 from lmi_build.sources.gguf_model import config_from_gguf, hf_name
 from lmi_build.sources.gguf_tokenizer import check_tokenizer
 from lmi_build.values.model import (
@@ -56,24 +57,28 @@ def facts_of_gguf(
         kind: `gguf`, also for one in a bucket: what fetch does with it is the same.
         location: Path or URL.
         spec: The recipe's section.
+
+    Raises:
+        SourceInvalid: `source.config-mismatch`.
     """
     dtype = DEFAULT_DTYPE if spec.dtype == "auto" else spec.dtype
     config = {**summary["config"], "torch_dtype": dtype}
+    geometry = geometry_from_config(config)
+    tensors = tuple(
+        TensorFact(name=name, dtype=dtype, shape=tuple(shape), file="model.safetensors")
+        for name, shape in summary["tensors"]
+    )
+    check_consistency(spec.source, config=config, geometry=geometry, tensors=tensors)
     return ModelFacts(
         kind=kind,
         source=spec.source,
         location=location,
         revision="",
-        geometry=geometry_from_config(config),
+        geometry=geometry,
         config=config,
         files=(
             FileFact(path=GGUF_NAME, size=summary["size"], digest=summary["digest"]),
         ),
-        tensors=tuple(
-            TensorFact(
-                name=name, dtype=dtype, shape=tuple(shape), file="model.safetensors"
-            )
-            for name, shape in summary["tensors"]
-        ),
+        tensors=tensors,
         dtype=dtype,
     )

@@ -82,8 +82,9 @@ def retry(
         code="source.unreachable",
         hints=(
             (
-                "check the connection, HF_ENDPOINT and the proxy variables; with"
-                " `--offline` what was resolved before is used"
+                "check the connection, the proxy variables and the endpoint"
+                " (HF_ENDPOINT, AWS_ENDPOINT_URL); with `--offline` what was resolved"
+                " before is used"
             ),
         ),
     )

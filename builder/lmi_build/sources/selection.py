@@ -159,9 +159,10 @@ def _select_weights(
         )
     pickles = sorted(n for n in top if n.endswith(_PICKLES))
     if pickles:
+        more = f" and {len(pickles) - 1} more" if len(pickles) > 1 else ""
         raise SourceInvalid(
-            f"`{source}` has only pickled weights (`{pickles[0]}` and"
-            f" {len(pickles) - 1} more); a pickle can run code and is never opened",
+            f"`{source}` has only pickled weights (`{pickles[0]}`{more}); a pickle can"
+            " run code and is never opened",
             code="source.pickle-only",
             hints=(
                 (

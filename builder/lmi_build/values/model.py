@@ -120,38 +120,54 @@ def geometry_from_config(config: Mapping[str, Any]) -> ModelGeometry:
     Read a Hugging Face `config.json`.
 
     Raises:
-        KeyError: A size that every decoder has is missing; the argument is its name.
+        ValueError: A size that every decoder has is missing, or is no positive whole
+            number, or `architectures` is no list of names.
     """
     text = config.get("text_config")
     config = {**config, **text} if isinstance(text, Mapping) else config
 
-    def size(name: str) -> int:
-        for spelling in _SPELLINGS[name]:
+    def find(*spellings: str) -> int | None:
+        for spelling in spellings:
             value = config.get(spelling)
-            if isinstance(value, int):
-                return value
-        raise KeyError(name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                msg = f"`{spelling}` is {value!r}, it must be a positive whole number"
+                raise ValueError(msg)
+            return value
+        return None
+
+    def size(name: str) -> int:
+        value = find(*_SPELLINGS[name])
+        if value is None:
+            msg = f"`{_SPELLINGS[name][0]}` is missing"
+            raise ValueError(msg)
+        return value
 
     hidden = size("hidden_size")
     heads = size("num_attention_heads")
     return ModelGeometry(
-        architecture=str((config.get("architectures") or ["unknown"])[0]),
+        architecture=_architecture(config.get("architectures")),
         model_type=str(config.get("model_type", "unknown")),
         num_layers=size("num_layers"),
         hidden_size=hidden,
-        intermediate_size=int(
-            config.get("intermediate_size")
-            or config.get("ffn_dim")
-            or config.get("n_inner")
-            or 4 * hidden
-        ),
+        intermediate_size=find("intermediate_size", "ffn_dim", "n_inner") or 4 * hidden,
         num_attention_heads=heads,
-        num_key_value_heads=int(config.get("num_key_value_heads") or heads),
-        head_dim=int(config.get("head_dim") or hidden // heads),
+        num_key_value_heads=find("num_key_value_heads") or heads,
+        head_dim=find("head_dim") or hidden // heads,
         vocab_size=size("vocab_size"),
         max_position_embeddings=size("max_position_embeddings"),
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
     )
+
+
+def _architecture(names: object) -> str:
+    if not names:
+        return "unknown"
+    if not isinstance(names, list | tuple) or not isinstance(names[0], str):
+        msg = f"`architectures` is {names!r}, it must be a list of names"
+        raise ValueError(msg)  # noqa: TRY004 - one error for all that is wrong in it
+    return names[0]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

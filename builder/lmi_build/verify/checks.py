@@ -85,13 +85,21 @@ def answer(
     Answer each prompt greedily.
 
     Raises:
-        VerifyFailed: `verify.prompt-too-long`, `verify.no-answer`.
+        VerifyFailed: `verify.chat-template`, `verify.prompt-too-long`,
+            `verify.no-answer`.
     """
     rows: list[JSONValue] = []
     for prompt in prompts:
         engine = loaded.engine
         message = {"role": "user", "content": prompt}
-        text = engine.apply_chat_template([message]) if chat else prompt
+        try:
+            text = engine.apply_chat_template([message]) if chat else prompt
+        except loaded.invalid_request as error:
+            raise VerifyFailed(
+                f"prompt {prompt!r} of `verify.prompts`: {error}",
+                code="verify.chat-template",
+                hints=("correct the model's chat template, or remove it",),
+            ) from error
         ids = engine.encode(text)
         try:
             steps = list(engine.stream(ids, {"max_new_tokens": max_new_tokens}))

@@ -1,0 +1,107 @@
+"""
+Whether a model's configuration and its tensors describe the same decoder.
+
+Toolchains believe one or the other; where the two differ, some build a smaller model
+without a word, and others end deep inside a graph. Headers are enough to see it before
+anything is downloaded or computed.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from lmi_build.catalog.architectures import architectures
+from lmi_build.errors import SourceInvalid
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from lmi_build.catalog.architectures import Architecture
+    from lmi_build.values.model import ModelGeometry, TensorFact
+
+
+def check_consistency(
+    source: str,
+    *,
+    config: Mapping[str, Any],
+    geometry: ModelGeometry,
+    tensors: Iterable[TensorFact],
+) -> None:
+    """
+    Compare sizes and tensors of a float model whose architecture is known.
+
+    Other architectures name and shape their tensors in ways of their own, and packed
+    weights have other shapes; both are left to whoever can read them.
+
+    Raises:
+        SourceInvalid: `source.config-mismatch`, with both numbers.
+    """
+    known = architectures().get(geometry.architecture)
+    if known is None or config.get("quantization_config"):
+        return
+    shapes = {tensor.name: tensor.shape for tensor in tensors}
+    faults = [*_layers(known, geometry, shapes), *_shapes(known, geometry, shapes)]
+    if not faults:
+        return
+    more = f" ({len(faults)} such differences)" if len(faults) > 1 else ""
+    raise SourceInvalid(
+        f"`config.json` of `{source}` does not describe its weights: {faults[0]}{more}",
+        code="source.config-mismatch",
+        hints=("fetch `config.json` and the weights from one revision",),
+    )
+
+
+def _layers(
+    known: Architecture, geometry: ModelGeometry, shapes: Mapping[str, object]
+) -> Iterator[str]:
+    pattern = re.compile(rf"{re.escape(known.blocks)}\.(\d+)\.")
+    found = {int(m[1]) for name in shapes if (m := pattern.match(name))}
+    missing = sorted(set(range(geometry.num_layers)) - found)
+    if missing:
+        yield (
+            f"it names {geometry.num_layers} layers, of layer {missing[0]} there are"
+            " no tensors"
+        )
+    elif len(found) > geometry.num_layers:
+        yield f"it names {geometry.num_layers} layers, the weights have {len(found)}"
+
+
+def _shapes(
+    known: Architecture,
+    geometry: ModelGeometry,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Iterator[str]:
+    for name, wanted in _wanted(known, geometry):
+        found = shapes.get(f"{name}.weight")
+        if found is not None and found != wanted:
+            yield f"`{name}.weight` has shape {_text(found)}, not {_text(wanted)}"
+
+
+def _wanted(
+    known: Architecture, geometry: ModelGeometry
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names without `.weight`, and the shapes that the configuration means."""
+    hidden, inner = geometry.hidden_size, geometry.intermediate_size
+    queries = geometry.num_attention_heads * geometry.head_dim
+    keys = geometry.num_key_value_heads * geometry.head_dim
+    yield known.embedding, (geometry.vocab_size, hidden)
+    yield known.head, (geometry.vocab_size, hidden)
+    yield known.final_norm, (hidden,)
+    linears = {
+        known.query: (queries, hidden),
+        known.key: (keys, hidden),
+        known.value: (keys, hidden),
+        known.output: (hidden, queries),
+        known.gate: (inner, hidden),
+        known.up: (inner, hidden),
+        known.down: (hidden, inner),
+        **dict.fromkeys(known.norms, (hidden,)),
+    }
+    for index in range(geometry.num_layers):
+        for name, shape in linears.items():
+            yield f"{known.block(index)}.{name}", shape
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
