@@ -67,12 +67,14 @@ def plan(state: State, recipe: Path, out: Path | None, want_status: bool) -> int
     outlook = api.outlook(planned, settings)
     if out is not None:
         from lmi_build.plan.saved import plan_to_json
-        from lmi_build.store.files import explain_os_error, write_atomic
+        from lmi_build.store.files import explain_output_error, write_atomic
 
         try:
             write_atomic(out, json.dumps(plan_to_json(planned), indent=1).encode())
         except OSError as error:
-            raise explain_os_error(error, "saving the plan", out) from error
+            raise explain_output_error(
+                error, "saving the plan", out, option="--out FILE"
+            ) from error
     if state.output == "text":
         click.echo(_plan_text(state, planned, outlook))
     else:

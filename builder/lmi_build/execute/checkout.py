@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from lmi_build.errors import UsageInvalid
@@ -27,8 +28,9 @@ def check_out(
     Make `dest` the packed artifact, and put the verification report beside it.
 
     Raises:
-        UsageInvalid: `dest` holds something that is not an artifact of ours.
-        StoreUnusable: The folder cannot be written.
+        UsageInvalid: `dest` holds something that is not an artifact of ours, or cannot
+            be written.
+        DoesNotFit: `out.disk-full`.
     """
     package = results["package"]
     wanted = next(e.digest for e in package.entries if e.path == MANIFEST)
@@ -39,7 +41,9 @@ def check_out(
         if report is not None:
             _place_report(store, report, dest)
     except OSError as error:
-        raise files.explain_os_error(error, "writing the artifact", dest) from error
+        raise files.explain_output_error(
+            error, "writing the artifact", dest, option="--out DIR"
+        ) from error
     return dest, wanted
 
 
@@ -59,7 +63,8 @@ def _holds(dest: Path, package: StageResult, wanted: Digest, store: Store) -> bo
 
 
 def _replace(store: Store, package: StageResult, dest: Path) -> None:
-    if dest.exists() and any(dest.iterdir()) and not _is_ours(dest):
+    foreign = dest.is_symlink() or (dest.exists() and not dest.is_dir())
+    if foreign or (dest.exists() and any(dest.iterdir()) and not _is_ours(dest)):
         raise UsageInvalid(
             f"{dest} holds something that is not an artifact; it is left alone",
             code="out.foreign-folder",
@@ -68,7 +73,12 @@ def _replace(store: Store, package: StageResult, dest: Path) -> None:
     dest.parent.mkdir(parents=True, exist_ok=True)
     fresh = dest.with_name(f".{dest.name}.{os.getpid()}.new")
     files.remove_tree(fresh)
-    store.materialize(package, fresh)
+    try:
+        store.lay_out(package, fresh)
+    except BaseException:
+        with suppress(OSError):
+            files.remove_tree(fresh)
+        raise
     if dest.exists():
         old = dest.with_name(f".{dest.name}.{os.getpid()}.old")
         dest.replace(old)

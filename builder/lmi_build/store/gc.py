@@ -56,7 +56,17 @@ class Pruned:
 
 
 def list_records(store: Store) -> list[RecordRow]:
-    """Every record, least recently used first."""
+    """
+    Every record, least recently used first.
+
+    Raises:
+        StoreUnusable: The store cannot be read.
+    """
+    with files.explaining("reading the store", store.root):
+        return _rows(store)
+
+
+def _rows(store: Store) -> list[RecordRow]:
     rows = []
     for path, document in store.records():
         key = f"sha256:{path.stem}"
@@ -84,7 +94,17 @@ def verify_store(
     Args:
         store: The store.
         progress: Called with (blobs done, blobs in all).
+
+    Raises:
+        StoreUnusable: The store cannot be read.
     """
+    with files.explaining("reading the store", store.root):
+        return _find_faults(store, progress)
+
+
+def _find_faults(
+    store: Store, progress: Callable[[int, int], None] | None
+) -> list[Fault]:
     users: dict[str, list[str]] = {}
     faults: list[Fault] = []
     for path, document in store.records():
@@ -132,8 +152,16 @@ def _blob_fault(blob: Path, users: dict[str, list[str]]) -> Fault | None:
 
 
 def repair(store: Store, faults: list[Fault]) -> None:
-    """Remove what is wrong and every record that needs it; builds make it again."""
-    with files.locked(store.gc_lock, wait=False) as held:
+    """
+    Remove what is wrong and every record that needs it; builds make it again.
+
+    Raises:
+        StoreUnusable: A build is using the store, or it cannot be written.
+    """
+    with (
+        files.explaining("repairing the store", store.root),
+        files.locked(store.gc_lock, wait=False) as held,
+    ):
         _refuse_if_busy(held)
         for fault in faults:
             fault.path.unlink(missing_ok=True)
@@ -158,9 +186,12 @@ def prune(
         dry_run: Say what would go; touch nothing.
 
     Raises:
-        StoreUnusable: A build is using the store.
+        StoreUnusable: A build is using the store, or it cannot be written.
     """
-    with files.locked(store.gc_lock, wait=False) as held:
+    with (
+        files.explaining("pruning the store", store.root),
+        files.locked(store.gc_lock, wait=False) as held,
+    ):
         _refuse_if_busy(held)
         rows = list_records(store)
         gone = _choose(rows, older_than_seconds, max_bytes)

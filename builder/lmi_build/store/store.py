@@ -112,6 +112,10 @@ class Store:
             document = json.loads(self.record_path(key).read_bytes())
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
+        except OSError as error:
+            raise files.explain_os_error(
+                error, "reading the store", self.record_path(key)
+            ) from error
         return document if record_fault(key, document) is None else None
 
     def lookup(self, key: Digest) -> StageResult | None:
@@ -143,12 +147,19 @@ class Store:
         Raises:
             StoreUnusable: The folder cannot be written.
         """
-        try:
-            dest.mkdir(parents=True, exist_ok=True)
-            for entry in result.entries:
-                files.place(self.blob_path(entry.digest), dest / entry.path)
-        except OSError as error:
-            raise files.explain_os_error(error, "laying out a result", dest) from error
+        with files.explaining("laying out a result", dest):
+            self.lay_out(result, dest)
+
+    def lay_out(self, result: StageResult, dest: Path) -> None:
+        """
+        Do what `materialize` does, where a failure is the caller's to explain.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
+        dest.mkdir(parents=True, exist_ok=True)
+        for entry in result.entries:
+            files.place(self.blob_path(entry.digest), dest / entry.path)
 
     # -- writing ---------------------------------------------------------------
 
