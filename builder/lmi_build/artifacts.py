@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmi_build.digest import digest_file
 from lmi_build.events import ignore
+from lmi_build.values.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -194,4 +196,5 @@ def fetch_artifact(
     """
     from lmi_build.publishers.download import download
 
-    return download(spec.to, dest, settings, emit, access=spec)
+    download(spec.to, dest, settings, emit, access=spec)
+    return digest_file(dest / MANIFEST_NAME)

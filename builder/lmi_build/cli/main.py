@@ -111,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(argv: list[str]) -> int:
     """Run the command line; returns the exit status, with everything printed."""
     state = State(environ=dict(os.environ))
-    signal.signal(signal.SIGTERM, _stop)
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, _stop)
     try:
         status: Any = cli.main(
             argv, prog_name="lmi-build", standalone_mode=False, obj=state
@@ -126,8 +127,7 @@ def run(argv: list[str]) -> int:
         show_error(error, state)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; everything finished is kept", err=True)
-        return 130
+        return _interrupted(state)
     except BrokenPipeError:
         # The reader of our output left; there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -139,6 +139,19 @@ def run(argv: list[str]) -> int:
 
 def _stop(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
+
+
+def _interrupted(state: State) -> int:
+    from lmi_build.cli.render import show_error
+    from lmi_build.errors import Interrupted
+
+    error = Interrupted(
+        "interrupted; everything finished is kept",
+        code="build.interrupted",
+        hints=("run the same command again to go on",),
+    )
+    show_error(error, state)
+    return error.exit_code
 
 
 def _usage(error: click.ClickException, state: State) -> int:
