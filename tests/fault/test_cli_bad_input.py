@@ -225,6 +225,21 @@ def test_output_that_cannot_be_written_names_its_own_option(desk: Desk) -> None:
     assert "--cache-dir" not in done.err
 
 
+def test_plan_of_a_stranger_cannot_leave_its_folder(desk: Desk) -> None:
+    """Names in a saved plan are held to what a recipe may say; status 2."""
+    desk.run("plan", "recipe.yaml", "--out", "plan.json")
+    path = desk.root / "plan.json"
+    document = json.loads(path.read_bytes())
+    document["artifacts"][0]["name"] = "../../evil"
+    path.write_text(json.dumps(document))
+
+    done = desk.run("build", "--plan", "plan.json")
+
+    assert done.status == 2
+    assert "error[plan.unreadable]" in done.err
+    assert "../../evil" in done.err
+
+
 def test_store_that_cannot_be_made_is_told_once(desk: Desk) -> None:
     """A store below a file: one line of warning, one error with the path."""
     (desk.root / "file").write_text("")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SAVED_SCHEMA = "lmi-build/plan/v1"
+# Names of a plan become parts of paths; a saved one may come from a stranger.
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
@@ -41,16 +44,13 @@ def plan_from_json(text: bytes, file: str) -> Plan:
     """
     try:
         document = json.loads(text)
+        recipe = _recipe(document)
+        stages = tuple(_stage(row) for row in document["stages"])
+        keys = {stage.key for stage in stages}
         return Plan(
-            recipe=_recipe(document),
-            stages=tuple(_stage(row) for row in document["stages"]),
-            artifacts=tuple(
-                PlannedArtifact(
-                    name=row["name"],
-                    stages={kind: Digest(key) for kind, key in row["stages"].items()},
-                )
-                for row in document["artifacts"]
-            ),
+            recipe=recipe,
+            stages=stages,
+            artifacts=tuple(_artifact(row, keys) for row in document["artifacts"]),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UsageInvalid(
@@ -63,7 +63,22 @@ def plan_from_json(text: bytes, file: str) -> Plan:
 def _recipe(document: Mapping[str, Any]) -> str:
     if document["schema"] != SAVED_SCHEMA:
         raise ValueError(f"its schema is {document['schema']!r}")
-    return str(document["recipe"])
+    return _plain(document["recipe"])
+
+
+def _plain(name: object) -> str:
+    """Refuse a name that could leave the folder it becomes a part of."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name:
+        raise ValueError(f"{name!r} is not a name")
+    return name
+
+
+def _artifact(row: Mapping[str, Any], keys: set[Digest]) -> PlannedArtifact:
+    stages = {_plain(kind): Digest(key) for kind, key in row["stages"].items()}
+    for kind, key in stages.items():
+        if key not in keys:
+            raise ValueError(f"the {kind} stage of {row['name']} is not in it")
+    return PlannedArtifact(name=_plain(row["name"]), stages=stages)
 
 
 def _stage(row: Mapping[str, Any]) -> Stage:
@@ -80,4 +95,6 @@ def _stage(row: Mapping[str, Any]) -> Stage:
     )
     if stage.key != key:
         raise ValueError(f"the stage {stage.name} does not make its key")
+    for role in stage.inputs:
+        _plain(role)
     return stage
