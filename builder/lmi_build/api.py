@@ -163,6 +163,14 @@ def _pin_calibration(recipe: Recipe) -> Recipe:
     if spec is None or spec.dataset.startswith(remote):
         return recipe
     path = _base(recipe) / Path(spec.dataset).expanduser()
+    if not path.is_file():
+        problem = Problem(
+            code="calibration.unreadable",
+            message=f"there is no calibration file `{path}`",
+            path="quantize.calibration.dataset",
+            hint="correct the path; a relative one starts at the recipe's folder",
+        )
+        raise RecipeInvalid((recipe.locate(problem),))
     placed = replace(spec, dataset=str(path))
     return replace(recipe, quantize=replace(recipe.quantize, calibration=placed))
 

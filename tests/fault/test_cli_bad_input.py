@@ -308,3 +308,15 @@ def test_stopped_build_says_so(desk: Desk, name: str) -> None:
 
     assert process.returncode == 130, err
     assert json.loads(out)["error"]["code"] == "build.interrupted"
+
+
+def test_missing_calibration_file_is_told_with_its_place(desk: Desk) -> None:
+    """Status 2 at the key that names the file, before any work."""
+    gptq = ("quantize.method=gptq", "quantize.group_size=32")
+    sets = [*gptq, "quantize.calibration.dataset=./nowhere.txt"]
+
+    done = desk.run("plan", "recipe.yaml", *(x for s in sets for x in ("--set", s)))
+
+    assert done.status == 2
+    assert "error[calibration.unreadable]" in done.err
+    assert "quantize.calibration.dataset" in done.err

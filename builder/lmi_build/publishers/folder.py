@@ -17,7 +17,7 @@ import hashlib
 import os
 import tempfile
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -148,12 +148,7 @@ class FolderPlace:
         """Remove temporary files that no living publisher holds a lock on."""
         with self._explained(prefix):
             for path in sorted((self.root / prefix).rglob(f"{_PREFIX}*.tmp")):
-                with path.open("rb") as stream:
-                    try:
-                        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    except BlockingIOError:
-                        continue
-                    path.unlink(missing_ok=True)
+                _remove_unless_held(path)
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -197,6 +192,13 @@ def _make_temporary(folder: Path) -> tuple[int, Path]:
         if os.fstat(descriptor).st_nlink:
             return descriptor, Path(name)
         os.close(descriptor)
+
+
+def _remove_unless_held(path: Path) -> None:
+    """Remove a temporary file, unless a living publisher writes or just renamed it."""
+    with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
