@@ -73,8 +73,13 @@ def commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command
 
 def help_block(command: click.Command, name: str) -> str:
     """One command's help as a section."""
-    context = click.Context(command, info_name=name, max_content_width=88)
-    context.terminal_width = 88
+    context = click.Context(
+        command,
+        info_name=name,
+        max_content_width=88,
+        terminal_width=88,
+        help_option_names=["-h", "--help"],  # as the group sets it for all
+    )
     return f"## `{name}`\n\n```\n{command.get_help(context)}\n```\n"
 
 

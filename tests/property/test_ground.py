@@ -54,10 +54,12 @@ EVENTS = st.one_of(
 )
 STAGES = st.builds(
     Stage,
-    name=TEXT,
+    name=st.from_regex(r"[a-z][a-z0-9]{0,6}/[a-z]{1,6}", fullmatch=True),
     kind=st.sampled_from(["fetch", "quantize", "compile"]),
     params=st.dictionaries(TEXT, JSON, max_size=3),
-    inputs=st.dictionaries(TEXT, DIGESTS, max_size=2),
+    inputs=st.dictionaries(
+        st.sampled_from(["model", "checkpoint", "engine"]), DIGESTS, max_size=2
+    ),
     tools=st.dictionaries(TEXT, TEXT, max_size=2),
     platform=TEXT,
     salt=st.integers(0, 9),
