@@ -56,6 +56,7 @@ def test_commands_of_the_readme_parse() -> None:
     assert lines
     for line in lines:
         name, *arguments = shlex.split(line)[1:]
-        command = cli.get_command(click.Context(cli), name)
+        parent = click.Context(cli, obj=State(environ={}), **cli.context_settings)
+        command = cli.get_command(parent, name)
         assert command is not None, line
-        command.make_context(name, arguments, obj=State(environ={})).close()
+        command.make_context(name, arguments, parent=parent).close()
