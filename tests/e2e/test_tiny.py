@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from desk import Desk
 from make_tiny_model import make_tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 RECIPE = """\
 schema: lmi-build/v1
@@ -32,55 +30,6 @@ bounds: {max_input_len: 32, max_output_len: 8, max_batch_size: 2}
 compile: {backend: onnxruntime}
 verify: {prompts: ["hello"], max_new_tokens: 4, num_samples: 2, max_seq_len: 32}
 """
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command printed and how it ended."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """Standard output as JSON."""
-        return json.loads(self.out)
-
-
-@dataclass(frozen=True)
-class Desk:
-    """A user's folder with a recipe, a model and a store."""
-
-    root: Path
-
-    def run(self, *arguments: str) -> Done:
-        """Run one command, as a process of its own."""
-        done = subprocess.run(
-            [*command(), *arguments, "--cache-dir", str(self.root / "store")],
-            cwd=self.root,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return Done(done.returncode, done.stdout, done.stderr)
-
-    @property
-    def tree(self) -> Path:
-        """The artifact."""
-        return self.root / "artifacts" / "tiny"
-
-
-def command() -> list[str]:
-    """The command line of this interpreter's installation."""
-    return [sys.executable, "-c", "from lmi_build.cli.main import main; main()"]
-
-
-def environment() -> dict[str, str]:
-    """An environment without credentials and without colours."""
-    kept = ("PATH", "LD_LIBRARY_PATH", "TMPDIR")
-    return {name: os.environ[name] for name in kept if name in os.environ}
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +69,7 @@ def test_cached_build_imports_no_toolchain(desk: Desk) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=desk.root,
-        env=environment(),
+        env=desk.environment,
         capture_output=True,
         text=True,
         check=True,
@@ -301,8 +250,8 @@ def test_cache_commands(desk: Desk) -> None:
 def serving(desk: Desk) -> Iterator[str]:
     """The artifact behind HTTP, by the `serve` command."""
     process = subprocess.Popen(
-        [*command(), "serve", str(desk.tree), "--port", "0"],
-        env=environment(),
+        desk.arguments("serve", str(desk.tree), "--port", "0"),
+        env=desk.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
 import struct
 import subprocess
-import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from desk import Desk
 from make_tiny_model import make_tiny_model
 
 if TYPE_CHECKING:
@@ -31,57 +29,6 @@ compile: {backend: onnxruntime}
 verify: {prompts: ["hello"], max_new_tokens: 2, num_samples: 1, max_seq_len: 16}
 """
 WEIGHTS = "model.safetensors"
-MAIN = "from lmi_build.cli.main import main; main()"
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a command ended and what it printed."""
-
-    status: int
-    out: str
-    err: str
-
-
-@dataclass(frozen=True)
-class Desk:
-    """A folder with a model and a recipe."""
-
-    root: Path
-
-    @property
-    def model(self) -> Path:
-        """The model's folder."""
-        return self.root / "model"
-
-    def arguments(self, *arguments: str) -> list[str]:
-        """A command line of this interpreter's installation."""
-        return [sys.executable, "-c", MAIN, "--cache-dir", "store", *arguments]
-
-    def run(self, *arguments: str) -> Done:
-        """Run one command to its end."""
-        done = subprocess.run(
-            self.arguments(*arguments),
-            cwd=self.root,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert "Traceback" not in done.stderr
-        assert "error[bug]" not in done.stderr
-        return Done(done.returncode, done.stdout, done.stderr)
-
-    def change_config(self, **changes: Any) -> None:
-        """Give keys of `config.json` other values."""
-        path = self.model / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_bytes()), **changes}))
-
-
-def environment() -> dict[str, str]:
-    """Nothing but where programs are."""
-    kept = ("PATH", "LD_LIBRARY_PATH", "TMPDIR")
-    return {name: os.environ[name] for name in kept if name in os.environ}
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +213,7 @@ def test_killed_builds_go_on_to_the_same_artifact(desk: Desk) -> None:
         process = subprocess.Popen(
             desk.arguments("build", "recipe.yaml"),
             cwd=desk.root,
-            env=environment(),
+            env=desk.environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -295,7 +242,7 @@ def test_stopped_build_says_so(desk: Desk, name: str) -> None:
     process = subprocess.Popen(
         desk.arguments("build", "recipe.yaml", "--output", "json"),
         cwd=desk.root,
-        env=environment(),
+        env=desk.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
