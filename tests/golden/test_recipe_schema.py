@@ -66,7 +66,7 @@ def test_sound_recipes_obey_it(raw: dict[str, Any]) -> None:
         ("max_input_len: 64", "max_inptu_len: 64"),
         ("max_input_len: 64", "max_input_len:"),
         ("method: gptq", "method: gptqq"),
-        ("method: gptq", "method: int8"),
+        ("method: gptq", "method: smoothquant"),
         ("name: tiny", "name: Tiny"),
         ("schema: lmi-build/v1", "schema: lmi-build/v2"),
     ],

@@ -37,17 +37,19 @@ def test_variants_are_every_combination_less_the_excluded() -> None:
 
 
 def test_options_reach_the_methods_that_know_them() -> None:
-    """`group_size` is GPTQ's and AWQ's; INT8 goes without it, and nobody complains."""
+    """SmoothQuant has no `group_size` and goes without it, and nobody complains."""
     recipes = {r.variant["quantize.method"]: r for r in parse_recipe(SWEEP)}
 
     assert recipes["gptq"].quantize.group_size == 64
     assert recipes["awq"].quantize.group_size == 64
-    assert recipes["int8"].quantize.group_size == -1
+    assert recipes["int8"].quantize.group_size == 64
+    assert recipes["smoothquant"].quantize.group_size == -1
 
 
 def test_an_option_no_variant_uses_is_a_problem() -> None:
     """Nothing that was set is silently without effect."""
-    text = TINY + "matrix: {quantize.method: [int8, none]}\n"
+    text = TINY.replace("group_size: 64", "desc_act: true")
+    text += "matrix: {quantize.method: [int8, none]}\n"
 
     assert faults(text) == ["recipe.unused-option 7:3"]
 

@@ -16,10 +16,10 @@ What is done beyond the paper, each a known improvement that leaves the format a
   reader needs no permutation.
 - Scales are searched, not spanned: each group takes the clipping with the least error
   weighted by 1 / U_jj^2, the price GPTQ itself puts on an error in that channel.
-- Descent: the greedy walk is followed by sweeps of exact coordinate descent on the
-  same error. A sweep first refits each group's scale to its codes by least squares,
-  then rounds each channel to its best value given all others. No step can raise the
-  error, so GPTQ's result is the worst case.
+- Descent, on request (measured, it gains nothing, so the default is none): sweeps of
+  exact coordinate descent on the same error. A sweep first refits each group's scale
+  to its codes by least squares, then rounds each channel to its best value given all
+  others. No step can raise the error, so GPTQ's result is the worst case.
 - Dampening that grows: H gets `damp_percent` of its mean diagonal added, ten times
   more whenever it still has no Cholesky factor.
 
@@ -151,7 +151,7 @@ def gptq(
     grid: Grid,
     desc_act: bool,
     damp_percent: float,
-    num_sweeps: int = 2,
+    num_sweeps: int = 0,
 ) -> Quantized:
     """
     Quantize one linear layer, or several that share an input, side by side along O.

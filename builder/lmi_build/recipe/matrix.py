@@ -305,7 +305,7 @@ def _tree(root: Node, cell: _Cell) -> tuple[Node, dict[str, Node]]:
     axis = cell.get("quantize.method")
     method = axis.value if axis and isinstance(axis.value, str) else ""
     if method in METHODS and base and isinstance(base.value, dict):
-        keys = method_keys(method)
+        keys = _useful_keys(method, base.value, cell)
         every = {key for name in METHODS for key in method_keys(name)}
         dropped = {
             key: node
@@ -319,6 +319,23 @@ def _tree(root: Node, cell: _Cell) -> tuple[Node, dict[str, Node]]:
         # A step into what is no section stays undone; the section's own fault is told.
         tree = put(tree, split_path(path), replace(node, key_span=key_span)) or tree
     return tree, dropped
+
+
+def _useful_keys(
+    method: str, section: Mapping[str, Node], cell: _Cell
+) -> frozenset[str]:
+    """The options of a method, without a calibration that nothing would read."""
+    keys = frozenset(method_keys(method))
+    if method not in {"int8", "fp8"}:
+        return keys
+
+    def value(key: str) -> object:
+        node = cell.get(f"quantize.{key}") or section.get(key)
+        return node.value if node else None
+
+    static = value("activations") == "static"
+    cached = value("kv_cache_dtype") in {"int8", "fp8"}
+    return keys if static or cached else keys - {"calibration"}
 
 
 def _named(tree: Node, cell: _Cell, taken: set[str], matrix: _Matrix) -> Node:

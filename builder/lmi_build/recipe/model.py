@@ -24,7 +24,14 @@ MAX_SEED = (1 << 32) - 1
 
 # Backends and quantizers of this project; others come as plugins (entry points).
 BACKENDS = ("onnxruntime", "tensorrt-llm", "neuronx", "aotinductor", "vllm")
-PROVIDERS = ("builtin", "llmcompressor", "gptqmodel", "autoawq", "autogptq")
+PROVIDERS = (
+    "builtin",
+    "llmcompressor",
+    "gptqmodel",
+    "autoawq",
+    "auto-gptq",
+    "modelopt",
+)
 
 Tokens: TypeAlias = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 Count: TypeAlias = Annotated[int, Field(ge=1, le=MAX_COUNT)]
@@ -121,12 +128,88 @@ class NoneMethod(Section):
     method: Literal["none"] = Field(description="No quantization.")
 
 
+KvCache: TypeAlias = Annotated[
+    Literal["auto", "int8", "fp8"],
+    Field(
+        description="Type of the key and value cache; `auto` is the activations' type, "
+        "the others calibrate a scale for each layer.",
+    ),
+]
+Scheme: TypeAlias = Annotated[
+    Literal["dynamic", "static"],
+    Field(
+        description="`dynamic` finds a scale for each token as it comes, `static` one "
+        "for each layer during calibration.",
+    ),
+]
+Damp: TypeAlias = Annotated[
+    float,
+    Field(gt=0, lt=1, description="Dampening, as a share of the mean diagonal."),
+]
+GroupSizeField: TypeAlias = Annotated[
+    GroupSize,
+    Field(
+        description="Input channels that share a scale; -1 is the whole row. It must "
+        "divide the input width of every layer.",
+    ),
+]
+
+
+class RtnMethod(Section):
+    """Weights to the nearest code, without data: the baseline of all others."""
+
+    method: Literal["rtn"] = Field(description="Round to nearest.")
+    provider: Provider = "builtin"
+    bits: Literal[2, 3, 4, 8] = Field(default=4, description="Bits of one weight.")
+    group_size: GroupSizeField = 128
+    sym: bool = Field(default=True, description="Symmetric, without zero points.")
+    format: Literal["auto", "gptq", "gptq_v2", "awq", "compressed-tensors"] = Field(
+        default="auto", description="How the weights are packed; `auto` is `gptq`."
+    )
+    ignore: Ignore = ["lm_head"]
+
+
 class Int8Method(Section):
-    """Weights to 8 bits, one scale per output channel; needs no data."""
+    """Weights to 8 bits; needs no data unless activations get static scales."""
 
     method: Literal["int8"] = Field(description="8-bit weights, per channel.")
     provider: Provider = "builtin"
+    group_size: GroupSizeField = -1
+    activations: Literal["none", "dynamic", "static"] = Field(
+        default="none",
+        description="Whether activations are 8 bits too (W8A8), and when their scale "
+        "is found; `none` is weight-only.",
+    )
+    kv_cache_dtype: KvCache = "auto"
+    format: Literal["auto", "gptq", "gptq_v2", "compressed-tensors"] = Field(
+        default="auto",
+        description="How the weights are packed; `auto` is `gptq` for weight-only, "
+        "`compressed-tensors` for W8A8.",
+    )
     ignore: Ignore = ["lm_head"]
+    calibration: CalibrationSection | None = Field(
+        default=None, description="Only for static activations and KV-cache scales."
+    )
+
+
+class Fp8Method(Section):
+    """Weights and activations to 8-bit floats (e4m3)."""
+
+    method: Literal["fp8"] = Field(description="FP8 W8A8 (arXiv:2209.05433).")
+    provider: Provider = "builtin"
+    granularity: Literal["channel", "tensor"] = Field(
+        default="channel",
+        description="Weights that share a scale: an output channel, or all.",
+    )
+    activations: Scheme = "dynamic"
+    kv_cache_dtype: KvCache = "auto"
+    format: Literal["auto", "compressed-tensors"] = Field(
+        default="auto", description="How the weights are packed."
+    )
+    ignore: Ignore = ["lm_head"]
+    calibration: CalibrationSection | None = Field(
+        default=None, description="Only for static activations and KV-cache scales."
+    )
 
 
 class GptqMethod(Section):
@@ -135,17 +218,20 @@ class GptqMethod(Section):
     method: Literal["gptq"] = Field(description="GPTQ (arXiv:2210.17323).")
     provider: Provider = "builtin"
     bits: Literal[2, 3, 4, 8] = Field(default=4, description="Bits of one weight.")
-    group_size: GroupSize = Field(
-        default=128,
-        description="Input channels that share a scale; -1 is the whole row. It must "
-        "divide the input width of every layer.",
-    )
+    group_size: GroupSizeField = 128
     sym: bool = Field(default=True, description="Symmetric, without zero points.")
     desc_act: bool = Field(
         default=True, description="Visit columns by falling activation (act-order)."
     )
-    damp_percent: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.01, description="Dampening, as a share of the mean diagonal."
+    true_sequential: bool = Field(
+        default=True,
+        description="Calibrate each layer on what the layers before it became; "
+        "otherwise a block is calibrated in one pass.",
+    )
+    damp_percent: Damp = 0.01
+    kv_cache_dtype: KvCache = "auto"
+    format: Literal["auto", "gptq", "gptq_v2", "awq", "compressed-tensors"] = Field(
+        default="auto", description="How the weights are packed; `auto` is `gptq`."
     )
     ignore: Ignore = ["lm_head"]
     calibration: CalibrationSection = CalibrationSection.model_construct()
@@ -157,10 +243,20 @@ class AwqMethod(Section):
     method: Literal["awq"] = Field(description="AWQ (arXiv:2306.00978).")
     provider: Provider = "builtin"
     bits: Literal[4] = Field(default=4, description="Bits of one weight.")
-    group_size: GroupSize = Field(
-        default=128, description="Input channels that share a scale."
-    )
+    group_size: GroupSizeField = 128
     sym: bool = Field(default=False, description="Symmetric, without zero points.")
+    clip: bool = Field(
+        default=True, description="Search how much of each group's range to clip."
+    )
+    then_gptq: bool = Field(
+        default=False,
+        description="Round the scaled weights by GPTQ's columns, not to nearest.",
+    )
+    damp_percent: Damp = 0.01
+    kv_cache_dtype: KvCache = "auto"
+    format: Literal["auto", "awq", "gptq", "gptq_v2", "compressed-tensors"] = Field(
+        default="auto", description="How the weights are packed; `auto` is `awq`."
+    )
     ignore: Ignore = ["lm_head"]
     calibration: CalibrationSection = CalibrationSection.model_construct()
 
@@ -170,15 +266,29 @@ class SmoothQuantMethod(Section):
 
     method: Literal["smoothquant"] = Field(description="W8A8 (arXiv:2211.10438).")
     provider: Provider = "builtin"
-    smoothing_strength: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.5, description="SmoothQuant's alpha, from 0 to 1."
+    smoothing_strength: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None,
+        description="SmoothQuant's alpha, from 0 to 1; left out, the best one of each "
+        "layer is searched.",
+        examples=[0.5],
+    )
+    activations: Scheme = "dynamic"
+    kv_cache_dtype: KvCache = "auto"
+    format: Literal["auto", "compressed-tensors"] = Field(
+        default="auto", description="How the weights are packed."
     )
     ignore: Ignore = ["lm_head"]
     calibration: CalibrationSection = CalibrationSection.model_construct()
 
 
 QuantizeSection: TypeAlias = (
-    NoneMethod | Int8Method | GptqMethod | AwqMethod | SmoothQuantMethod
+    NoneMethod
+    | RtnMethod
+    | Int8Method
+    | Fp8Method
+    | GptqMethod
+    | AwqMethod
+    | SmoothQuantMethod
 )
 METHODS: dict[str, type[Section]] = {
     "none": NoneMethod,
@@ -186,6 +296,8 @@ METHODS: dict[str, type[Section]] = {
     "awq": AwqMethod,
     "smoothquant": SmoothQuantMethod,
     "int8": Int8Method,
+    "rtn": RtnMethod,
+    "fp8": Fp8Method,
 }
 
 

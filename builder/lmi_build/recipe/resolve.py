@@ -33,7 +33,8 @@ _VERIFY_SEQ_LEN = 512
 # What a method does to weights when it has no option for it.
 _FIXED: Mapping[str, Mapping[str, Any]] = {
     "none": {"bits": 16, "group_size": -1, "ignore": ()},
-    "int8": {"bits": 8, "group_size": -1},
+    "int8": {"bits": 8},
+    "fp8": {"bits": 8, "group_size": -1},
     "smoothquant": {"bits": 8, "group_size": -1},
 }
 

@@ -19,6 +19,8 @@ from lmi_build.recipe.model import (
     PROVIDERS,
     BoundsSection,
     CompileSection,
+    Fp8Method,
+    Int8Method,
     ModelSection,
     PublishSection,
     Section,
@@ -72,6 +74,21 @@ def _source(sections: Sections) -> Iterator[Problem]:
             message="a `.gguf` file has no code to trust",
             path="model.trust_remote_code",
             hint="remove it",
+        )
+
+
+def _calibration(sections: Sections) -> Iterator[Problem]:
+    """INT8 and FP8 calibrate only what is static."""
+    spec = sections.quantize
+    if not isinstance(spec, Int8Method | Fp8Method) or spec.calibration is None:
+        return
+    if spec.activations != "static" and spec.kv_cache_dtype == "auto":
+        yield Problem(
+            code="recipe.unused-option",
+            message=f"`calibration` means nothing for method `{spec.method}` without "
+            "static activations or a quantized KV cache",
+            path="quantize.calibration",
+            hint="remove it, or set `activations: static`",
         )
 
 
@@ -159,4 +176,11 @@ def _publish(sections: Sections) -> Iterator[Problem]:
             )
 
 
-RULES: tuple[Rule, ...] = (_source, _names, _num_tokens, _verify_lengths, _publish)
+RULES: tuple[Rule, ...] = (
+    _source,
+    _calibration,
+    _names,
+    _num_tokens,
+    _verify_lengths,
+    _publish,
+)

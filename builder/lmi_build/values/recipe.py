@@ -64,16 +64,23 @@ class QuantSpec:
     How weights become smaller.
 
     Args:
-        method: `none`, `gptq`, `awq`, `smoothquant` or `int8`.
+        method: `none`, `rtn`, `gptq`, `awq`, `smoothquant`, `int8` or `fp8`.
         provider: Who runs it; `builtin` unless named.
         bits: Bits of one weight.
         group_size: Input channels that share a scale; -1 is the whole row.
         sym: Symmetric around zero, without zero points.
         desc_act: GPTQ visits columns by falling activation.
+        true_sequential: GPTQ calibrates each layer on what those before it became.
         damp_percent: GPTQ's dampening, as a share of the mean diagonal.
-        smoothing_strength: SmoothQuant's alpha, 0 to 1.
+        clip: AWQ searches a clipping of each group's range.
+        then_gptq: AWQ rounds the scaled weights by GPTQ's columns.
+        smoothing_strength: SmoothQuant's alpha, 0 to 1; None searches it.
+        activations: `none` keeps them in float; `dynamic` or `static` 8 bits.
+        granularity: What shares an FP8 scale, `channel` or `tensor`.
+        kv_cache_dtype: `auto`, `int8` or `fp8`.
+        format: `auto`, `gptq`, `gptq_v2`, `awq` or `compressed-tensors`.
         ignore: Module names or `*` patterns that stay as they are.
-        calibration: None for methods that need no data.
+        calibration: None for methods that never need data.
     """
 
     method: str = "none"
@@ -82,8 +89,15 @@ class QuantSpec:
     group_size: int = -1
     sym: bool = True
     desc_act: bool = True
+    true_sequential: bool = True
     damp_percent: float = 0.01
-    smoothing_strength: float = 0.5
+    clip: bool = True
+    then_gptq: bool = False
+    smoothing_strength: float | None = None
+    activations: str = "none"
+    granularity: str = "channel"
+    kv_cache_dtype: str = "auto"
+    format: str = "auto"
     ignore: tuple[str, ...] = ("lm_head",)
     calibration: CalibrationSpec | None = None
 
