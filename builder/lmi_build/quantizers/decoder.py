@@ -27,11 +27,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from lmi_build.errors import Unsupported
+from lmi_build.quantizers.steps import Absorb, Activations, Room, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 
     from lmi_build.catalog.architectures import Architecture
+    from lmi_build.checkpoint.reader import CheckpointReader
+
+__all__ = ["Absorb", "Activations", "Block", "Room", "Step", "embed", "load_block"]
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
@@ -149,20 +153,124 @@ class Block:
     Args:
         architecture: Names of its parts.
         config: Its numbers.
-        weights: Linear or norm name to weight.
+        weights: Linear or norm name to weight; a linear's bias is `<name>.bias`.
         biases: Linear name to bias, where it has one.
         rotary: The tables for the sample length.
+        kv_observer: Called with keys (rotated) and values [S, K, L, H] of every chunk.
     """
 
     architecture: Architecture
     config: DecoderConfig
     weights: dict[str, Tensor]
-    rotary: tuple[Tensor, Tensor]
+    rotary: tuple[Tensor, Tensor] | None = None
     biases: dict[str, Tensor] = field(default_factory=dict)
+    kv_observer: Callable[[Tensor, Tensor], None] | None = None
+
+    def steps(
+        self,
+        x: Activations,
+        out: Activations,
+        *,
+        parts: Sequence[slice],
+        room: Room,
+        smoothing: bool,
+    ) -> Iterator[Step]:
+        """
+        Take all samples through the block, step after step.
+
+        Weights may be replaced while a step is with the caller. A step's chunks are
+        kept as they were yielded: a caller that scales input channels afterwards must
+        leave in `weights` what belongs to the inputs as yielded.
+
+        Args:
+            x: What enters, [N, L, D].
+            out: What leaves; may be `x`.
+            parts: Chunks of samples, in order, that together are all of them.
+            room: Scratch for one input of all samples.
+            smoothing: Also hand out steps that only search a smoothing.
+        """
+        del smoothing
+        arch = self.architecture
+        yield self._step(
+            (arch.query, arch.key, arch.value),
+            lambda: (self.norm(arch.attention_norm, x.load(p)) for p in parts),
+            Absorb(kind="norm", name=arch.attention_norm, rows_I=None),
+        )
+        mixed = room(self.num_inputs(arch.output))
+
+        def mix(part: slice) -> Tensor:
+            y_SLI = self.attention(self.norm(arch.attention_norm, x.load(part)))
+            mixed.store(part, y_SLI)
+            return y_SLI
+
+        yield self._step(
+            (arch.output,), lambda: map(mix, parts), self._absorb_in_value()
+        )
+
+        def add_attention(part: slice) -> Tensor:
+            y_SLD = x.load(part) + self.linear(arch.output, mixed.load(part))
+            out.store(part, y_SLD)
+            return self.norm(arch.mlp_norm, y_SLD)
+
+        yield self._step(
+            (arch.gate, arch.up),
+            lambda: map(add_attention, parts),
+            Absorb(kind="norm", name=arch.mlp_norm, rows_I=None),
+        )
+        inner = room(self.num_inputs(arch.down))
+
+        def gate(part: slice) -> Tensor:
+            y_SLI = self.gated(self.norm(arch.mlp_norm, out.load(part)))
+            inner.store(part, y_SLI)
+            return y_SLI
+
+        yield self._step(
+            (arch.down,),
+            lambda: map(gate, parts),
+            Absorb(kind="linear", name=arch.up, rows_I=None),
+        )
+        for part in parts:
+            y_SLD = self.linear(arch.down, inner.load(part))
+            out.store(part, y_SLD.add_(out.load(part)))
+
+    def num_inputs(self, name: str) -> int:
+        """Input channels of a linear."""
+        return self.weights[name].shape[1]
+
+    def _step(
+        self,
+        linears: tuple[str, ...],
+        chunks: Callable[[], Iterator[Tensor]],
+        absorb: Absorb | None,
+    ) -> Step:
+        return Step(
+            parts=linears,
+            searched=linears,
+            num_inputs=self.num_inputs(linears[0]),
+            inputs=lambda: (chunk.flatten(0, -2) for chunk in chunks()),
+            absorb=absorb,
+        )
+
+    def _absorb_in_value(self) -> Absorb:
+        """Row of v behind each input channel of o: its head's group, its place."""
+        config = self.config
+        head = torch.arange(config.num_heads) // (
+            config.num_heads // config.num_kv_heads
+        )
+        row_NH = head[:, None] * config.head_dim + torch.arange(config.head_dim)
+        return Absorb(
+            kind="linear", name=self.architecture.value, rows_I=row_NH.flatten()
+        )
+
+    def _tables(self, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        if self.rotary is None:
+            self.rotary = rotary_tables(self.config, length, dtype)
+        return self.rotary
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         """One linear of the block."""
-        return functional.linear(x, self.weights[name], self.biases.get(name))
+        bias = self.biases.get(name, self.weights.get(f"{name}.bias"))
+        return functional.linear(x, self.weights[name], bias)
 
     def norm(self, name: str, x_SLD: Tensor) -> Tensor:
         """One RMS norm of the block."""
@@ -178,9 +286,12 @@ class Block:
             y = self.linear(name, normed_SLD)
             return y.view(samples, length, count, config.head_dim).transpose(1, 2)
 
-        query_SNLH = _rotate(heads(arch.query, config.num_heads), self.rotary)
-        key_SKLH = _rotate(heads(arch.key, config.num_kv_heads), self.rotary)
+        rotary = self._tables(length, normed_SLD.dtype)
+        query_SNLH = _rotate(heads(arch.query, config.num_heads), rotary)
+        key_SKLH = _rotate(heads(arch.key, config.num_kv_heads), rotary)
         value_SKLH = heads(arch.value, config.num_kv_heads)
+        if self.kv_observer is not None:
+            self.kv_observer(key_SKLH, value_SKLH)
         mixed_SNLH = _attend(query_SNLH, key_SKLH, value_SKLH)
         return mixed_SNLH.transpose(1, 2).reshape(samples, length, -1)
 
@@ -197,6 +308,62 @@ class Block:
         x_SLD = x_SLD + self.linear(arch.output, mixed)
         inner = self.gated(self.norm(arch.mlp_norm, x_SLD))
         return x_SLD + self.linear(arch.down, inner)
+
+
+def load_block(
+    architecture: Architecture,
+    config: DecoderConfig,
+    names: Container[str],
+    index: int,
+    read: Callable[[str], Tensor],
+) -> Block:
+    """
+    Read one block.
+
+    Args:
+        architecture: The map.
+        config: The numbers.
+        names: Every tensor of the checkpoint.
+        index: Which block.
+        read: Reads one tensor by its full name, checked, in the dtype and on the
+            device of the computation.
+    """
+    prefix = architecture.block(index)
+    weights: dict[str, Tensor] = {}
+    for name in (*architecture.linears, *architecture.norms):
+        weights[name] = read(f"{prefix}.{name}.weight")
+        if f"{prefix}.{name}.bias" in names:
+            weights[f"{name}.bias"] = read(f"{prefix}.{name}.bias")
+    return Block(architecture=architecture, config=config, weights=weights)
+
+
+def embed(
+    architecture: Architecture,
+    config: DecoderConfig,
+    reader: CheckpointReader,
+    tokens_NL: Tensor,
+    dtype: torch.dtype,
+) -> Callable[[slice], Tensor]:
+    """
+    What enters the first block, a few samples at a time.
+
+    Only the embedding's rows of tokens that occur are read.
+
+    Args:
+        architecture: The map.
+        config: The numbers.
+        reader: The model.
+        tokens_NL: Token ids, int64.
+        dtype: Of the computation.
+
+    Returns:
+        A function from a slice of samples to [S, L, D].
+    """
+    del config
+    unique, inverse_NL = torch.unique(tokens_NL, return_inverse=True)
+    table = f"{architecture.embedding}.weight"
+    rows = reader.read_rows(table, unique.tolist()).to(dtype)
+    return lambda part: rows[inverse_NL[part]]
 
 
 def _attend(query_SNLH: Tensor, key_SKLH: Tensor, value_SKLH: Tensor) -> Tensor:
