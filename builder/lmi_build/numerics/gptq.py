@@ -276,7 +276,7 @@ def refit_scales(
         slope_O = (centred_gO * pull_IO[rows]).sum(dim=0)
         bend_O = (centred_gO * (h_II[rows, rows] @ centred_gO)).sum(dim=0)
         best_O = scale_GO[index] + slope_O / bend_O.clamp_min(1e-30)
-        step_O = round_scale(best_O) - scale_GO[index]
+        step_O = round_scale(best_O, grid.scale_dtype) - scale_GO[index]
         gain_O = step_O * (2 * slope_O - step_O * bend_O)
         step_O = torch.where(gain_O > 0, step_O, torch.zeros_like(step_O))
         scale_GO[index] += step_O

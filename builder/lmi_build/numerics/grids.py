@@ -38,11 +38,13 @@ class Grid:
         bits: Bits of one code.
         group_size: Input channels per scale, never -1.
         sym: Whether the zero point is fixed in the middle.
+        scale_dtype: Type that scales are stored in.
     """
 
     bits: int
     group_size: int
     sym: bool
+    scale_dtype: str = "float16"
 
     @property
     def max_code(self) -> int:
@@ -55,9 +57,19 @@ class Grid:
         return 1 << (self.bits - 1)
 
 
-def round_scale(scale: Tensor) -> Tensor:
-    """The nearest float16 that is a usable scale, as float32."""
-    return scale.clamp(MIN_SCALE, MAX_SCALE).to(torch.float16).to(torch.float32)
+def round_scale(scale: Tensor, dtype: str = "float16") -> Tensor:
+    """
+    The nearest usable scale that a file can hold.
+
+    Args:
+        scale: float32 scales.
+        dtype: Type they are stored in.
+
+    Returns:
+        float32 scales that are exact in `dtype`.
+    """
+    stored = scale.clamp(MIN_SCALE, MAX_SCALE).to(getattr(torch, dtype))
+    return stored.to(torch.float32)
 
 
 def quantize(w: Tensor, scale: Tensor, zero: Tensor, *, max_code: int) -> Tensor:
@@ -155,7 +167,7 @@ def _fit_range(low_O: Tensor, high_O: Tensor, grid: Grid) -> tuple[Tensor, Tenso
     """The scale and zero point whose codes just span a range."""
     if grid.sym:
         reach_O = torch.maximum(-low_O, high_O)
-        scale_O = round_scale(2 * reach_O / grid.max_code)
+        scale_O = round_scale(2 * reach_O / grid.max_code, grid.scale_dtype)
         return scale_O, torch.full_like(scale_O, grid.middle)
-    scale_O = round_scale((high_O - low_O) / grid.max_code)
+    scale_O = round_scale((high_O - low_O) / grid.max_code, grid.scale_dtype)
     return scale_O, torch.round(-low_O / scale_O).clamp_(1, grid.max_code)

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 
 def round_to_nearest(
-    w_IO: Tensor, *, bits: int, group_size: int, sym: bool
+    w_IO: Tensor,
+    *,
+    bits: int,
+    group_size: int,
+    sym: bool,
+    scale_dtype: str = "float16",
 ) -> Quantized:
     """
     Quantize one linear layer without data.
@@ -33,13 +38,14 @@ def round_to_nearest(
         bits: Bits of one code.
         group_size: Input channels per scale; -1 is the whole row.
         sym: Whether the zero point is fixed in the middle.
+        scale_dtype: Type that scales are stored in.
 
     Returns:
         Codes, scales and zero points; errors are those of the weights, H = 1.
     """
     num_inputs = w_IO.shape[0]
     size = num_inputs if group_size == -1 else group_size
-    grid = Grid(bits=bits, group_size=size, sym=sym)
+    grid = Grid(bits=bits, group_size=size, sym=sym, scale_dtype=scale_dtype)
     scale_GO, zero_GO = search_scales(w_IO, torch.ones(num_inputs), grid=grid)
     num_groups = num_inputs // size
     code_IO = quantize(
