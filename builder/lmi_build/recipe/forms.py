@@ -13,14 +13,17 @@ from lmi_build.recipe.aws_forms import check_s3_uri
 from lmi_build.recipe.form import fault, slug
 from lmi_build.recipe.words import nearest, show
 from lmi_build.text import join_words
+from lmi_build.values.dataset import (
+    BUILTIN_DATASETS,
+    DATASET_SUFFIXES,
+    data_format,
+    parse_dataset,
+)
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 SLUG_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 TARGET_PATTERN = r"^(cpu|cuda|ml\.[a-z0-9-]+\.[a-z0-9-]+)$"
 IGNORE_PATTERN = r"^[A-Za-z0-9_.*]+$"
-
-DATASET_SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
-BUILTIN_DATASETS = ("builtin:python-docs",)
 
 # The hub's own rule: one or two parts of at most 96 letters, digits, `-_.`.
 _HUB_ID = re.compile(
@@ -127,11 +130,7 @@ def check_dataset(value: str) -> str:
             f"write {join_words(BUILTIN_DATASETS)}",
         )
     if scheme == "hub":
-        if _HUB_ID.match(value.removeprefix("hub:")):
-            return value
-        raise fault(
-            code, f"`{show(value)}` names no data set", "write `hub:owner/name`"
-        )
+        return _check_hub_dataset(value, code)
     if scheme == "s3":
         check_s3_uri(value, code)
     elif scheme:
@@ -140,16 +139,25 @@ def check_dataset(value: str) -> str:
             f"`{show(scheme)}:` is no source of calibration text",
             "write `builtin:python-docs`, a file, `hub:owner/name` or an `s3://` file",
         )
-    if value.lower().endswith(DATASET_SUFFIXES):
+    if data_format(value):
         return value
     raise fault(
         code,
-        f"`{show(value)}` is no text, JSONL or Parquet file",
+        f"`{show(value)}` is no text, JSON, CSV or Parquet file",
         f"write `hub:{show(value)}` for a hub data set, or a file that ends in "
         f"{join_words(DATASET_SUFFIXES)}"
         if _HUB_ID.match(value)
         else f"name a file that ends in {join_words(DATASET_SUFFIXES)}",
     )
+
+
+def _check_hub_dataset(value: str, code: str) -> str:
+    """A data set on the hub; what is in it is known when it is looked up."""
+    try:
+        parse_dataset(value)
+    except ValueError as error:
+        raise fault(code, f"`{show(value)}` names no data set", str(error)) from error
+    return value
 
 
 def check_ignore(value: str) -> str:

@@ -107,8 +107,10 @@ class CalibrationSection(Section):
 
     dataset: Annotated[str, AfterValidator(forms.check_dataset)] = Field(
         default="builtin:python-docs",
-        description="`builtin:python-docs`, a .txt, .md, .jsonl or .parquet file, "
-        "`hub:owner/name`, or one such file on S3.",
+        description="`builtin:python-docs`; a .txt, .md, .jsonl, .json, .csv or "
+        ".parquet file (all but the last also with .gz); one such file on S3; or "
+        "`hub:owner/name[@revision][/path]`, where the path is a file, a folder or "
+        "a pattern with `*`.",
         examples=["builtin:python-docs"],
     )
     num_samples: Count = Field(default=64, description="Number of sequences.")

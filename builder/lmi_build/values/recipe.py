@@ -10,12 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from lmi_build.values.dataset import PYTHON_DOCS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lmi_build.digest import JSONValue
     from lmi_build.errors import Problem, Span
     from lmi_build.values.bounds import Bounds
+    from lmi_build.values.dataset import DatasetFacts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,19 +46,22 @@ class CalibrationSpec:
     The text that activations are observed on.
 
     Args:
-        dataset: `builtin:python-docs`, a text, JSONL or Parquet file, a hub data set
-            (`hub:owner/name`) or an `s3://` object.
+        dataset: `builtin:python-docs`, a data file, a hub data set
+            (`hub:owner/name[@revision][/path]`) or an `s3://` object.
         num_samples: Sequences.
         max_seq_len: Tokens of one sequence.
         seed: Order of the draw.
         chat_template: Whether rows are wrapped in the model's chat template.
+        facts: The files of the data set, once they are resolved; None before, and
+            for a built-in text.
     """
 
-    dataset: str = "builtin:python-docs"
+    dataset: str = PYTHON_DOCS
     num_samples: int = 64
     max_seq_len: int = 512
     seed: int = 0
     chat_template: bool = False
+    facts: DatasetFacts | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
