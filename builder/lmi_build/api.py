@@ -14,6 +14,7 @@ else.
 
 from __future__ import annotations
 
+import os
 import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,6 +152,7 @@ def _world(
         versions=_versions,
         handler_digest=handler_digest,
         architecture=platform.machine(),
+        num_cores=len(os.sched_getaffinity(0)),
         settings=settings,
     )
     return [_pin_calibration(recipe) for recipe in recipes], world

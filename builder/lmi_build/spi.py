@@ -43,6 +43,8 @@ class ProviderInfo:
         targets: Devices it builds for; empty for a quantizer.
         packings: Checkpoint packings a backend consumes.
         modules: Importable names that prove the distributions work (`doctor`).
+        threaded_methods: Methods whose sums are taken in an order that hangs on the
+            number of threads, so that the number enters the key.
     """
 
     name: str
@@ -54,6 +56,7 @@ class ProviderInfo:
     targets: tuple[str, ...] = ()
     packings: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
+    threaded_methods: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

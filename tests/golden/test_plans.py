@@ -94,6 +94,7 @@ def test_plan_is_what_it_was(path: Path, update_golden: bool) -> None:  # noqa: 
         versions=lambda names: dict.fromkeys(sorted(names), "1.0"),
         handler_digest=lambda name: Digest(digest_bytes(name.encode())),
         architecture="x86_64",
+        num_cores=2,
         settings=Settings(cache_dir=Path("/nowhere")),
     )
 

@@ -56,6 +56,7 @@ class World:
         versions: Versions of installed packages.
         handler_digest: Content of a serving handler by name.
         architecture: Processor of this host, `x86_64` or `aarch64`.
+        num_cores: Cores this process may use: the threads of a worker by default.
         settings: The user's environment.
     """
 
@@ -65,6 +66,7 @@ class World:
     versions: Callable[[Iterable[str]], Mapping[str, str | None]]
     handler_digest: Callable[[str], Digest]
     architecture: str
+    num_cores: int
     settings: Settings
 
 
@@ -274,11 +276,14 @@ def _quantize(
     dataset = calibration.dataset if calibration else ""
     groups = {"s3://": "aws", "hub:": "hub"}
     secrets = [name for start, name in groups.items() if dataset.startswith(start)]
+    params = quantizer.lower(recipe.quantize, facts)
+    if recipe.quantize.method in quantizer.info.threaded_methods:
+        params = {**params, "threads": world.settings.threads or world.num_cores}
     return _stage(
         recipe,
         "quantize",
         world,
-        params=quantizer.lower(recipe.quantize, facts),
+        params=params,
         inputs={"model": model.key},
         distributions=quantizer.info.distributions,
         platform="any",
