@@ -23,7 +23,9 @@ from lmi_build.checkpoint.ledger import (
     LedgerRow,
     check_total,
     copied,
+    made,
     read_ledger,
+    smoothed,
     write_ledger,
 )
 from lmi_build.checkpoint.reader import CheckpointReader, byte_view
@@ -280,6 +282,22 @@ def test_a_whole_ledger_balances(tmp_path: Path) -> None:
     assert read_ledger(tmp_path) == ROWS
 
 
+def test_smoothed_tensors_and_cache_scales_balance(tmp_path: Path) -> None:
+    """A norm that absorbed a scale keeps its form; a cache scale has no source."""
+    source = {name: at(name) for name in ("attn.q.weight", "norm")}
+    rows = (
+        made("attn.k_scale"),
+        copied(source["attn.q.weight"]),
+        smoothed(source["norm"]),
+    )
+    result = {**source, "attn.k_scale": at("attn.k_scale", (1,))}
+
+    check_total(rows, source, result)
+    write_ledger(tmp_path, rows)
+
+    assert read_ledger(tmp_path) == rows
+
+
 @pytest.mark.parametrize(
     ("rows", "source", "result", "fault"),
     [
@@ -295,6 +313,39 @@ def test_a_whole_ledger_balances(tmp_path: Path) -> None:
             SOURCE,
             RESULT,
             "`x` is made twice",
+        ),
+        (
+            (replace(ROWS[0], action="smoothed", dtype="int32"), ROWS[1]),
+            SOURCE,
+            RESULT,
+            "`x` is recorded with another",
+        ),
+        (
+            (replace(ROWS[0], action="smoothed", results=()), ROWS[1]),
+            SOURCE,
+            RESULT,
+            "`x` is smoothed, yet its name, dtype or shape changed",
+        ),
+        (
+            (replace(ROWS[0], action="lost"), ROWS[1]),
+            SOURCE,
+            RESULT,
+            "`x` is recorded as `lost`",
+        ),
+        ((replace(ROWS[0], source=None), ROWS[1]), SOURCE, RESULT, "from nothing"),
+        (
+            (ROWS[0], replace(ROWS[1], results=())),
+            SOURCE,
+            RESULT,
+            "`y` is quantized to nothing",
+        ),
+        ((*ROWS, made("a.k_scale")), SOURCE, RESULT, "the source does not have"),
+        ((*ROWS, made("x.extra")), SOURCE, RESULT, "`x.extra` is made of nothing"),
+        (
+            (*ROWS, replace(made("x.k_scale"), source="x")),
+            SOURCE,
+            RESULT,
+            "`x` is used twice",
         ),
     ],
 )
