@@ -144,6 +144,7 @@ def _world(
     """Recipes with their paths settled, and what the planner may know."""
     from lmi_build.package.handler_files import handler_digest
     from lmi_build.plan.planner import World
+    from lmi_build.toolchains.environment import pinned_toolchain
 
     world = World(
         facts=facts if facts is not None else resolve(recipes, settings),
@@ -154,6 +155,7 @@ def _world(
         architecture=platform.machine(),
         num_cores=len(os.sched_getaffinity(0)),
         settings=settings,
+        toolchain=lambda name: pinned_toolchain(name, settings),
     )
     return [_pin_calibration(recipe) for recipe in recipes], world
 
@@ -325,11 +327,15 @@ def outlook(plan: Plan, settings: Settings) -> list[StageOutlook]:
     return found
 
 
-def load_plan(file: Path) -> Plan:
+def load_plan(file: Path, settings: Settings) -> Plan:
     """
     Read a plan that `plan --out` saved, and refuse it when a tool has moved since.
 
     The model's files are compared by their digests when they are fetched.
+
+    Args:
+        file: What `plan --out` wrote.
+        settings: The user's environment.
 
     Raises:
         UsageInvalid: Not a plan, or made with other versions or by other providers.
@@ -345,11 +351,21 @@ def load_plan(file: Path) -> Plan:
             code="plan.unreadable",
             hints=("make it: `lmi-build plan RECIPE --out FILE`",),
         ) from error
-    _refuse_moved(plan, file)
+    _refuse_moved(plan, file, settings)
     return plan
 
 
-def _refuse_moved(plan: Plan, file: Path) -> None:
+def _tools_here(stage: Stage, settings: Settings) -> Mapping[str, str | None]:
+    """Versions of a stage's tools as a plan made here would have them."""
+    if not stage.toolchain:
+        return _versions(stage.tools)
+    from lmi_build.toolchains.environment import pinned_toolchain
+
+    pinned = pinned_toolchain(stage.toolchain, settings)
+    return {name: pinned.versions.get(name) for name in stage.tools}
+
+
+def _refuse_moved(plan: Plan, file: Path, settings: Settings) -> None:
     from lmi_build.errors import UsageInvalid
 
     known = _worker_entries()
@@ -361,7 +377,7 @@ def _refuse_moved(plan: Plan, file: Path) -> None:
                 code="plan.foreign-entry",
                 hints=("install the plugin, or plan again here",),
             )
-        for name, now in _versions(stage.tools).items():
+        for name, now in _tools_here(stage, settings).items():
             planned = stage.tools[name]
             if (now or "absent") != planned:
                 raise UsageInvalid(

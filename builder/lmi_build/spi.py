@@ -43,6 +43,8 @@ class ProviderInfo:
         targets: Devices it builds for; empty for a quantizer.
         packings: Checkpoint packings a backend consumes.
         modules: Importable names that prove the distributions work (`doctor`).
+        toolchain: Name of the private environment it runs in; empty where it runs
+            beside lmi-build. `distributions` are then that toolchain's to bring.
         threaded_methods: Methods whose sums are taken in an order that hangs on the
             number of threads, so that the number enters the key.
     """
@@ -56,6 +58,7 @@ class ProviderInfo:
     targets: tuple[str, ...] = ()
     packings: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
+    toolchain: str = ""
     threaded_methods: tuple[str, ...] = ()
 
 

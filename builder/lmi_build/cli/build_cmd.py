@@ -97,7 +97,7 @@ def _planned(
             hints=("run `lmi-build build recipe.yaml`",),
         )
     if plan_file is not None:
-        return api.load_plan(plan_file), ()
+        return api.load_plan(plan_file, state.settings()), ()
     assert recipe is not None  # noqa: S101 - one of the two is given
     recipes = api.load_recipe(recipe, overrides=state.overrides)
     return api.make_plan(recipes, settings), recipes

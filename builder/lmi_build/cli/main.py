@@ -37,6 +37,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "fetch": ("artifact", "Copy a published artifact into an empty folder, verified."),
     "serve": ("serve", "Serve an artifact over HTTP with its own handler."),
     "why": ("plan", "Say which field makes a stage build anew."),
+    "toolchain": ("toolchain", "Install, list or try the libraries that quantize."),
     "cache": ("cache", "List, verify, prune or locate the store."),
     "doctor": ("doctor", "Say which providers work here, with evidence and fixes."),
     "schema": ("start", "Print the JSON Schema of recipes."),

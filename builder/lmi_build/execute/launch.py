@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -17,10 +17,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import lmi_build
 from lmi_build.errors import DoesNotFit, LmiBuildError, StageFailed, error_from_json
 from lmi_build.events import from_json
+from lmi_build.toolchains.environment import (
+    QUIET_VARIABLES,
+    extensions_dir,
+    in_use,
+)
 from lmi_build.values.result import Measure
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from lmi_build.events import Emit
     from lmi_build.execute.redact import Redactor
@@ -67,11 +72,33 @@ def run_worker(
         LmiBuildError: What the worker reported, or that it was killed.
         KeyboardInterrupt: The user stopped us; the worker is gone.
     """
+    with _interpreter(attempt.stage, settings) as python:
+        return _run(python, attempt, settings=settings, redactor=redactor, emit=emit)
+
+
+@contextmanager
+def _interpreter(stage: Stage, settings: Settings) -> Iterator[str]:
+    """The Python that a stage runs in; a toolchain's is held while it does."""
+    if not stage.toolchain:
+        yield sys.executable
+        return
+    with in_use(stage.toolchain, settings) as python:
+        yield str(python)
+
+
+def _run(
+    python: str,
+    attempt: Attempt,
+    *,
+    settings: Settings,
+    redactor: Redactor,
+    emit: Emit,
+) -> Measure:
     read_fd, write_fd = os.pipe()
     request = _write_request(attempt, write_fd)
     started = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-X", "faulthandler", "-m", "lmi_build.worker", str(request)],
+        [python, "-X", "faulthandler", "-m", "lmi_build.worker", str(request)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -131,7 +158,7 @@ def worker_environment(attempt: Attempt, settings: Settings) -> dict[str, str]:
     Nothing is inherited: a variable that is not written here cannot change a result.
     """
     given = settings.worker_environment
-    package_root = str(Path(lmi_build.__file__).parents[1])
+    package_root = _package_root(attempt)
     python_path = os.pathsep.join(
         [package_root, *filter(None, [given.get("PYTHONPATH")])]
     )
@@ -157,11 +184,34 @@ def worker_environment(attempt: Attempt, settings: Settings) -> dict[str, str]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "DO_NOT_TRACK": "1",
     }
+    if attempt.stage.toolchain:
+        environment |= QUIET_VARIABLES
+        extensions = extensions_dir(attempt.stage.toolchain, settings)
+        environment["TORCH_EXTENSIONS_DIR"] = str(extensions)
+        environment["GPTQMODEL_TORCH_EXTENSIONS_DIR"] = str(extensions)
     if not attempt.stage.secrets:
         environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     for group in attempt.stage.secrets:
         environment |= settings.secrets.get(group, {})
     return environment
+
+
+def _package_root(attempt: Attempt) -> str:
+    """
+    The folder that a worker finds this package in.
+
+    A toolchain's interpreter gets one with nothing else in it: an installed package
+    lies among all others, whose versions would hide the toolchain's own.
+    """
+    package = Path(lmi_build.__file__).parent
+    if not attempt.stage.toolchain:
+        return str(package.parent)
+    root = attempt.scratch / "path"
+    root.mkdir(parents=True, exist_ok=True)
+    link = root / package.name
+    if not link.is_symlink():
+        link.symlink_to(package, target_is_directory=True)
+    return str(root)
 
 
 def _pump(stream: BinaryIO | Any, log: Path, redactor: Redactor) -> threading.Thread:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from lmi_build.digest import Digest, JSONValue
     from lmi_build.spi import Backend, Params, Quantizer
+    from lmi_build.toolchains.environment import Pinned
     from lmi_build.values.model import ModelFacts
     from lmi_build.values.recipe import Recipe
     from lmi_build.values.settings import Settings
@@ -58,6 +59,7 @@ class World:
         architecture: Processor of this host, `x86_64` or `aarch64`.
         num_cores: Cores this process may use: the threads of a worker by default.
         settings: The user's environment.
+        toolchain: Pins of a private environment by name, installed or not.
     """
 
     facts: Mapping[str, ModelFacts]
@@ -68,6 +70,7 @@ class World:
     architecture: str
     num_cores: int
     settings: Settings
+    toolchain: Callable[[str], Pinned] | None = None
 
 
 def make_plan(name: str, recipes: Sequence[Recipe], world: World) -> Plan:
@@ -223,9 +226,15 @@ def _stage(  # noqa: PLR0913 - one place makes stages; the names say the rest
     estimate: Estimate,
     job: Mapping[str, JSONValue] | None = None,
     secrets: tuple[str, ...] = (),
+    toolchain: str = "",
 ) -> Stage:
-    versions = world.versions(distributions)
-    blocker = missing_blocker(versions)
+    if toolchain and world.toolchain is not None:
+        pinned = world.toolchain(toolchain)
+        versions: dict[str, str | None] = {**pinned.versions}
+        blocker = pinned.blocker
+    else:
+        versions = dict(world.versions(distributions))
+        blocker = missing_blocker(versions)
     if blocker is None and secrets and world.settings.offline:
         blocker = Blocker(
             code="tool.offline",
@@ -245,6 +254,7 @@ def _stage(  # noqa: PLR0913 - one place makes stages; the names say the rest
         secrets=secrets,
         estimate=estimate,
         blocker=blocker,
+        toolchain=toolchain,
     )
 
 
@@ -292,6 +302,7 @@ def _quantize(
         estimate=quantizer.estimate(recipe.quantize, facts),
         job=quantizer.job_settings(recipe.quantize),
         secrets=tuple(secrets),
+        toolchain=quantizer.info.toolchain,
     )
 
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lmi_build import registry
+from lmi_build.catalog.toolchains import find_toolchain, load_toolchains
 from lmi_build.errors import LmiBuildError
+from lmi_build.toolchains.report import diagnose_toolchain
 from lmi_build.toolchains.versions import installed_versions, missing_blocker
 from lmi_build.units import format_bytes
 
@@ -56,8 +58,30 @@ def diagnose(settings: Settings) -> list[Diagnosis]:
                     Diagnosis(kind=kind, name=name, works=False, evidence=str(error))
                 )
                 continue
-            rows.append(_provider(kind, info))
+            rows.append(
+                _toolchain(kind, info, settings)
+                if info.toolchain
+                else _provider(kind, info)
+            )
     return rows
+
+
+def _toolchain(kind: str, info: ProviderInfo, settings: Settings) -> Diagnosis:
+    """A provider that runs in a private environment."""
+    try:
+        known = load_toolchains(settings.toolchains_file)
+        row = diagnose_toolchain(find_toolchain(info.toolchain, known), settings)
+    except LmiBuildError as error:
+        return Diagnosis(kind=kind, name=info.name, works=False, evidence=str(error))
+    works = row.status == "installed"
+    offers = f"; offers {', '.join(info.methods)}" if works else ""
+    return Diagnosis(
+        kind=kind,
+        name=info.name,
+        works=works,
+        evidence=f"toolchain `{row.name}`: {row.evidence}{offers}",
+        fix=row.fix,
+    )
 
 
 def _disk(settings: Settings) -> Diagnosis:

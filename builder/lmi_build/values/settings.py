@@ -64,6 +64,7 @@ class Settings:
         hf_endpoint: Base URL of the model hub.
         offline: Whether the network may be used at all.
         threads: Threads of a worker; 0 takes every core this process may use.
+        toolchains_file: Toolchains of the user's own, over those that are shipped.
         worker_environment: Variables every worker gets.
         secrets: Group name to variables; never printed, logged or hashed.
     """
@@ -72,6 +73,7 @@ class Settings:
     hf_endpoint: str = DEFAULT_HF_ENDPOINT
     offline: bool = False
     threads: int = 0
+    toolchains_file: Path | None = None
     worker_environment: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
 
@@ -123,11 +125,16 @@ def settings_from_environ(
         hf_endpoint=(environ.get("HF_ENDPOINT") or DEFAULT_HF_ENDPOINT).rstrip("/"),
         offline=offline,
         threads=int(environ.get("LMI_BUILD_THREADS") or 0),
+        toolchains_file=_path(environ.get("LMI_BUILD_TOOLCHAINS")),
         worker_environment=_pick(environ, _WORKER_VARIABLES),
         secrets={
             name: _pick(environ, names) for name, names in _SECRET_VARIABLES.items()
         },
     )
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text).expanduser().absolute() if text else None
 
 
 def _pick(environ: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:

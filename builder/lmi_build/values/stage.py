@@ -76,6 +76,8 @@ class Stage:
         secrets: Names of settings the worker may see; values never stand here.
         estimate: Its cost.
         blocker: Why it cannot run here, or None.
+        toolchain: Name of the private environment it runs in; empty for this one.
+            Its pins stand in `tools`.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Stage:
     secrets: tuple[str, ...] = ()
     estimate: Estimate = field(default_factory=Estimate)
     blocker: Blocker | None = None
+    toolchain: str = ""
 
     def key_document(self) -> dict[str, JSONValue]:
         """Everything that makes the key, by name."""
