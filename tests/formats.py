@@ -7,16 +7,21 @@ say where code (i, o) lies in words and bits, one code at a time.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
-from lmi_build.checkpoint.formats.codec import Codes
+from lmi_build.checkpoint.formats.codec import Codes, encode
+from lmi_build.checkpoint.formats.config import quantization_config
 from lmi_build.values.quant import QuantScheme
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     Words = NDArray[np.uint32]
@@ -144,3 +149,49 @@ def slow_parts(codes: Codes, form: QuantScheme) -> dict[str, NDArray[Any]]:
     if not form.sym:
         parts["weight_zero_point"] = (zero.T.astype(np.int16) - 128).astype(np.int8)
     return parts
+
+
+def write_folder(
+    folder: Path, linears: dict[str, Codes], form: QuantScheme, **config: Any
+) -> Path:
+    """
+    A checkpoint of some linears, a norm and an embedding in bfloat16.
+
+    Args:
+        folder: Folder to make.
+        linears: Codes by module name.
+        form: Their format.
+        config: Entries that replace those of `quantization_config`.
+    """
+    folder.mkdir(parents=True)
+    tensors = {
+        "model.embed_tokens.weight": torch.arange(64.0).view(8, 8).bfloat16(),
+        "model.norm.weight": torch.ones(8).bfloat16(),
+        "model.layers.0.kept.weight": torch.ones(8, 4).bfloat16(),
+    }
+    for name, codes in linears.items():
+        tensors |= encode(name, codes, slice(None), form, group_I=codes.group_I)
+        tensors[f"{name}.bias"] = torch.ones(codes.code_IO.shape[1]).bfloat16()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    quantization = quantization_config(
+        form, left=("lm_head", "model.layers.0.kept"), method="test"
+    )
+    document = {
+        "model_type": "llama",
+        "quantization_config": {**quantization, **config},
+    }
+    (folder / "config.json").write_text(json.dumps(document), "utf-8")
+    (folder / "tokenizer.json").write_text("{}", "utf-8")
+    (folder / "quantize_config.json").write_text('{"bits": 4}', "utf-8")
+    return folder
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    """Every tensor of a folder as bytes, with its dtype and shape in the name."""
+    return {
+        f"{name} {tensor.dtype} {list(tensor.shape)}": tensor.flatten()
+        .view(torch.uint8)
+        .numpy()
+        .tobytes()
+        for name, tensor in load_file(folder / "model.safetensors").items()
+    }

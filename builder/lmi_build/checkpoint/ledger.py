@@ -222,7 +222,7 @@ def read_ledger(folder: Path) -> tuple[LedgerRow, ...]:
         ValueError: The file is not a ledger of this schema.
     """
     document = json.loads((folder / LEDGER_NAME).read_text("utf-8"))
-    if document.get("schema") != LEDGER_SCHEMA:
+    if not isinstance(document, dict) or document.get("schema") != LEDGER_SCHEMA:
         msg = f"{folder / LEDGER_NAME} is not a {LEDGER_SCHEMA}"
         raise ValueError(msg)
     return tuple(row_from_json(row) for row in document["tensors"])

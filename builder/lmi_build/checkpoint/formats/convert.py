@@ -1,0 +1,485 @@
+"""
+A quantized checkpoint in another format, with every code and scale as it was.
+
+Two passes, one linear in memory at a time. The first reads all layers and finds out
+what the target must be able to say: zero points, activation order, the digits of the
+scales; whatever it cannot say exactly is refused before a byte is written. The second
+writes into a folder beside the target, which takes the target's name when it is whole.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmi_build.checkpoint.formats.config import (
+    float_linears,
+    quantization_config,
+    read_scheme,
+)
+from lmi_build.checkpoint.formats.layout import (
+    BITS,
+    FORMATS,
+    MARKS,
+    PARTS,
+    SCALE_DTYPES,
+    linear_plans,
+    width_problem,
+)
+from lmi_build.checkpoint.ledger import (
+    LEDGER_NAME,
+    LedgerResult,
+    LedgerRow,
+    read_ledger,
+    write_ledger,
+)
+from lmi_build.checkpoint.reader import INDEX_NAME, CheckpointReader, byte_view
+from lmi_build.checkpoint.writer import TensorPlan, write_checkpoint
+from lmi_build.errors import (
+    SourceInvalid,
+    StageFailed,
+    ToolMissing,
+    Unsupported,
+    UsageInvalid,
+)
+from lmi_build.events import StageProgress, ignore
+from lmi_build.text import join_words
+from lmi_build.values.quant import COMPRESSED_TENSORS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor
+
+    from lmi_build.checkpoint.formats.codec import Codes
+    from lmi_build.events import Emit
+    from lmi_build.values.quant import QuantScheme
+
+STAGE = "convert"
+_FOLDER_MODE = 0o755
+# They repeat `quantization_config` in a format's own words; a copy would be wrong.
+_STALE = frozenset({"quantize_config.json", "quant_config.json", LEDGER_NAME})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConvertedLinear:
+    """
+    One linear of the checkpoint.
+
+    Args:
+        name: Module name.
+        num_outputs: O.
+        num_inputs: I.
+    """
+
+    name: str
+    num_outputs: int
+    num_inputs: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Converted:
+    """
+    What a conversion did.
+
+    Args:
+        source: The scheme that was read.
+        target: The scheme that was written.
+        num_linears: Layers written anew.
+        num_copied: Tensors that passed through.
+    """
+
+    source: QuantScheme
+    target: QuantScheme
+    num_linears: int
+    num_copied: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Found:
+    """
+    What the first pass saw.
+
+    Args:
+        linears: Every quantized layer.
+        sym: All zero points are in the middle.
+        lowest_zero: The smallest zero point of any layer.
+        act_order: Some layer's groups do not lie together.
+        float16: All scales are float16 numbers.
+        scale_dtypes: Of the scales on disk.
+    """
+
+    linears: tuple[ConvertedLinear, ...]
+    sym: bool
+    lowest_zero: int
+    act_order: bool
+    float16: bool
+    scale_dtypes: frozenset[str]
+
+
+def convert(source: Path, out: Path, *, to: str, emit: Emit = ignore) -> Converted:
+    """
+    Write a quantized checkpoint in another format.
+
+    Args:
+        source: A Hugging Face folder in a format that `read_scheme` knows.
+        out: Folder to make; it may exist if it is empty.
+        to: One of `layout.FORMATS`.
+        emit: Told of every finished layer of both passes.
+
+    Returns:
+        What was read and written.
+
+    Raises:
+        Unsupported: `convert.lossy`, `convert.same` or `checkpoint.scheme`.
+        SourceInvalid: The checkpoint is broken or is not quantized.
+        UsageInvalid: `convert.output` or `convert.format`.
+        ToolMissing: `convert.torch`.
+    """
+    _check_usage(source, out, to)
+    config = _read_config(source)
+    scheme = read_scheme(config["quantization_config"])
+    with CheckpointReader(source) as reader:
+        found = _survey(reader, scheme, emit)
+        target = _target(scheme, found, to)
+        for linear in found.linears:
+            problem = width_problem(linear, target)
+            if problem is not None:
+                raise _lossy(problem)
+        kept = _kept(reader, found.linears, scheme)
+        with _folder(out) as partial:
+            _write(reader, partial, found.linears, kept, scheme, target, emit)
+            _write_config(partial, config, found.linears, kept, target)
+            _write_ledger(source, partial, found.linears, target)
+            _copy_files(source, partial)
+    return Converted(
+        source=scheme,
+        target=target,
+        num_linears=len(found.linears),
+        num_copied=len(kept),
+    )
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[Path]:
+    """A folder that becomes `out` when all went well, and vanishes otherwise."""
+    partial = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        partial.chmod(_FOLDER_MODE)
+        yield partial
+        partial.replace(out)
+    except OSError as error:
+        raise StageFailed(
+            f"writing `{out}` failed: {error.strerror or error}",
+            code="convert.write",
+            hints=("free room on the disk, or name another place with `--out`",),
+        ) from error
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_usage(source: Path, out: Path, to: str) -> None:
+    if to not in FORMATS:
+        raise UsageInvalid(
+            f"no format `{to}`",
+            code="convert.format",
+            hints=(f"use {join_words(FORMATS)}",),
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageInvalid(
+            f"`{out}` exists and is not an empty folder",
+            code="convert.output",
+            hints=("name a folder that does not exist yet",),
+        )
+    if out.resolve().is_relative_to(source.resolve()):
+        raise UsageInvalid(
+            f"`{out}` lies inside the checkpoint `{source}`",
+            code="convert.output",
+            hints=("name a folder outside of it",),
+        )
+    if importlib.util.find_spec("torch") is None:
+        raise ToolMissing(
+            "converting a checkpoint needs `torch`, which is not installed",
+            code="convert.torch",
+            hints=("pip install 'lmi-build[quantize]'",),
+        )
+
+
+def _read_config(source: Path) -> dict[str, Any]:
+    path = source / "config.json"
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise SourceInvalid(
+            f"`{path}` cannot be read: {error}",
+            code="convert.config",
+            hints=("point at a Hugging Face folder with a config.json",),
+        ) from error
+    if not isinstance(config, dict) or not isinstance(
+        config.get("quantization_config"), dict
+    ):
+        raise SourceInvalid(
+            f"`{path}` has no `quantization_config`: the model is not quantized",
+            code="convert.config",
+            hints=("quantize it first, by a recipe with `quantize.method`",),
+        )
+    return config
+
+
+def _tensors_of(
+    reader: CheckpointReader, name: str, scheme: QuantScheme
+) -> dict[str, Tensor]:
+    names = [f"{name}.{part}" for part in PARTS[scheme.packing]]
+    return {full: reader.read(full) for full in names if full in reader}
+
+
+def _decode(reader: CheckpointReader, name: str, scheme: QuantScheme) -> Codes:
+    from lmi_build.checkpoint.formats.codec import decode
+
+    return decode(_tensors_of(reader, name, scheme), name, scheme)
+
+
+def _survey(reader: CheckpointReader, scheme: QuantScheme, emit: Emit) -> _Found:
+    import torch
+
+    mark = "." + MARKS[scheme.packing]
+    names = [x.removesuffix(mark) for x in reader.tensors if x.endswith(mark)]
+    if not names:
+        raise SourceInvalid(
+            f"`{reader.folder}` has no tensor `*{mark}`, though its configuration says"
+            f" `{scheme.packing}`",
+            code="checkpoint.format",
+            hints=("check that config.json belongs to these weights",),
+        )
+    linears: list[ConvertedLinear] = []
+    sym, act_order, float16, lowest = True, False, True, 255
+    middle = 1 << (scheme.weight_bits - 1)
+    for done, name in enumerate(names, start=1):
+        codes = _decode(reader, name, scheme)
+        num_inputs, num_outputs = codes.code_IO.shape
+        linears.append(
+            ConvertedLinear(name=name, num_outputs=num_outputs, num_inputs=num_inputs)
+        )
+        sym = sym and bool((codes.zero_GO == middle).all())
+        lowest = min(lowest, int(codes.zero_GO.min()))
+        act_order = act_order or codes.group_I is not None
+        half_GO = codes.scale_GO.to(torch.float16).to(torch.float32)
+        float16 = float16 and torch.equal(half_GO, codes.scale_GO)
+        _tell(emit, "checked", done, len(names))
+    scales = "weight_scale" if scheme.packing in COMPRESSED_TENSORS else "scales"
+    return _Found(
+        linears=tuple(linears),
+        sym=sym,
+        lowest_zero=lowest,
+        act_order=act_order,
+        float16=float16,
+        scale_dtypes=frozenset(reader.entry(f"{x}.{scales}").dtype for x in names),
+    )
+
+
+def _tell(emit: Emit, what: str, done: int, total: int) -> None:
+    emit(StageProgress(stage=STAGE, done=done, total=total, unit=f"layers {what}"))
+
+
+def _lossy(message: str) -> Unsupported:
+    return Unsupported(
+        f"the conversion would not be exact: {message}",
+        code="convert.lossy",
+        hints=(
+            "quantize the float model anew with `quantize.format`",
+            "docs/concepts/formats.md says which conversions are exact",
+        ),
+    )
+
+
+def _target(scheme: QuantScheme, found: _Found, to: str) -> QuantScheme:
+    """
+    What is written.
+
+    Raises:
+        Unsupported: `convert.same` or `convert.lossy`.
+    """
+    family = "compressed-tensors" if scheme.packing in COMPRESSED_TENSORS else None
+    if to in {scheme.packing, family}:
+        raise Unsupported(
+            f"the checkpoint is `{scheme.packing}` already",
+            code="convert.same",
+            hints=("nothing is to be done",),
+        )
+    _check_meaning(scheme, to)
+    packing = "pack-quantized" if to == "compressed-tensors" else to
+    if scheme.weight_bits not in BITS[packing]:
+        raise _lossy(f"`{to}` has no {scheme.weight_bits}-bit weights")
+    if found.act_order and packing == "awq":
+        raise _lossy("channels are in activation order, `awq` has no group index")
+    if packing == "gptq" and found.lowest_zero == 0:
+        raise _lossy(
+            "some zero points are 0; `gptq` stores them minus one, and what that"
+            " becomes differs between readers (`gptq_v2` stores them as they are)"
+        )
+    if scheme.packing == "gptq" and found.lowest_zero == 0:
+        raise _lossy(
+            "some stored zero points are the largest number; `gptq` adds one, and"
+            " whether that wraps to 0 differs between readers"
+        )
+    return replace(
+        scheme,
+        packing=packing,
+        # AutoAWQ's form always has zero points, so the scheme says that it has.
+        sym=found.sym and packing != "awq",
+        scale_dtype=_scale_dtype(found, packing),
+        act_order=found.act_order,
+    )
+
+
+def _check_meaning(scheme: QuantScheme, to: str) -> None:
+    """What is more than codes and scales has no place outside compressed-tensors."""
+    if scheme.weight_dtype == "float":
+        raise _lossy(f"`{to}` has no fp8 weights")
+    if scheme.activation_scheme != "none":
+        raise _lossy(f"`{to}` has no place for 8-bit activations")
+    if scheme.kv_cache_dtype != "auto":
+        raise _lossy(f"`{to}` has no place for scales of the key-value cache")
+    if scheme.granularity == "tensor":
+        raise _lossy(f"`{to}` has no scale of a whole matrix")
+
+
+def _scale_dtype(found: _Found, packing: str) -> str:
+    if SCALE_DTYPES[packing] == ("float16",):
+        if not found.float16:
+            raise _lossy(
+                f"some scales are not float16 numbers, `{packing}` has no others"
+            )
+        return "float16"
+    same = len(found.scale_dtypes) == 1
+    return next(iter(found.scale_dtypes)) if same else "float32"
+
+
+def _kept(
+    reader: CheckpointReader,
+    linears: tuple[ConvertedLinear, ...],
+    scheme: QuantScheme,
+) -> dict[str, TensorPlan]:
+    """Every tensor that no layer is read from."""
+    taken = {f"{x.name}.{part}" for x in linears for part in PARTS[scheme.packing]}
+    return {
+        name: TensorPlan(name=name, dtype=entry.dtype, shape=entry.shape)
+        for name, entry in reader.tensors.items()
+        if name not in taken
+    }
+
+
+def _write(
+    reader: CheckpointReader,
+    out: Path,
+    linears: tuple[ConvertedLinear, ...],
+    kept: Mapping[str, TensorPlan],
+    scheme: QuantScheme,
+    target: QuantScheme,
+    emit: Emit,
+) -> None:
+    from lmi_build.checkpoint.formats.codec import NotRepresentable, encode
+
+    owner = {
+        plan.name: linear.name
+        for linear in linears
+        for plan in linear_plans(linear, target)
+    }
+    held: dict[str, dict[str, Tensor]] = {}
+    seen: set[str] = set()
+
+    def data(name: str) -> Iterator[bytes | memoryview]:
+        if name not in owner:
+            yield from reader.stream(name)
+            return
+        linear = owner[name]
+        if linear not in held:
+            held.clear()
+            codes = _decode(reader, linear, scheme)
+            try:
+                held[linear] = encode(
+                    linear, codes, slice(None), target, group_I=codes.group_I
+                )
+            except NotRepresentable as error:
+                raise _lossy(str(error)) from error
+            seen.add(linear)
+            _tell(emit, "written", len(seen), len(linears))
+        yield byte_view(held[linear][name])
+
+    plans = [plan for linear in linears for plan in linear_plans(linear, target)]
+    write_checkpoint(out, [*plans, *kept.values()], data)
+
+
+def _write_config(
+    out: Path,
+    config: dict[str, Any],
+    linears: tuple[ConvertedLinear, ...],
+    kept: Mapping[str, TensorPlan],
+    target: QuantScheme,
+) -> None:
+    old = config["quantization_config"]
+    meta = old.get("meta") if isinstance(old.get("meta"), dict) else {}
+    new = quantization_config(
+        target,
+        left=float_linears(
+            {name: (plan.dtype, plan.shape) for name, plan in kept.items()},
+            [linear.name for linear in linears],
+        ),
+        method=str(meta.get("method") or old["quant_method"]),
+        options=old if old["quant_method"] == "gptq" else {},
+    )
+    text = json.dumps({**config, "quantization_config": new}, indent=2, sort_keys=True)
+    (out / "config.json").write_text(text + "\n", "utf-8")
+
+
+def _write_ledger(
+    source: Path,
+    out: Path,
+    linears: tuple[ConvertedLinear, ...],
+    target: QuantScheme,
+) -> None:
+    """Carry the ledger over, if there is one; its rows name the new tensors."""
+    if not (source / LEDGER_NAME).is_file():
+        return
+    try:
+        rows = read_ledger(source)
+    except (ValueError, KeyError, TypeError) as error:
+        raise SourceInvalid(
+            f"`{source / LEDGER_NAME}` cannot be read: {error}",
+            code="convert.ledger",
+            hints=("remove the file, or fetch the checkpoint again",),
+        ) from error
+    by_name = {linear.name: linear for linear in linears}
+
+    def moved(row: LedgerRow) -> LedgerRow:
+        name = (row.source or "").removesuffix(".weight")
+        if row.action != "quantized" or name not in by_name:
+            return row
+        results = tuple(
+            LedgerResult(name=plan.name, dtype=plan.dtype, shape=plan.shape)
+            for plan in linear_plans(by_name[name], target)
+        )
+        return replace(row, results=results)
+
+    write_ledger(out, [moved(row) for row in rows])
+
+
+def _copy_files(source: Path, out: Path) -> None:
+    """Carry over everything but weights and what describes them."""
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source)
+        if not path.is_file() or path.suffix == ".safetensors":
+            continue
+        if name.as_posix() in {*_STALE, INDEX_NAME} or (out / name).exists():
+            continue
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, out / name)
