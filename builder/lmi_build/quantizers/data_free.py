@@ -1,0 +1,70 @@
+"""The built-in methods that look at weights alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lmi_build.checkpoint.formats.codec import pack_linear
+from lmi_build.quantizers.finite import read_finite
+from lmi_build.quantizers.methods import round_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lmi_build.checkpoint.ledger import LedgerRow
+    from lmi_build.checkpoint.reader import CheckpointReader
+    from lmi_build.quantizers.options import Options
+    from lmi_build.quantizers.targets import Linear
+    from lmi_build.values.quant import QuantScheme
+
+
+class DataFreeWork:
+    """
+    The linears of a model, a block of them at a time.
+
+    Args:
+        reader: The model.
+        linears: What to quantize.
+        options: What the recipe decided.
+        scheme: What is written.
+        transposed: The model stores its linears as [I, O].
+    """
+
+    def __init__(
+        self,
+        reader: CheckpointReader,
+        linears: tuple[Linear, ...],
+        options: Options,
+        scheme: QuantScheme,
+        *,
+        transposed: bool,
+    ) -> None:
+        self.reader = reader
+        self.options = options
+        self.scheme = scheme
+        self.transposed = transposed
+        self._blocks: dict[str, list[Linear]] = {}
+        for linear in linears:
+            self._blocks.setdefault(linear.block, []).append(linear)
+        self.num_blocks = len(self._blocks)
+
+    def step(self, index: int) -> tuple[dict[str, Tensor], tuple[LedgerRow, ...], None]:
+        """Round one block's linears."""
+        tensors: dict[str, Tensor] = {}
+        rows: list[LedgerRow] = []
+        block = list(self._blocks)[index]
+        for linear in self._blocks[block]:
+            weight = read_finite(self.reader, f"{linear.name}.weight").float()
+            w_IO = weight if self.transposed else weight.T
+            quantized = round_weights(
+                w_IO.contiguous(), None, self.options, self.scheme
+            )
+            packed, row = pack_linear(
+                self.reader.entry(f"{linear.name}.weight"),
+                quantized,
+                slice(None),
+                self.scheme,
+            )
+            tensors |= packed
+            rows.append(row)
+        return tensors, tuple(rows), None

@@ -1,0 +1,173 @@
+"""
+A decoder quantized with one block in memory at a time.
+
+All samples move through block k before block k + 1 is read. Inside a block the groups
+of linears that share an input are solved in the order of computation, and what reaches
+the next group was computed with the weights already quantized. So every later layer
+repairs what the earlier ones did, each linear runs once, and only the residual stream
+and the widest input inside a block are ever kept for all samples.
+
+With `true_sequential: false` a block is calibrated in one pass with its float weights
+and run a second time with the quantized ones.
+
+Shape suffixes: I inputs of a group, O outputs, D residual width, T tokens.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from lmi_build.errors import StageFailed
+from lmi_build.quantizers.decoder import load_block
+from lmi_build.quantizers.finite import read_finite
+from lmi_build.quantizers.solving import BlockWork, Statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from lmi_build.catalog.architectures import Architecture
+    from lmi_build.checkpoint.reader import CheckpointReader
+    from lmi_build.quantizers.activations import Activations, Room
+    from lmi_build.quantizers.decoder import DecoderConfig
+    from lmi_build.quantizers.options import Options
+    from lmi_build.quantizers.solving import BlockResult
+    from lmi_build.quantizers.steps import Step
+    from lmi_build.values.quant import QuantScheme
+
+# Tokens per chunk: bfloat16 products on CPUs run best with about this many rows.
+CHUNK_TOKENS = 512
+# Scratch slot of the pass whose result is thrown away.
+_SPARE_SLOT = 9
+
+
+class Walker:
+    """
+    The residual stream of all samples, on its way through the blocks.
+
+    Args:
+        reader: The model.
+        architecture: Names of its parts.
+        config: Numbers of a block.
+        x: What enters the first block [N, L, D]; changed in place.
+        room: Scratch for what is inside a block.
+        options: What the recipe decided.
+        scheme: What is written.
+        chosen: Full names of the linears to quantize.
+    """
+
+    def __init__(
+        self,
+        *,
+        reader: CheckpointReader,
+        architecture: Architecture,
+        config: DecoderConfig,
+        x: Activations,
+        room: Room,
+        options: Options,
+        scheme: QuantScheme,
+        chosen: frozenset[str],
+    ) -> None:
+        self.reader = reader
+        self.architecture = architecture
+        self.config = config
+        self.x = x
+        self.room = room
+        self.options = options
+        self.scheme = scheme
+        self.chosen = chosen
+        samples, length, _ = x.shape
+        count = max(1, CHUNK_TOKENS // length)
+        self.parts = [slice(at, at + count) for at in range(0, samples, count)]
+        self.chunk_tokens = count * length
+
+    def quantize_block(self, index: int) -> BlockResult:
+        """
+        Quantize one block and move all samples through it.
+
+        Raises:
+            SourceInvalid: `quantize.weight-not-finite`.
+            StageFailed: `quantize.not-finite`, `quantize.unused` or `quantize.damp`.
+        """
+        block = load_block(
+            self.architecture,
+            self.config,
+            self.reader,
+            index,
+            self._read,
+        )
+        self.reader.prefetch(self.architecture.block(index + 1) + ".")
+        work = BlockWork(
+            block=block,
+            prefix=self.architecture.block(index),
+            reader=self.reader,
+            options=self.options,
+            scheme=self.scheme,
+            chosen=self.chosen,
+        )
+        smooths = self.options.smooths
+        if self.options.true_sequential:
+            for step in block.steps(
+                self.x, self.x, parts=self.parts, room=self.room, smoothing=smooths
+            ):
+                work.solve(step, self._observe(work, step))
+            return work.result()
+        spare = self.room(self.x.shape[2], _SPARE_SLOT)
+        seen = [
+            (step, self._observe(work, step))
+            for step in block.steps(
+                self.x, spare, parts=self.parts, room=self.room, smoothing=smooths
+            )
+        ]
+        for step, statistics in seen:
+            work.solve(step, statistics)
+        block.kv_observer = None
+        for step in block.steps(
+            self.x, self.x, parts=self.parts, room=self.room, smoothing=False
+        ):
+            for _ in step.inputs():
+                pass
+        return work.result()
+
+    def _read(self, name: str) -> Tensor:
+        tensor = read_finite(self.reader, name)
+        return tensor.to(device=self.x.device, dtype=self.x.dtype)
+
+    def _observe(self, work: BlockWork, step: Step) -> Statistics:
+        """Make a group's inputs for all samples and take their statistics."""
+        wanted = work.wanted(step)
+        statistics = Statistics(
+            step.num_inputs,
+            max_tokens=self.chunk_tokens,
+            hessian=wanted and self.options.needs_hessian,
+            channels=wanted and self.options.needs_channels,
+            device=self.x.device,
+        )
+        for x_TI in step.inputs():
+            statistics.add(x_TI)
+        if not statistics.is_finite():
+            raise self._not_finite(work.where(step))
+        return statistics
+
+    def _not_finite(self, where: str) -> StageFailed:
+        """Find the samples that spoilt the input of a layer."""
+        samples = [at for at in self._samples() if not self._is_finite(at)]
+        detail = f"sample {samples[0]} is the first" if samples else "inside the layer"
+        return StageFailed(
+            f"the input of `{where}` is NaN or infinite ({detail})",
+            code="quantize.not-finite",
+            hints=(
+                "check that the float model itself answers that text",
+                "use `model.dtype: float32` if its activations overflow",
+            ),
+        )
+
+    def _samples(self) -> Sequence[int]:
+        return range(self.x.shape[0])
+
+    def _is_finite(self, sample: int) -> bool:
+        x_1LD = self.x.load(slice(sample, sample + 1))
+        return bool(torch.isfinite(x_1LD).all())
