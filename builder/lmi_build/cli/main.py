@@ -36,6 +36,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("artifact", "Show what an artifact is and how to deploy it."),
     "fetch": ("artifact", "Copy a published artifact into an empty folder, verified."),
     "serve": ("serve", "Serve an artifact over HTTP with its own handler."),
+    "convert": ("convert", "Write a quantized checkpoint in another format, exactly."),
     "why": ("plan", "Say which field makes a stage build anew."),
     "toolchain": ("toolchain", "Install, list or try the libraries that quantize."),
     "cache": ("cache", "List, verify, prune or locate the store."),
