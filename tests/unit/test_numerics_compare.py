@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from lmi_build.errors import GateFailed
 from lmi_build.numerics.compare import Drift, DriftMeter
-from lmi_build.verify.gates import judge, require_gates
+from lmi_build.verify.gates import judge, require_gates, weak_note
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -176,6 +177,36 @@ def test_suggested_gates_would_pass() -> None:
 
     assert set(loosened) == set(GATES)
     require_gates(judge(drift, loosened), drift)
+
+
+def test_a_gate_within_the_interval_is_judged_on_weak_evidence() -> None:
+    """The value decides; the note names the windows that would settle it."""
+    drift = _measure(num=4, length=100, noise=0.5)
+    span = drift.mean_kl_interval
+    assert span is not None
+    near = (drift.mean_kl + span.high) / 2
+    (row,) = judge(drift, {"max_mean_kl": near})
+    (far,) = judge(drift, {"max_mean_kl": 2 * span.high})
+    needed = row.windows_needed(10_000)
+
+    assert (row.met, row.weak, far.weak) == (True, True, False)
+    assert 4 < needed <= 30
+    assert f"`verify.num_samples: {needed}`" in weak_note(row, most=10_000)
+    assert "would not settle" in weak_note(row, most=needed - 1)
+    require_gates([row], drift)
+
+
+def test_intervals_stand_in_the_message() -> None:
+    """A missed gate shows its interval; so does every other measure."""
+    drift = _measure(num=3, length=100, noise=1.0)
+    with pytest.raises(GateFailed) as caught:
+        require_gates(judge(drift, {"max_mean_kl": 1e-9}), drift, worst=["worst: x"])
+
+    assert re.search(
+        r"max_mean_kl: \S+ \[\S+, \S+\], allowed at most", caught.value.message
+    )
+    assert "95% intervals" in caught.value.message
+    assert "worst: x" in caught.value.message
 
 
 def test_gates_that_are_not_set_do_not_judge() -> None:

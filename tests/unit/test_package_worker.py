@@ -11,6 +11,11 @@ import pytest
 
 from lmi_build import events
 from lmi_build.checkpoint.header import TensorEntry
+from lmi_build.checkpoint.layers import (
+    layers_from_bytes,
+    layers_summary,
+    layers_to_bytes,
+)
 from lmi_build.checkpoint.ledger import copied, write_ledger
 from lmi_build.digest import digest_bytes, digest_file
 from lmi_build.errors import LmiBuildError
@@ -75,6 +80,10 @@ def _manifest(job: Job) -> Manifest:
     return Manifest.from_bytes((job.out / "manifest.json").read_bytes())
 
 
+def _layers_bytes(job: Job) -> bytes:
+    return (job.out / "layers.json").read_bytes()
+
+
 def test_tree_is_whole_and_passes_its_own_check(job: Job) -> None:
     """Everything a server needs is there, listed, and consistent."""
     worker.run(job, events.ignore)
@@ -87,6 +96,7 @@ def test_tree_is_whole_and_passes_its_own_check(job: Job) -> None:
         "engine/deep/config.json",
         "engine/graph.bin",
         "generation_config.json",
+        "layers.json",
         "lmi_build.json",
         "model.py",
         "provenance.json",
@@ -97,7 +107,9 @@ def test_tree_is_whole_and_passes_its_own_check(job: Job) -> None:
     assert manifest.ledger == {
         "digest": digest_file(job.inputs["checkpoint"] / "ledger.json"),
         "num_rows": 3,
+        "layers": layers_summary(layers_from_bytes(_layers_bytes(job))),
     }
+    assert _layers_bytes(job) == layers_to_bytes(layers_from_bytes(_layers_bytes(job)))
     assert manifest.deploy["environment"] == {"OMP_NUM_THREADS": "2"}
 
 

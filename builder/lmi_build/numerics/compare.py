@@ -8,9 +8,11 @@ Shapes: T positions of a window, V entries of the vocabulary, C rows of a chunk.
 Sums run in float64 over chunks of rows, so that memory does not grow with T * V.
 
 Definitions, with p the float model's distribution and q the engine's:
-KL = mean over positions of sum_v p_v (log p_v - log q_v), in nats; its standard
-error comes from the windows' means, which unlike tokens are nearly independent.
-Perplexity = exp of the mean negative log likelihood of each next token.
+KL = mean over positions of sum_v p_v (log p_v - log q_v), in nats.
+Perplexity = exp of the mean negative log likelihood of each next token; the ratio is
+exp of the mean difference of the two, which is taken token by token, so that what is
+hard about the text for both models cancels and does not widen the interval.
+Intervals come from the spread of the windows, see `numerics.intervals`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+
+from lmi_build.numerics.intervals import Interval, mean_interval, share_interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,17 +40,22 @@ _CHUNK_ROWS = 64
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drift:
     """
-    Engine against float model.
+    Engine against float model; every interval is None when there is one window.
 
     Args:
         num_windows: Held-out sequences compared.
         num_tokens: Positions compared.
-        max_abs_logit_error: Largest difference of any logit.
+        max_abs_logit_error: Largest difference of any logit; an extreme, so that more
+            windows can only raise it, and no interval is given.
         mean_kl: Mean KL divergence per position, in nats.
         mean_kl_standard_error: Over windows; NaN-free: 0 when there is one.
+        mean_kl_interval: Of the mean over windows, by Student's t.
         top1_agreement: Share of positions with the same most likely token.
+        top1_agreement_interval: Wilson's, for the effective number of positions.
         reference_perplexity: Of the float model.
         engine_perplexity: Of the engine.
+        perplexity_ratio_interval: Student's t on the windows' mean difference of log
+            likelihoods, then exp.
     """
 
     num_windows: int
@@ -54,9 +63,12 @@ class Drift:
     max_abs_logit_error: float
     mean_kl: float
     mean_kl_standard_error: float
+    mean_kl_interval: Interval | None
     top1_agreement: float
+    top1_agreement_interval: Interval | None
     reference_perplexity: float
     engine_perplexity: float
+    perplexity_ratio_interval: Interval | None
 
     @property
     def perplexity_ratio(self) -> float:
@@ -65,17 +77,23 @@ class Drift:
 
 
 @dataclass(slots=True)
+class _Sums:
+    """What is added up over the rows of one window."""
+
+    num_rows: int = 0
+    num_labels: int = 0
+    num_same: int = 0
+    kl: float = 0.0
+    reference_nll: float = 0.0
+    engine_nll: float = 0.0
+
+
+@dataclass(slots=True)
 class DriftMeter:
     """Adds up windows; `result` closes the books."""
 
-    _window_kl: list[float] = field(default_factory=list)
-    _num_rows: int = 0
-    _num_labels: int = 0
-    _num_same: int = 0
-    _kl_sum: float = 0.0
+    _windows: list[_Sums] = field(default_factory=list)
     _max_abs: float = 0.0
-    _reference_nll: float = 0.0
-    _engine_nll: float = 0.0
 
     def add(self, reference_TV: Logits, engine_TV: Logits, ids: Sequence[int]) -> None:
         """
@@ -98,38 +116,43 @@ class DriftMeter:
         width = min(vocab, engine_TV.shape[1])
         if max(ids) >= width:
             raise ValueError(f"token {max(ids)} is outside a vocabulary of {width}")
-        kl_sum = 0.0
+        sums = _Sums()
         for start in range(0, num_rows, _CHUNK_ROWS):
             rows = slice(start, min(start + _CHUNK_ROWS, num_rows))
             labels = np.asarray(ids[rows.start + 1 : rows.stop + 1], dtype=np.int64)
-            kl_sum += self._add_rows(
-                reference_TV[rows, :width], engine_TV[rows, :width], labels
+            self._add_rows(
+                sums, reference_TV[rows, :width], engine_TV[rows, :width], labels
             )
-        self._window_kl.append(kl_sum / num_rows)
-        self._kl_sum += kl_sum
-        self._num_rows += num_rows
+        self._windows.append(sums)
 
     def _add_rows(
-        self, reference_CV: Logits, engine_CV: Logits, labels: npt.NDArray[np.int64]
-    ) -> float:
+        self,
+        sums: _Sums,
+        reference_CV: Logits,
+        engine_CV: Logits,
+        labels: npt.NDArray[np.int64],
+    ) -> None:
         difference_CV = reference_CV - engine_CV
         worst = float(np.abs(difference_CV).max())
         if not math.isfinite(worst):
             raise ValueError("a logit is not finite")
+        self._max_abs = max(self._max_abs, worst)
         p_CV, reference_lse = _exp_normalised(reference_CV)
         engine_lse = _log_sum_exp(engine_CV)
+        # log p - log q, so that rounding grows with the drift and not with the logits.
+        difference_CV += (engine_lse - reference_lse)[:, None].astype(np.float32)
         np.multiply(p_CV, difference_CV, out=difference_CV)
-        kl = difference_CV.sum(axis=1, dtype=np.float64) + engine_lse - reference_lse
-        self._max_abs = max(self._max_abs, worst)
+        kl = difference_CV.sum(axis=1, dtype=np.float64)
         same = reference_CV.argmax(axis=1) == engine_CV.argmax(axis=1)
-        self._num_same += int(same.sum())
         rows = np.arange(len(labels))
         reference = reference_lse[: len(labels)] - reference_CV[rows, labels]
         engine = engine_lse[: len(labels)] - engine_CV[rows, labels]
-        self._reference_nll += float(reference.sum())
-        self._engine_nll += float(engine.sum())
-        self._num_labels += len(labels)
-        return float(np.maximum(kl, 0.0).sum())
+        sums.num_rows += len(kl)
+        sums.num_labels += len(labels)
+        sums.num_same += int(same.sum())
+        sums.kl += float(np.maximum(kl, 0.0).sum())
+        sums.reference_nll += float(reference.sum())
+        sums.engine_nll += float(engine.sum())
 
     def result(self) -> Drift:
         """
@@ -138,20 +161,54 @@ class DriftMeter:
         Raises:
             ValueError: Fewer than two tokens were compared.
         """
-        if self._num_labels == 0:
+        windows = self._windows
+        num_rows = sum(window.num_rows for window in windows)
+        num_labels = sum(window.num_labels for window in windows)
+        if num_labels == 0:
             raise ValueError("no next token was compared: windows need two tokens")
-        windows = np.asarray(self._window_kl)
-        spread = float(windows.std(ddof=1)) if len(windows) > 1 else 0.0
-        return Drift(
-            num_windows=len(windows),
-            num_tokens=self._num_rows,
-            max_abs_logit_error=self._max_abs,
-            mean_kl=self._kl_sum / self._num_rows,
-            mean_kl_standard_error=spread / math.sqrt(len(windows)),
-            top1_agreement=self._num_same / self._num_rows,
-            reference_perplexity=math.exp(self._reference_nll / self._num_labels),
-            engine_perplexity=math.exp(self._engine_nll / self._num_labels),
+        num = len(windows)
+        mean_kl = sum(window.kl for window in windows) / num_rows
+        top1 = sum(window.num_same for window in windows) / num_rows
+        reference_nll = sum(window.reference_nll for window in windows) / num_labels
+        engine_nll = sum(window.engine_nll for window in windows) / num_labels
+        kl_error = _standard_error([w.kl / w.num_rows for w in windows])
+        top1_error = _standard_error([w.num_same / w.num_rows for w in windows])
+        loss_error = _standard_error(
+            [
+                (w.engine_nll - w.reference_nll) / w.num_labels
+                for w in windows
+                if w.num_labels
+            ]
         )
+        loss = mean_interval(engine_nll - reference_nll, loss_error, num)
+        return Drift(
+            num_windows=num,
+            num_tokens=num_rows,
+            max_abs_logit_error=self._max_abs,
+            mean_kl=mean_kl,
+            mean_kl_standard_error=kl_error,
+            mean_kl_interval=_not_negative(mean_interval(mean_kl, kl_error, num)),
+            top1_agreement=top1,
+            top1_agreement_interval=share_interval(
+                top1, top1_error, num_windows=num, num_tokens=num_rows
+            ),
+            reference_perplexity=math.exp(reference_nll),
+            engine_perplexity=math.exp(engine_nll),
+            perplexity_ratio_interval=loss
+            and Interval(low=math.exp(loss.low), high=math.exp(loss.high)),
+        )
+
+
+def _standard_error(means: Sequence[float]) -> float:
+    """Of the mean of the windows' means; 0 for one window."""
+    if len(means) < 2:  # noqa: PLR2004 - a spread needs two
+        return 0.0
+    return float(np.std(means, ddof=1)) / math.sqrt(len(means))
+
+
+def _not_negative(interval: Interval | None) -> Interval | None:
+    """KL is never below 0; the interval's symmetry does not know that."""
+    return interval and Interval(low=max(0.0, interval.low), high=interval.high)
 
 
 def _log_sum_exp(logits_CV: Logits) -> npt.NDArray[np.float64]:

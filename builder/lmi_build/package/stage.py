@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ENTRY = "lmi_build.package.worker:run"
 # Bumped when the worker lays out other bytes for the same parameters.
-PACKAGE_SALT = 1
+PACKAGE_SALT = 2
 
 # Sources that name a place on the builder's disk; only their last part may stay.
 _LOCAL_KINDS = frozenset({"folder", "gguf"})

@@ -2,8 +2,8 @@
 The package stage: lays a model, a checkpoint and an engine out as one artifact.
 
 Order of work, so that every later file can name the earlier ones: engine, handler
-and settings, tokenizer, papers, `provenance.json`, the archive if one is asked for, and
-`manifest.json` last.
+and settings, tokenizer, papers, `layers.json`, `provenance.json`, the
+archive if one is asked for, and `manifest.json` last.
 """
 
 from __future__ import annotations
@@ -12,6 +12,12 @@ import json
 from typing import TYPE_CHECKING, Any, cast
 
 from lmi_build import __version__
+from lmi_build.checkpoint.layers import (
+    LAYERS_NAME,
+    layers_of,
+    layers_summary,
+    layers_to_bytes,
+)
 from lmi_build.checkpoint.ledger import LEDGER_NAME, read_ledger
 from lmi_build.digest import canonical_json, digest_file
 from lmi_build.errors import SourceInvalid, StageFailed
@@ -40,6 +46,7 @@ if TYPE_CHECKING:
 SETTINGS_NAME = "lmi_build.json"
 HANDLER_NAME = "model.py"
 REQUIREMENTS_NAME = "requirements.txt"
+COVERAGE_NAME = "coverage.json"
 
 # What a tokenizer of the Hugging Face family may be made of; taken as present.
 _TOKENIZER_FILES = (
@@ -69,6 +76,7 @@ def run(job: Job, emit: Emit) -> None:
     _lay_handler(params["serving"], out)
     _lay_tokenizer(job.inputs["checkpoint"], job.inputs["model"], out)
     _lay_papers(job.inputs["model"], out, params)
+    ledger = _lay_layers(job.inputs["checkpoint"], out)
     entries = _list_files(job, emit)
     statement = provenance_statement(params, entries, version=__version__)
     _write(out / PROVENANCE_NAME, statement)
@@ -77,9 +85,7 @@ def run(job: Job, emit: Emit) -> None:
         # Without the manifest, which names the archive like every other file.
         write_archive(out, sorted(e.path for e in entries), out / ARCHIVE_NAME)
         entries.append(_entry(out, out / ARCHIVE_NAME))
-    manifest = make_manifest(
-        params, entries, ledger=ledger_summary(job.inputs["checkpoint"])
-    )
+    manifest = make_manifest(params, entries, ledger=ledger)
     _write(out / MANIFEST_NAME, manifest.to_bytes())
 
 
@@ -100,9 +106,13 @@ def make_manifest(
     )
 
 
-def ledger_summary(checkpoint: Path) -> dict[str, JSONValue] | None:
+def _lay_layers(checkpoint: Path, out: Path) -> dict[str, JSONValue] | None:
     """
-    Digest and number of rows of the tensor ledger; None when there is none.
+    Write `layers.json`, and say in a few numbers what the ledger holds.
+
+    Returns:
+        Digest and number of rows of the ledger, and the totals of its layers; None
+        when there is no ledger, because nothing was quantized.
 
     Raises:
         SourceInvalid: `package.ledger-unreadable`.
@@ -111,14 +121,27 @@ def ledger_summary(checkpoint: Path) -> dict[str, JSONValue] | None:
     if not path.is_file():
         return None
     try:
-        num_rows = len(read_ledger(checkpoint))
+        rows = read_ledger(checkpoint)
+        layers = layers_of(rows, coverage=_read_coverage(checkpoint))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceInvalid(
-            f"{LEDGER_NAME} of the checkpoint is not a table of tensors: {error}",
+            f"{LEDGER_NAME} or {COVERAGE_NAME} of the checkpoint is not a table of"
+            f" tensors: {error}",
             code="package.ledger-unreadable",
             hints=("run `lmi-build cache verify`, then build again",),
         ) from error
-    return {"digest": digest_file(path), "num_rows": num_rows}
+    _write(out / LAYERS_NAME, layers_to_bytes(layers))
+    return {
+        "digest": digest_file(path),
+        "num_rows": len(rows),
+        "layers": layers_summary(layers),
+    }
+
+
+def _read_coverage(checkpoint: Path) -> dict[str, Any] | None:
+    """How much text each layer saw; None where no text was needed."""
+    path = checkpoint / COVERAGE_NAME
+    return json.loads(path.read_bytes()) if path.is_file() else None
 
 
 def _lay_engine(engine: Path, to: Path) -> None:

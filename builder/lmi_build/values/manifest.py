@@ -107,8 +107,8 @@ class Manifest:
         plan: Stage kind to key.
         bounds: What one request and one batch may ask for.
         scheme: The numbers on disk.
-        ledger: Digest and row count of the tensor ledger; None when nothing was
-            quantized.
+        ledger: Digest and row count of the tensor ledger, totals and worst layers of
+            `layers.json`; None when nothing was quantized.
         tools: Stage kind to distribution to version.
         compatibility: What the serving machine must be and have.
         serving: Handler, engine folder and `serving.properties` entries.

@@ -29,6 +29,13 @@ def held_out_windows(
             code="verify.too-few-tokens",
             hints=(f"set `verify.num_samples` to {max(1, len(ids) // max_seq_len)}",),
         )
+    # Spread evenly, so that a few windows still speak of the whole text.
     stride = (len(ids) - max_seq_len) // max(1, num_samples - 1)
     starts = [index * stride for index in range(num_samples)]
     return [ids[start : start + max_seq_len] for start in starts]
+
+
+def num_held_out_windows(tokenizer: Tokenizer, *, max_seq_len: int) -> int:
+    """How many windows of `max_seq_len` tokens the held-out text has."""
+    ids = tokenizer.encode(held_out_text(), add_special_tokens=False).ids
+    return len(ids) // max_seq_len

@@ -10,6 +10,7 @@ from lmi_build.errors import SourceInvalid
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+    from typing import IO
 
     import numpy as np
     import numpy.typing as npt
@@ -73,3 +74,44 @@ class FloatReference:
         with torch.inference_mode():
             output = self._model(torch.tensor([list(ids)]), use_cache=False)
         return np.asarray(output.logits[0].numpy(), dtype=np.float32)
+
+
+class LogitsFile:
+    """
+    Logits of windows on disk, exact, so that two models need not share the memory.
+
+    Args:
+        stream: An empty file; what is written goes when it is closed.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._shapes: list[tuple[int, int]] = []
+        self._starts = [0]
+
+    def append(self, logits_TV: npt.NDArray[np.float32]) -> None:
+        """Write one window's logits, `[T, V]`."""
+        import numpy as np
+
+        num_tokens, vocab = logits_TV.shape
+        self._stream.seek(self._starts[-1])
+        # Not `tofile`, which does not say that the disk is full.
+        self._stream.write(np.ascontiguousarray(logits_TV).data)
+        self._shapes.append((num_tokens, vocab))
+        self._starts.append(self._starts[-1] + logits_TV.nbytes)
+
+    def read(self, index: int) -> npt.NDArray[np.float32]:
+        """
+        The logits of one window.
+
+        Raises:
+            OSError: The file ends before they do.
+        """
+        import numpy as np
+
+        num_tokens, vocab = self._shapes[index]
+        self._stream.seek(self._starts[index])
+        flat = np.fromfile(self._stream, np.float32, count=num_tokens * vocab)
+        if flat.size != num_tokens * vocab:
+            raise OSError(f"the logits of window {index} end after {flat.size} values")
+        return flat.reshape(num_tokens, vocab)

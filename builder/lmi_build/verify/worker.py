@@ -4,34 +4,47 @@ The verify stage: tries the packed artifact in a fresh process.
 Order: every hash before any of its code runs, then the engine as its own handler
 loads it, then its tokenizer, its answers, its bounds, and its logits against the
 float model. Gates are judged last, so that a missed one still shows every number.
+
+Float model and engine are never in memory together: the float model's logits of all
+windows go to a file first, and it is freed before the engine is loaded.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import asdict
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, cast
 
 from lmi_build import __version__
+from lmi_build.checkpoint.layers import LAYERS_NAME, layers_from_bytes
 from lmi_build.errors import VerifyFailed
 from lmi_build.events import StageNote, StageProgress
 from lmi_build.numerics.compare import Drift, DriftMeter
+from lmi_build.numerics.intervals import LEVEL
 from lmi_build.package.engine import load_engine
+from lmi_build.store.files import write_atomic
+from lmi_build.values.quant import QuantScheme
 from lmi_build.verify import checks
-from lmi_build.verify.gates import judge, require_gates, summary
-from lmi_build.verify.held_out import held_out_windows
+from lmi_build.verify.advice import advice, quant_spec, worst_lines
+from lmi_build.verify.gates import judge, require_gates, summary, weak_note
+from lmi_build.verify.held_out import held_out_windows, num_held_out_windows
 from lmi_build.verify.integrity import refuse_if_damaged
-from lmi_build.verify.reference import FloatReference
+from lmi_build.verify.reference import FloatReference, LogitsFile
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
+    from tokenizers import Tokenizer
+
+    from lmi_build.checkpoint.layers import Layers
     from lmi_build.digest import JSONValue
     from lmi_build.events import Emit
-    from lmi_build.package.engine import Engine
     from lmi_build.spi import Job
     from lmi_build.values.manifest import Manifest
+    from lmi_build.verify.gates import GateRow
 
 REPORT_NAME = "verify.json"
 REPORT_SCHEMA = "lmi-build/verify/v1"
@@ -59,14 +72,61 @@ def run(job: Job, emit: Emit) -> None:
         "versions": {"lmi-build": __version__, **_versions()},
         **_try_engine(job, emit, manifest),
     }
-    drift = _measure(job, emit, manifest)
+    tokenizer = _tokenizer(job)
+    drift = _measure(job, emit, manifest, tokenizer)
     rows = judge(drift, params["gates"])
-    report["drift"] = {**asdict(drift), "perplexity_ratio": drift.perplexity_ratio}
-    report["gates"] = [{**asdict(row), "met": row.met} for row in rows]
-    _note(job, emit, "info", "verify.measured", summary(drift))
-    require_gates(rows, drift)
-    text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False)
-    (job.out / REPORT_NAME).write_text(text + "\n", encoding="utf-8")
+    report["drift"] = {
+        **asdict(drift),
+        "perplexity_ratio": drift.perplexity_ratio,
+        "interval_level": LEVEL,
+    }
+    report["gates"] = [row.to_json() for row in rows]
+    _note(job, emit, "info", "verify.measured", ", ".join(summary(drift)))
+    _tell_weak(job, emit, rows, tokenizer)
+    text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    # A missed gate leaves no result; its numbers stay here for the report page.
+    write_atomic(job.state / REPORT_NAME, text.encode())
+    layers = _layers(job.inputs["package"])
+    recipe = cast("dict[str, Any]", manifest.recipe["document"])
+    require_gates(
+        rows,
+        drift,
+        worst=worst_lines(layers),
+        advice=advice(
+            quant_spec(recipe.get("quantize", {})),
+            QuantScheme(**cast("dict[str, Any]", manifest.scheme)),
+            layers,
+            drift,
+            options=recipe.get("compile", {}).get("options", {}),
+        ),
+    )
+    (job.out / REPORT_NAME).write_text(text, encoding="utf-8")
+
+
+def _tokenizer(job: Job) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(job.inputs["package"] / "tokenizer.json"))
+
+
+def _tell_weak(
+    job: Job, emit: Emit, rows: Iterable[GateRow], tokenizer: Tokenizer
+) -> None:
+    """Say which verdicts other text could turn."""
+    weak = [row for row in rows if row.weak]
+    if not weak:
+        return
+    params = cast("dict[str, Any]", job.params)
+    most = num_held_out_windows(tokenizer, max_seq_len=params["max_seq_len"])
+    for row in weak:
+        text = weak_note(row, most=most)
+        _note(job, emit, "warning", "verify.weak-evidence", text)
+
+
+def _layers(root: Path) -> Layers | None:
+    """The table of the artifact; None when nothing was quantized."""
+    path = root / LAYERS_NAME
+    return layers_from_bytes(path.read_bytes()) if path.is_file() else None
 
 
 def _try_engine(job: Job, emit: Emit, manifest: Manifest) -> dict[str, JSONValue]:
@@ -103,47 +163,47 @@ def has_chat_template(root: Path) -> bool:
     )
 
 
-def _measure(job: Job, emit: Emit, manifest: Manifest) -> Drift:
-    from tokenizers import Tokenizer
-
+def _measure(job: Job, emit: Emit, manifest: Manifest, tokenizer: Tokenizer) -> Drift:
     params = cast("dict[str, Any]", job.params)
     root = job.inputs["package"]
     windows = held_out_windows(
-        Tokenizer.from_file(str(root / "tokenizer.json")),
+        tokenizer,
         num_samples=params["num_samples"],
         max_seq_len=params["max_seq_len"],
     )
+
+    def progress(done: int) -> None:
+        emit(
+            StageProgress(
+                stage=job.stage, done=done, total=2 * len(windows), unit="windows"
+            )
+        )
+
     meter = DriftMeter()
-    with FloatReference(
-        job.inputs["model"],
-        threads=int(cast("int", job.settings.get("threads", 0))),
-        trust_remote_code=params["trust_remote_code"],
-    ) as reference:
+    with tempfile.TemporaryFile(dir=job.out) as scratch:
+        kept = LogitsFile(scratch)
+        with FloatReference(
+            job.inputs["model"],
+            threads=int(cast("int", job.settings.get("threads", 0))),
+            trust_remote_code=params["trust_remote_code"],
+        ) as reference:
+            for done, ids in enumerate(windows, start=1):
+                kept.append(reference.logits(ids))
+                progress(done)
         engine = load_engine(root, manifest).engine
         for done, ids in enumerate(windows, start=1):
             try:
-                _compare(meter, reference, engine, ids)
+                found = engine.logits(ids)
+                meter.add(kept.read(done - 1), found, ids)
             except ValueError as error:
                 raise VerifyFailed(
                     f"held-out window {done} of {len(windows)}: {error}",
                     code="verify.logits-broken",
                     hints=("build it again; if it stays, report it with the log",),
                 ) from error
-            emit(
-                StageProgress(
-                    stage=job.stage, done=done, total=len(windows), unit="windows"
-                )
-            )
+            del found
+            progress(len(windows) + done)
     return meter.result()
-
-
-def _compare(
-    meter: DriftMeter, reference: FloatReference, engine: Engine, ids: list[int]
-) -> None:
-    """One window; its logits are gone when this returns, before the next are made."""
-    # The engine first: it needs the more memory while it works.
-    found = engine.logits(ids)
-    meter.add(reference.logits(ids), found, ids)
 
 
 def _versions() -> dict[str, str]:
