@@ -48,10 +48,7 @@ def schemes(draw: st.DrawFn) -> QuantScheme:
         group_size=group_size,
         sym=packing == "float-quantized" or draw(st.booleans()),
         scale_dtype=draw(st.sampled_from(SCALE_DTYPES[packing])),
-        act_order=grouped
-        and packing != "awq"
-        and group_size > 0
-        and draw(st.booleans()),
+        act_order="gptq" in packing and group_size > 0 and draw(st.booleans()),
         granularity=draw(st.sampled_from(["channel", "tensor"]))
         if compressed and group_size == -1 and packing != "pack-quantized"
         else "channel",
@@ -222,6 +219,18 @@ def test_zero_points_of_old_releases_are_read() -> None:
     )
 
     assert same_codes(decode(tensors, "m", form), codes)
+
+
+def test_activation_order_of_old_releases_is_read() -> None:
+    """Before 0.19, compressed-tensors had a group index."""
+    form = scheme("pack-quantized", act_order=True)
+    codes = random_codes(Shape(), form)
+    tensors = encode("m", codes, slice(None), form, group_I=codes.group_I)
+
+    assert same_codes(decode(tensors, "m", form), codes)
+    assert codes.group_I is not None
+    tensors["m.weight_g_idx"] = torch.full((64,), -1, dtype=torch.int32)
+    assert decode(tensors, "m", form).group_I is None
 
 
 def test_padded_words_are_read() -> None:

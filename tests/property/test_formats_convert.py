@@ -75,7 +75,7 @@ def weight_only(draw: st.DrawFn) -> QuantScheme:
         weight_bits=bits,
         group_size=group_size,
         sym=packing != "awq" and draw(st.booleans()),
-        act_order=packing != "awq" and group_size > 0 and draw(st.booleans()),
+        act_order="gptq" in packing and group_size > 0 and draw(st.booleans()),
     )
 
 
@@ -142,6 +142,18 @@ def test_a_symmetric_grid_stays_one_through_awq(tmp_path: Path) -> None:
     assert read_all(tmp_path / "dense")[0].sym is True
 
 
+def test_activation_order_of_old_releases_is_kept(tmp_path: Path) -> None:
+    """compressed-tensors before 0.19 had a group index, which AutoGPTQ has as well."""
+    form = scheme("pack-quantized", act_order=True)
+    linears = linears_of(form)
+    source = write_folder(tmp_path / "source", linears, form)
+    convert(source, tmp_path / "out", to="gptq")
+
+    found, layers = read_all(tmp_path / "out")
+    assert found.act_order
+    assert all(same_codes(layers[name], linears[name]) for name in NAMES)
+
+
 def test_scales_keep_their_digits(tmp_path: Path) -> None:
     """float16 scales stay float16 in compressed-tensors; bfloat16 ones may go back."""
     form = scheme("pack-quantized", scale_dtype="bfloat16")
@@ -171,6 +183,7 @@ TINY = torch.full((2, 32), 2.0**-30)
         (scheme("gptq", weight_bits=8), "awq", "8-bit weights"),
         (scheme("gptq", weight_bits=2), "compressed-tensors", "2-bit weights"),
         (scheme("gptq", act_order=True), "awq", "activation order"),
+        (scheme("gptq", act_order=True), "compressed-tensors", "activation order"),
         (scheme("gptq_v2", sym=False), "gptq", "zero points are 0"),
         (scheme("float-quantized"), "gptq", "no fp8 weights"),
         (W8A8, "gptq", "no place for 8-bit activations"),

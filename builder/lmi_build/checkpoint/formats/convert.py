@@ -24,6 +24,7 @@ from lmi_build.checkpoint.formats.config import (
     read_scheme,
 )
 from lmi_build.checkpoint.formats.layout import (
+    AUTOGPTQ,
     BITS,
     FORMATS,
     MARKS,
@@ -319,8 +320,8 @@ def _target(scheme: QuantScheme, found: _Found, to: str) -> QuantScheme:
     packing = "pack-quantized" if to == "compressed-tensors" else to
     if scheme.weight_bits not in BITS[packing]:
         raise _lossy(f"`{to}` has no {scheme.weight_bits}-bit weights")
-    if found.act_order and packing == "awq":
-        raise _lossy("channels are in activation order, `awq` has no group index")
+    if found.act_order and packing not in AUTOGPTQ:
+        raise _lossy(f"channels are in activation order, `{to}` has no group index")
     if packing == "gptq" and found.lowest_zero == 0:
         raise _lossy(
             "some zero points are 0; `gptq` stores them minus one, and what that"

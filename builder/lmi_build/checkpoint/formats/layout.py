@@ -331,8 +331,9 @@ def refusals(scheme: QuantScheme, *, fmt: str = "auto") -> list[Refusal]:
             f"format `{packing}` has no {scheme.scale_dtype} scales",
             "use `format: compressed-tensors`",
         )
-    if scheme.act_order and packing == "awq":
-        refuse("format", "format `awq` has no group index", "use `format: gptq`")
+    if scheme.act_order and packing not in AUTOGPTQ:
+        # compressed-tensors had one until 0.18; 0.19 refuses to load it.
+        refuse("format", f"format `{packing}` has no group index", "use `format: gptq`")
     if scheme.kv_cache_dtype != "auto" and packing not in COMPRESSED_TENSORS:
         refuse(
             "kv_cache_dtype",
