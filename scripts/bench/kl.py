@@ -14,26 +14,35 @@ mean KL divergence per token in nats with its standard error over windows, agree
 of the most likely token, and perplexity of both.
 
 A candidate is an ONNX Runtime GenAI engine folder (it has `genai_config.json`) or a
-Hugging Face folder. GPTQ and Olive checkpoints are unpacked here, by code that shares
-nothing with the packing code it judges.
+Hugging Face folder. Quantized checkpoints are unpacked by `unpack.py`, which shares
+nothing with the packing code it judges, and computed in float32; where a checkpoint
+says that activations are rounded, the inputs of its linears are.
 
-Legend: T tokens of a window, V vocabulary, O output rows, I input columns, G groups.
+Legend: T tokens of a window, V vocabulary, N windows, D width of the model.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+# `bench` is importable as the tests see it.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.unpack import read_checkpoint, round_activations
+
 if TYPE_CHECKING:
     import torch
+
+    from bench.unpack import Checkpoint
 
 Windows: TypeAlias = Sequence[Sequence[int]]
 Logits: TypeAlias = "Callable[[Sequence[int]], torch.Tensor]"
@@ -85,35 +94,29 @@ def held_out_windows(ids: Sequence[int], *, count: int, length: int) -> list[lis
     return [list(ids[start : start + length]) for start in starts]
 
 
-def calibration_windows(model: Path, *, count: int, length: int) -> list[list[int]]:
+def calibration_windows(
+    model: Path, *, count: int, length: int, seed: int = 0
+) -> list[list[int]]:
     """
-    The windows that the built-in quantizer draws with seed 0.
+    The windows that the built-in quantizer draws.
 
     Drawn by its own worker's code, so that another tool is given the very same ones.
     """
-    from lmi_build.digest import JSONValue  # noqa: TC001 - local, for one annotation
-    from lmi_build.quantizers import builtin_worker
-    from lmi_build.quantizers.calibration import calibration_digest
+    from lmi_build.events import ignore
+    from lmi_build.quantizers.calibration import calibration_params
+    from lmi_build.quantizers.calibration_windows import read_windows
     from lmi_build.spi import Job
     from lmi_build.values.recipe import CalibrationSpec
 
-    spec = CalibrationSpec(num_samples=count, max_seq_len=length, seed=0)
-    calibration: dict[str, JSONValue] = {
-        "format": spec.dataset,
-        "digest": calibration_digest(spec),
-        "num_samples": spec.num_samples,
-        "max_seq_len": spec.max_seq_len,
-        "seed": spec.seed,
-        "chat_template": spec.chat_template,
-    }
+    spec = CalibrationSpec(num_samples=count, max_seq_len=length, seed=seed)
     job = Job(
         stage="bench",
-        params={"calibration": calibration},
+        params={"calibration": calibration_params(spec)},
         inputs={"model": model},
         out=model,
         state=model,
     )
-    return builtin_worker._read_windows(job)  # noqa: SLF001 - see above
+    return read_windows(job, ignore)
 
 
 def write_windows(
@@ -131,96 +134,12 @@ def write_windows(
     out.write_text(json.dumps(windows))
 
 
-def _unpack_columns(packed: torch.Tensor, *, bits: int) -> torch.Tensor:
-    """Split each element of the last axis into parts of `bits` bits, low bits first."""
-    import torch
-
-    width = packed.element_size() * 8
-    shifts = torch.arange(0, width, bits, dtype=torch.int64)
-    wide = packed.to(torch.int64) & ((1 << width) - 1)
-    parts = (wide.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)
-    return parts.flatten(-2)
-
-
-def unpack_gptq(
-    tensors: Mapping[str, torch.Tensor], *, bits: int, v1: bool
-) -> torch.Tensor:
-    """
-    Float weight (O, I) of one AutoGPTQ layer.
-
-    Args:
-        tensors: `qweight` (I/8, O), `qzeros` (G, O/8), `scales` (G, O), `g_idx` (I).
-        bits: Bits of one weight.
-        v1: Whether stored zero points are one too low, as the first format has them.
-    """
-    import torch
-
-    q_oi = _unpack_columns(tensors["qweight"].T.contiguous(), bits=bits)
-    zeros_go = _unpack_columns(tensors["qzeros"], bits=bits)
-    zeros_go = (zeros_go + int(v1)) & ((1 << bits) - 1)
-    group_i = tensors["g_idx"].to(torch.int64)
-    scales_go = tensors["scales"].float()
-    return (q_oi - zeros_go[group_i].T).float() * scales_go[group_i].T
-
-
-def unpack_olive(
-    tensors: Mapping[str, torch.Tensor], *, bits: int, group_size: int
-) -> torch.Tensor:
-    """
-    Float weight (O, I) of one Olive layer.
-
-    Args:
-        tensors: `qweight` (O, I/2) bytes, `scales` (O, G), `qzeros` when asymmetric.
-        bits: Bits of one weight.
-        group_size: Input columns of one scale.
-    """
-    import torch
-
-    q_oi = _unpack_columns(tensors["qweight"], bits=bits)
-    scales_og = tensors["scales"].float()
-    zeros_og = torch.full(scales_og.shape, 1 << (bits - 1))
-    if "qzeros" in tensors:
-        zeros_og = _unpack_columns(tensors["qzeros"], bits=bits)
-        zeros_og = zeros_og[:, : scales_og.shape[1]]
-    group_i = torch.arange(q_oi.shape[1]) // group_size
-    return (q_oi - zeros_og[:, group_i]).float() * scales_og[:, group_i]
-
-
-def _float_tensors(folder: Path, quantization: Mapping[str, Any]) -> dict[str, Any]:
-    """Every tensor of a quantized checkpoint, its layers unpacked to float32."""
-    from safetensors.torch import load_file
-
-    flat: dict[str, Any] = {}
-    for shard in sorted(folder.glob("*.safetensors")):
-        flat.update(load_file(shard))
-    bits = int(quantization["bits"])
-    method = quantization["quant_method"]
-    out: dict[str, Any] = {}
-    layers: dict[str, dict[str, Any]] = {}
-    for name, tensor in flat.items():
-        layer, _, part = name.rpartition(".")
-        if f"{layer}.qweight" in flat and part != "bias":
-            layers.setdefault(layer, {})[part] = tensor
-        else:
-            out[name] = tensor
-    for layer, parts in layers.items():
-        if method == "gptq":
-            v1 = quantization.get("checkpoint_format", "gptq") == "gptq"
-            weight = unpack_gptq(parts, bits=bits, v1=v1)
-        elif method == "olive":
-            size = int(quantization["group_size"])
-            weight = unpack_olive(parts, bits=bits, group_size=size)
-        else:
-            sys.exit(f"{folder}: cannot unpack quant_method {method!r}")
-        out[f"{layer}.weight"] = weight
-    return out
-
-
 def load_checkpoint(folder: Path) -> Any:
     """The folder's model in float32; a quantized one is unpacked first."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    folder = folder.absolute()
     config = AutoConfig.from_pretrained(folder)
     raw = json.loads((folder / "config.json").read_text())
     quantization = raw.get("quantization_config")
@@ -228,13 +147,30 @@ def load_checkpoint(folder: Path) -> Any:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     del config.quantization_config
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    tensors = _float_tensors(folder, quantization)
-    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    checkpoint = read_checkpoint(folder, quantization)
+    missing, unexpected = model.load_state_dict(checkpoint.tensors, strict=False)
     untied = [name for name in missing if name != "lm_head.weight"]
     if untied or unexpected or (missing and not config.tie_word_embeddings):
         sys.exit(f"{folder}: missing {missing}, unexpected {unexpected}")
     model.tie_weights()
+    _round_inputs(model, checkpoint)
     return model.eval()
+
+
+def _round_inputs(model: Any, checkpoint: Checkpoint) -> None:
+    """Let quantized linears see their inputs as the run time rounds them."""
+    how = checkpoint.activations
+    if how is None:
+        return
+    for name in checkpoint.layers:
+        scale = checkpoint.input_scales.get(name)
+
+        def before(
+            _: Any, inputs: tuple[torch.Tensor], scale: torch.Tensor | None = scale
+        ) -> torch.Tensor:
+            return round_activations(inputs[0], how, scale)
+
+        model.get_submodule(name).register_forward_pre_hook(before)
 
 
 def checkpoint_logits(folder: Path) -> Logits:
@@ -246,6 +182,40 @@ def checkpoint_logits(folder: Path) -> Logits:
     def logits(ids: Sequence[int]) -> torch.Tensor:
         with torch.inference_mode():
             out: torch.Tensor = model(torch.tensor([list(ids)])).logits[0]
+        return out
+
+    return logits
+
+
+def cached_logits(folder: Path, windows: Windows, cache: Path) -> Logits:
+    """
+    Logits (T, V) of a float folder whose last hidden states are kept between runs.
+
+    What enters the head is a 50th of the logits in size and five sixths of the work.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    model = load_checkpoint(folder)
+    head = model.get_output_embeddings()
+    told = [f"{p.name} {p.stat().st_size}" for p in sorted(folder.iterdir())]
+    text = json.dumps([str(folder.absolute()), told, list(map(list, windows))])
+    path = cache / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
+    if not path.exists():
+        kept: list[torch.Tensor] = []
+        hook = head.register_forward_pre_hook(lambda _, x: kept.append(x[0][0]))
+        with torch.inference_mode():
+            for ids in windows:
+                model(torch.tensor([list(ids)]))
+        hook.remove()
+        cache.mkdir(parents=True, exist_ok=True)
+        save_file({"hidden_NTD": torch.stack(kept)}, path)
+    hidden_NTD = load_file(path)["hidden_NTD"]
+    places = {tuple(ids): at for at, ids in enumerate(windows)}
+
+    def logits(ids: Sequence[int]) -> torch.Tensor:
+        with torch.inference_mode():
+            out: torch.Tensor = head(hidden_NTD[places[tuple(ids)]])
         return out
 
     return logits
@@ -305,9 +275,14 @@ def weight_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def score(reference: Path, candidate: Path, windows: Windows) -> Score:
-    """Run both models over all windows."""
-    float_logits = checkpoint_logits(reference)
+def score(
+    reference: Path, candidate: Path, windows: Windows, *, cache: Path | None = None
+) -> Score:
+    """Run both models over all windows; `cache` keeps the float model's states."""
+    if cache is None:
+        float_logits = checkpoint_logits(reference)
+    else:
+        float_logits = cached_logits(reference, windows, cache)
     is_engine = (candidate / "genai_config.json").exists()
     candidate_logits = (engine_logits if is_engine else checkpoint_logits)(candidate)
     kls: list[float] = []
@@ -347,6 +322,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--candidate", type=Path, required=True)
     run.add_argument("--windows", type=Path, required=True)
     run.add_argument("--threads", type=int, default=2)
+    run.add_argument("--cache", type=Path, help="folder for the float model's states")
     return parser
 
 
@@ -366,7 +342,8 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     windows = json.loads(args.windows.read_text())
-    print(json.dumps(asdict(score(args.reference, args.candidate, windows)), indent=1))
+    found = score(args.reference, args.candidate, windows, cache=args.cache)
+    print(json.dumps(asdict(found), indent=1))
 
 
 if __name__ == "__main__":

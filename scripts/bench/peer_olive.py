@@ -14,12 +14,10 @@ command of that tool, in fresh processes with two threads:
 | engine | the same workflow and ModelBuilder, Gptq cached | `build --until compile` |
 | cached | the same command again | the same command again |
 
-Wall and CPU seconds (user and system) are the command's and its children's, from
-`wait4`. Peak memory is the larger of two readings: the sum of resident sets over the
-process tree, sampled every 50 ms from /proc, and the kernel's own high-water mark of
-the largest process. The engines, and the checkpoints they were made of, are scored by
-`kl.py`, one process each. Prints a Markdown table; nothing else is written outside
-the work folder (`.cache/bench/olive`, which also holds the peer's environment).
+Wall and CPU seconds and peak memory are measured by `usage.py`. The engines, and the
+checkpoints they were made of, are scored by `kl.py`, one process each. Prints a
+Markdown table; nothing else is written outside the work folder (`.cache/bench/olive`,
+which also holds the peer's environment).
 """
 
 from __future__ import annotations
@@ -27,132 +25,42 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
-import threading
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmi_build.store.store import Store
 
+# `bench` is importable as the tests see it.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench import usage
+from bench.usage import measure
+from bench.venvs import make_venv
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from bench.usage import Usage
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 REQUIREMENTS = HERE / "peer_olive.requirements.txt"
-SAMPLE_SECONDS = 0.05
 NUM_HELD_OUT = 20
 SIDES = ("olive", "ours")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Usage:
-    """
-    What one command cost.
-
-    Args:
-        wall: Seconds.
-        cpu: User and system seconds, children included.
-        peak: Bytes, see the module's text.
-    """
-
-    wall: float
-    cpu: float
-    peak: int
-
-
-def tree_rss(root: int) -> int:
-    """Resident bytes of a process and everything below it; 0 once it is gone."""
-    total, waiting = 0, [root]
-    while waiting:
-        pid = waiting.pop()
-        try:
-            pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                waiting += map(int, (task / "children").read_text().split())
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        total += pages * os.sysconf("SC_PAGE_SIZE")
-    return total
-
-
-def measure(
-    command: Sequence[str], *, environment: Mapping[str, str], log: Path
-) -> Usage:
-    """
-    Run a command to its end; its standard output goes to `log`, beside its errors.
-
-    Raises:
-        SystemExit: It failed; with the end of its errors.
-    """
-    errors = log.with_suffix(".err")
-    with log.open("wb") as out, errors.open("wb") as err:
-        started = time.monotonic()
-        process = subprocess.Popen(
-            command, env=environment, stdout=out, stderr=err, cwd=log.parent
-        )
-        peaks = [0]
-        done = threading.Event()
-
-        def sample() -> None:
-            while not done.wait(SAMPLE_SECONDS):
-                peaks[0] = max(peaks[0], tree_rss(process.pid))
-
-        sampler = threading.Thread(target=sample)
-        sampler.start()
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.monotonic() - started
-        done.set()
-        sampler.join()
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        tail = "\n".join(errors.read_text(errors="replace").splitlines()[-15:])
-        sys.exit(f"{command[0]} ended with {process.returncode}, {errors}:\n{tail}")
-    return Usage(
-        wall=wall,
-        cpu=usage.ru_utime + usage.ru_stime,
-        peak=max(peaks[0], usage.ru_maxrss * 1024),
-    )
-
-
 def environment(home: Path, *, threads: int) -> dict[str, str]:
-    """What every measured command sees: nothing of the user's but the path."""
-    home.mkdir(parents=True, exist_ok=True)
-    return {
-        "PATH": os.environ["PATH"],
-        "HOME": str(home),
-        "LANG": "C.UTF-8",
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
+    """What every measured command sees, and what keeps Olive silent."""
+    return usage.environment(home, threads=threads) | {
         # Olive sends one message before it reads the first variable, and waits 10 s for
         # an answer where there is no network; with the second it stays silent.
         "OLIVE_DISABLE_TELEMETRY": "1",
         "CI": "true",
     }
-
-
-def make_peer_environment(work: Path) -> Path:
-    """The peer's `bin` folder; installs it when the pins have changed."""
-    venv = work / "venv"
-    stamp = venv / "installed.sha256"
-    wanted = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
-    if not stamp.exists() or stamp.read_text() != wanted:
-        print(f"installing the peer into {venv}", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", venv], check=True)
-        pip = [str(venv / "bin/pip"), "install", "--quiet"]
-        lines = REQUIREMENTS.read_text().splitlines()
-        torch = next(line for line in lines if line.startswith("torch=="))
-        subprocess.run([*pip, torch], check=True)
-        subprocess.run([*pip, "--requirement", str(REQUIREMENTS)], check=True)
-        stamp.write_text(wanted)
-    return venv / "bin"
 
 
 def windows(model: Path, split: str, *, count: int, length: int, work: Path) -> Path:
@@ -195,7 +103,7 @@ def run_olive(
     model: Path, calibration: Path, work: Path, *, threads: int
 ) -> tuple[dict[str, Usage], dict[str, Path]]:
     """Measure Olive; returns usage by step, and what to score."""
-    olive = str(make_peer_environment(work) / "olive")
+    olive = str(make_venv(work / "venv", REQUIREMENTS) / "olive")
     gptq = {
         "type": "Gptq",
         "bits": 4,
@@ -362,9 +270,9 @@ def main() -> None:
     texts = hashlib.sha256(held_out.read_bytes() + calibration.read_bytes()).hexdigest()
     for side in args.sides.split(","):
         if side == "olive":
-            usage, found = run_olive(model, calibration, work, threads=args.threads)
+            usages, found = run_olive(model, calibration, work, threads=args.threads)
         else:
-            usage, found = run_ours(
+            usages, found = run_ours(
                 model,
                 work,
                 samples=args.samples,
@@ -377,7 +285,7 @@ def main() -> None:
         }
         document = {
             "windows": texts,
-            "usage": {step: asdict(value) for step, value in usage.items()},
+            "usage": {step: asdict(value) for step, value in usages.items()},
             "score": scores,
         }
         (work / f"{side}.json").write_text(json.dumps(document, indent=1))

@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 
-from bench import decode, kl
+from bench import decode, kl, unpack
 from lmi_build.numerics.packing import pack_rows, pack_zeros
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def test_unpacking_gives_code_less_zero_times_scale(bits: int) -> None:
             steps = int(code_io[i, o]) - int(zero_go[at])
             expected[o, i] = steps * float(scale_go[at])
 
-    found = kl.unpack_gptq(
+    found = unpack.unpack_gptq(
         {
             "qweight": pack_rows(code_io.to(torch.uint8), bits=bits),
             "qzeros": pack_zeros(zero_go.to(torch.uint8), bits=bits),
