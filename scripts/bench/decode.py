@@ -22,11 +22,17 @@ import json
 import multiprocessing
 import os
 import resource
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+# `bench` is importable as the tests see it.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench import kl
 
 if TYPE_CHECKING:
     import numpy as np
@@ -143,48 +149,10 @@ def _reference_logits(
     checkpoint: Path, rows: list[list[int]]
 ) -> list[np.ndarray[Any, Any]]:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(checkpoint)
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is not None:
-        del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    state = _float_state(checkpoint, quantization)
-    if config.tie_word_embeddings:
-        state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
-    model.load_state_dict(state)
-    model.eval()
+    model = kl.load_checkpoint(checkpoint)
     with torch.inference_mode():
         return [model(torch.tensor([row])).logits[0].numpy() for row in rows]
-
-
-def _float_state(checkpoint: Path, quantization: Any) -> dict[str, Any]:
-    """Every weight in float32; packed ones dequantized value by value."""
-    from safetensors.torch import load_file
-
-    from lmi_build.backends.onnxruntime_repack import unpack_rows
-
-    tensors: dict[str, Any] = {}
-    for path in sorted(checkpoint.glob("*.safetensors")):
-        tensors |= load_file(path)
-    state: dict[str, Any] = {}
-    for name, tensor in tensors.items():
-        layer, _, part = name.rpartition(".")
-        if part in {"qzeros", "scales", "g_idx"} and f"{layer}.qweight" in tensors:
-            continue
-        if part != "qweight":
-            state[name] = tensor.float()
-            continue
-        bits = int(quantization["bits"])
-        zeros = unpack_rows(tensors[f"{layer}.qzeros"], bits) + 1
-        zeros &= (1 << bits) - 1
-        levels = unpack_rows(tensor.T.contiguous(), bits).float().T
-        groups = tensors[f"{layer}.g_idx"].long()
-        scales = tensors[f"{layer}.scales"].float()
-        centred = levels - zeros[:, : tensor.shape[1]].float()[groups]
-        state[f"{layer}.weight"] = (centred * scales[groups]).T.contiguous()
-    return state
 
 
 def _measure_transformers(model: Path, dtype: str, settings: dict[str, Any]) -> Row:
