@@ -8,6 +8,7 @@ say where code (i, o) lies in words and bits, one code at a time.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -184,6 +185,75 @@ def write_folder(
     (folder / "tokenizer.json").write_text("{}", "utf-8")
     (folder / "quantize_config.json").write_text('{"bits": 4}', "utf-8")
     return folder
+
+
+def quantize_folder_as(
+    source: Path, out: Path, form: QuantScheme, *, ignore: tuple[str, ...] = ()
+) -> dict[str, torch.Tensor]:
+    """
+    Round a model's projections to nearest and write them in a format.
+
+    Args:
+        source: A folder with one `model.safetensors`.
+        out: Folder to make.
+        form: The format.
+        ignore: Endings of layer names that stay float.
+
+    Returns:
+        Every quantized layer in float32, from the numbers that were rounded to.
+    """
+    shutil.copytree(source, out, ignore=shutil.ignore_patterns("*.safetensors"))
+    tensors: dict[str, torch.Tensor] = {}
+    dense: dict[str, torch.Tensor] = {}
+    left = ["lm_head"]
+    for name, tensor in load_file(source / "model.safetensors").items():
+        layer = name.removesuffix(".weight")
+        if not layer.endswith("_proj") or layer.endswith(ignore or ("\0",)):
+            tensors[name] = tensor
+            left += [layer] if layer.endswith("_proj") else []
+            continue
+        codes, dense[layer] = round_weight(tensor.float(), form)
+        scale = torch.tensor(0.01)
+        tensors |= encode(layer, codes, slice(None), form, input_scale=scale)
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((out / "config.json").read_bytes())
+    config["quantization_config"] = quantization_config(form, left=left, method="test")
+    (out / "config.json").write_text(json.dumps(config), "utf-8")
+    return dense
+
+
+def round_weight(
+    weight_OI: torch.Tensor, form: QuantScheme
+) -> tuple[Codes, torch.Tensor]:
+    """Codes nearest to a matrix, and the float32 numbers that they stand for."""
+    num_outputs, num_inputs = weight_OI.shape
+    size = num_inputs if form.group_size == -1 else form.group_size
+    rows = weight_OI.reshape(num_outputs, -1, size)
+    top = (1 << form.weight_bits) - 1
+    low, high = rows.amin(-1).clamp(max=0), rows.amax(-1).clamp(min=0)
+    reach = 2 * torch.maximum(-low, high)
+    if form.granularity == "tensor":
+        reach = reach.amax().expand_as(reach)
+    span = reach if form.sym else high - low
+    float8 = form.weight_dtype == "float"
+    scale = span / (2 * 448 if float8 else top)
+    scale = scale.to(getattr(torch, form.scale_dtype)).float()
+    if float8:
+        code = (rows / scale[..., None]).to(torch.float8_e4m3fn)
+        zero = torch.zeros_like(scale)
+    else:
+        zero = torch.full_like(scale, (top + 1) // 2)
+        if not form.sym:
+            zero = (-low / scale).round().clamp(1, top)
+        code = ((rows / scale[..., None]).round() + zero[..., None]).clamp(0, top)
+    dense = (code.float() - zero[..., None]) * scale[..., None]
+    whole = code.reshape(num_outputs, num_inputs).T.contiguous()
+    codes = Codes(
+        code_IO=whole if float8 else whole.to(torch.uint8),
+        scale_GO=scale.T.contiguous(),
+        zero_GO=zero.T.contiguous().to(torch.uint8),
+    )
+    return codes, dense.reshape(num_outputs, num_inputs)
 
 
 def folder_bytes(folder: Path) -> dict[str, bytes]:

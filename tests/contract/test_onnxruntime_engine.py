@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("onnxruntime_genai")
 pytest.importorskip("transformers")
 
 from autogptq import quantize_folder
+from formats import quantize_folder_as, scheme
 from lmi_build.backends import onnxruntime_worker
 from lmi_build.digest import digest_file
 from lmi_build.events import StageNote, StageProgress
@@ -30,6 +34,8 @@ from onnxruntime_engines import (
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from lmi_build.values.quant import QuantScheme
 
 IDS = [5, 17, 300, 42, 7, 9, 411, 23, 250, 99, 12, 3, 77]
 
@@ -81,6 +87,77 @@ def test_a_quantized_checkpoint_is_taken_exactly(
 
     error = relative_error(reference(tiny, dense), load_engine(out), IDS)
     assert error < RELATIVE_ERROR
+
+
+W8A8 = scheme(
+    "int-quantized",
+    activation_bits=8,
+    activation_dtype="int",
+    activation_scheme="dynamic",
+)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        scheme("gptq_v2", sym=False),
+        scheme("gptq_v2", weight_bits=8, group_size=-1),
+        scheme("awq"),
+        scheme("awq", group_size=64, sym=True),
+        scheme("pack-quantized"),
+        scheme("pack-quantized", sym=False, scale_dtype="bfloat16"),
+        scheme("pack-quantized", weight_bits=8, group_size=-1, sym=False),
+        W8A8,
+        replace(W8A8, activation_scheme="static", kv_cache_dtype="int8"),
+        scheme("int-quantized", granularity="tensor"),
+        scheme("int-quantized", sym=False, group_size=32),
+        scheme("float-quantized"),
+        scheme("float-quantized", granularity="tensor", scale_dtype="float32"),
+    ],
+    ids=str,
+)
+def test_every_format_is_taken_exactly(
+    tmp_path: Path, tiny: Path, form: QuantScheme
+) -> None:
+    """Codes, scales and zero points of any format are what the engine computes with."""
+    checkpoint = tmp_path / "checkpoint"
+    dense = quantize_folder_as(tiny, checkpoint, form, ignore=("1.mlp.down_proj",))
+    out, _ = compile_engine(checkpoint, tmp_path / "job", **EXACT)
+
+    assert len(dense) == 13
+    error = relative_error(reference(tiny, dense), load_engine(out), IDS)
+    assert error < RELATIVE_ERROR
+
+
+def test_what_the_engine_computes_otherwise_is_noted(
+    tmp_path: Path, tiny: Path
+) -> None:
+    """8-bit activations, the cache's scales and fp8 weights are spoken of."""
+    found = {}
+    for name, form in {
+        "int": replace(W8A8, kv_cache_dtype="fp8"),
+        "float": scheme("float-quantized"),
+    }.items():
+        checkpoint = tmp_path / name / "checkpoint"
+        quantize_folder_as(tiny, checkpoint, form)
+        if name == "int":
+            _add_cache_scales(checkpoint)
+        _, events = compile_engine(checkpoint, tmp_path / name / "job")
+        found[name] = {e.code: e.message for e in events if isinstance(e, StageNote)}
+
+    assert "in blocks of at most 32 channels" in found["int"]["compile.activations"]
+    assert "its scales are not used" in found["int"]["compile.kv-cache"]
+    assert "stored as float32" in found["float"]["compile.float8"]
+
+
+def _add_cache_scales(checkpoint: Path) -> None:
+    path = checkpoint / "model.safetensors"
+    tensors = load_file(path)
+    for index in range(2):
+        for part in ("k_scale", "v_scale"):
+            name = f"model.layers.{index}.self_attn.{part}"
+            tensors[name] = torch.tensor([0.5])
+    save_file(tensors, path)
 
 
 @pytest.mark.parametrize("architecture", ["mistral", "qwen2", "qwen3", "smollm3"])

@@ -106,7 +106,7 @@ QPROJ = "model.layers.0.self_attn.q_proj"
         (
             _edit_tensors(_drop(f"{QPROJ}.scales")),
             SourceInvalid,
-            "compile.tensor-missing",
+            "checkpoint.format",
         ),
         (
             _edit_tensors(_drop("model.norm.weight")),
@@ -128,8 +128,9 @@ QPROJ = "model.layers.0.self_attn.q_proj"
             Unsupported,
             "compile.unknown-tensor",
         ),
-        (_edit_config("bits", 3), Unsupported, "compile.weights-refused"),
-        (_edit_config("group_size", 64), Unsupported, "compile.weights-refused"),
+        (_edit_config("bits", 3), SourceInvalid, "checkpoint.format"),
+        (_edit_config("group_size", 64), SourceInvalid, "checkpoint.format"),
+        (_edit_config("quant_method", "hqq"), Unsupported, "checkpoint.scheme"),
     ],
 )
 def test_a_damaged_checkpoint_is_named(

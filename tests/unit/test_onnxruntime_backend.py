@@ -140,10 +140,9 @@ def test_sound_recipes_pass(scheme: QuantScheme, architecture: str) -> None:
             "bounds.max_beam_width",
             "`max_beam_width` is 4",
         ),
-        ({"scheme": replace(GPTQ, packing="awq")}, "quantize.method", "`awq`"),
+        ({"scheme": replace(GPTQ, packing="nvfp4")}, "quantize.method", "`nvfp4`"),
         ({"scheme": replace(GPTQ, weight_bits=3)}, "quantize.bits", "3-bit"),
         ({"scheme": replace(GPTQ, group_size=24)}, "quantize.group_size", "is 24"),
-        ({"scheme": replace(GPTQ, activation_bits=8)}, "quantize.method", "8-bit"),
         (
             {"model": facts(architectures=["BloomForCausalLM"])},
             "model.source",

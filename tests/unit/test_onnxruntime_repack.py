@@ -1,4 +1,4 @@
-"""AutoGPTQ's integers become MatMulNBits' blocks without a single change."""
+"""A checkpoint's integers become MatMulNBits' blocks without a single change."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from autogptq import pack_along_rows, quantize_linear  # noqa: E402
+from autogptq import quantize_linear  # noqa: E402
+from formats import scheme  # noqa: E402
 from lmi_build.backends.onnxruntime_repack import (  # noqa: E402
     BlockedWeight,
-    PackedWeight,
     RepackRefused,
     block_size_for,
     repack,
 )
+from lmi_build.checkpoint.formats.codec import decode  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from lmi_build.checkpoint.formats.codec import Codes
 
 
 def make(
@@ -29,24 +32,17 @@ def make(
     group_size: int = 64,
     sym: bool = True,
     shuffled: bool = False,
-) -> tuple[PackedWeight, Tensor]:
-    """A packed layer, and what it dequantizes to by the plain writer."""
+) -> tuple[Codes, Tensor]:
+    """A layer out of its file, and what it dequantizes to by the plain writer."""
     generator = torch.Generator().manual_seed(3)
     weight = torch.randn(num_outputs, num_inputs, generator=generator)
     order = torch.randperm(num_inputs, generator=generator) if shuffled else None
     parts, dense = quantize_linear(
         weight, bits=bits, group_size=group_size, sym=sym, order=order
     )
-    packed = PackedWeight(
-        qweight=parts["qweight"],
-        qzeros=parts["qzeros"],
-        scales=parts["scales"],
-        group_index=parts["g_idx"],
-        bits=bits,
-        group_size=group_size,
-        zeros_minus_one=True,
-    )
-    return packed, dense
+    form = scheme("gptq", weight_bits=bits, group_size=group_size, sym=sym)
+    tensors = {f"m.{part}": tensor for part, tensor in parts.items()}
+    return decode(tensors, "m", form), dense
 
 
 def dequantize(blocked: BlockedWeight) -> Tensor:
@@ -87,51 +83,37 @@ def test_every_value_survives(
     *, bits: int, group_size: int, sym: bool, shuffled: bool
 ) -> None:
     """A repacked layer dequantizes to exactly what the checkpoint says."""
-    packed, dense = make(bits=bits, group_size=group_size, sym=sym, shuffled=shuffled)
+    codes, dense = make(bits=bits, group_size=group_size, sym=sym, shuffled=shuffled)
 
     for widest in (16, 128):
-        assert torch.equal(dense, dequantize(repack(packed, widest=widest)))
+        blocked = repack(codes, bits=bits, group_size=group_size, widest=widest)
+        assert torch.equal(dense, dequantize(blocked))
 
 
 def test_rows_that_do_not_fill_their_last_block_survive() -> None:
     """Whole-row scales work for widths that are no multiple of any block."""
-    packed, dense = make(num_inputs=40, bits=8, group_size=-1)
-    blocked = repack(packed, widest=128)
+    codes, dense = make(num_inputs=40, bits=8, group_size=-1)
+    blocked = repack(codes, bits=8, group_size=-1, widest=128)
 
     assert blocked.block_size == 16
     assert torch.equal(dense, dequantize(blocked))
 
 
-def test_zero_points_stored_as_they_are_survive() -> None:
-    """Format `gptq_v2` stores zero points without subtracting one."""
-    packed, dense = make(sym=False)
-    zeros = pack_along_rows(_levels(packed).T, 4).T.contiguous()
-    plain = PackedWeight(
-        qweight=packed.qweight,
-        qzeros=zeros,
-        scales=packed.scales,
-        group_index=None,
-        bits=4,
-        group_size=64,
-        zeros_minus_one=False,
-    )
+def test_a_last_group_that_is_shorter_survives() -> None:
+    """AutoGPTQ allows a width that is no multiple of the group."""
+    codes, dense = make(num_inputs=80, group_size=32)
+    blocked = repack(codes, bits=4, group_size=32, widest=32)
 
-    assert torch.equal(dense, dequantize(repack(plain, widest=32)))
-
-
-def _levels(packed: PackedWeight) -> Tensor:
-    columns = [
-        ((packed.qzeros[:, at // 8] >> (4 * (at % 8))) & 0xF) + 1
-        for at in range(packed.scales.shape[1])
-    ]
-    levels: Tensor = torch.stack(columns, dim=1) & 0xF
-    return levels
+    assert blocked.order is None
+    assert torch.equal(dense, dequantize(blocked))
 
 
 def test_plain_zero_points_are_left_out() -> None:
     """Symmetric layers say nothing about zero points, others do."""
-    assert repack(make(sym=True)[0], widest=32).zeros is None
-    assert repack(make(sym=False)[0], widest=32).zeros is not None
+    assert repack(make(sym=True)[0], bits=4, group_size=64, widest=32).zeros is None
+    assert (
+        repack(make(sym=False)[0], bits=4, group_size=64, widest=32).zeros is not None
+    )
 
 
 @pytest.mark.parametrize(
@@ -159,32 +141,18 @@ def test_odd_groups_are_refused() -> None:
         block_size_for(24, 96, 128)
 
 
+def test_other_bits_are_refused() -> None:
+    """MatMulNBits is used with 4 and 8 bits."""
+    codes, _ = make()
+    with pytest.raises(RepackRefused, match="3-bit weights"):
+        repack(codes, bits=3, group_size=64, widest=32)
+
+
 def test_uneven_groups_are_refused() -> None:
     """An order whose groups have different sizes is not silently rearranged."""
-    packed, _ = make()
-    index = packed.group_index
-    assert index is not None
-    index[0] = 2
+    codes, _ = make(shuffled=True)
+    assert codes.group_I is not None
+    codes.group_I[codes.group_I.argmin()] = 1
 
     with pytest.raises(RepackRefused, match="does not fill its groups"):
-        repack(packed, widest=32)
-
-
-@pytest.mark.parametrize("part", ["scales", "qzeros", "group_index"])
-def test_tensors_of_another_shape_are_refused(part: str) -> None:
-    """Tensors that do not belong together are named with both shapes."""
-    packed, _ = make()
-    fields = {name: getattr(packed, name) for name in packed.__dataclass_fields__}
-    fields[part] = fields[part][:-1]
-
-    with pytest.raises(RepackRefused, match=r"\[.*\].*not"):
-        repack(PackedWeight(**fields), widest=32)
-
-
-def test_infinite_scales_are_refused() -> None:
-    """A scale that is no number would make an engine that answers nonsense."""
-    packed, _ = make()
-    packed.scales[0, 0] = torch.inf
-
-    with pytest.raises(RepackRefused, match="infinite or undefined"):
-        repack(packed, widest=32)
+        repack(codes, bits=4, group_size=64, widest=32)

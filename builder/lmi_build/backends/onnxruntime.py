@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lmi_build.errors import Problem
 from lmi_build.spi import Params, ProviderInfo, Serving
 from lmi_build.text import did_you_mean, join_words
+from lmi_build.values.quant import PACKINGS
 from lmi_build.values.stage import Estimate
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ ARCHITECTURES: Mapping[str, bool] = {
     "Qwen3ForCausalLM": True,
     "SmolLM3ForCausalLM": True,
 }
-PACKINGS = ("none", "gptq")
 GROUP_SIZES = (16, 32, 64, 128)
 # Levels of MatMulNBits: the type that activations have inside it. 0 leaves the choice
 # to the kernel, 1 is float32, 4 is int8 with a scale per block.
@@ -78,7 +78,7 @@ class OnnxRuntimeBackend:
 
     info = ProviderInfo(
         name="onnxruntime",
-        summary="ONNX Runtime GenAI engines for CPUs, from float or GPTQ checkpoints",
+        summary="ONNX Runtime GenAI engines for CPUs, float or quantized",
         distributions=(
             "numpy",
             "onnx",
@@ -251,17 +251,12 @@ def _scheme_problems(scheme: QuantScheme) -> Iterator[Problem]:
         yield _unsupported(
             f"`onnxruntime` does not read weights packed as `{scheme.packing}`",
             "quantize.method",
-            "use method `gptq`, `int8` or `none`",
+            f"use {join_words(PACKINGS[1:])}",
         )
         return
-    if scheme.packing == "none":
+    if scheme.weight_dtype == "float":
+        # Weights in fp8 are stored as float32, with a note: any will do.
         return
-    if scheme.activation_bits < 16:  # noqa: PLR2004 - half precision
-        yield _unsupported(
-            f"checkpoints with {scheme.activation_bits}-bit activations are not read",
-            "quantize.method",
-            "use method `gptq` or `int8`; `accuracy_level: 4` computes in int8",
-        )
     if scheme.weight_bits not in {4, 8}:
         yield _unsupported(
             f"{scheme.weight_bits}-bit weights are not supported by `onnxruntime`",
@@ -324,7 +319,7 @@ def _engine_bytes(
     layer = attention + 3 * geometry.hidden_size * geometry.intermediate_size
     table = geometry.vocab_size * geometry.hidden_size
     body = geometry.num_layers * layer
-    if scheme.packing == "none":
+    if scheme.weight_dtype == "float":
         body_bytes = 4 * body
     else:
         group = scheme.group_size if scheme.group_size > 0 else 128

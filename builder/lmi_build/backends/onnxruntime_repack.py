@@ -1,13 +1,12 @@
 """
-AutoGPTQ's packed integers as ONNX Runtime's blocks, bit for bit.
+A checkpoint's integers as ONNX Runtime's blocks, bit for bit.
 
 Nothing is dequantized on the way: the integers of a checkpoint are the integers of
 the engine, its half-precision scales are widened to float32 without rounding.
 
 Shapes: I input channels, O output channels, G checkpoint groups, B engine blocks.
 
-Source: AutoGPTQ `nn_modules/qlinear` (the packing), ONNX Runtime
-`docs/ContribOperators.md`, operator `MatMulNBits` (the blocks).
+Source: ONNX Runtime `docs/ContribOperators.md`, operator `MatMulNBits` (the blocks).
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lmi_build.checkpoint.formats.codec import Codes
+
 # MatMulNBits takes powers of two from 16 up.
 MIN_BLOCK = 16
 BYTE_BITS = 8
@@ -27,31 +28,6 @@ BYTE_BITS = 8
 
 class RepackRefused(ValueError):
     """These tensors cannot be said in blocks; the message says why, with numbers."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PackedWeight:
-    """
-    One linear layer as AutoGPTQ stores it.
-
-    Args:
-        qweight: int32 [I * bits / 32, O], packed along I, low bits first.
-        qzeros: int32 [G, O * bits / 32], packed along O.
-        scales: Floats [G, O].
-        group_index: int32 [I], the group of each input channel, or None when channels
-            lie in order.
-        bits: 4 or 8.
-        group_size: Input channels per group; -1 is all of them.
-        zeros_minus_one: Whether zero points are stored less one (format `gptq`).
-    """
-
-    qweight: Tensor
-    qzeros: Tensor
-    scales: Tensor
-    group_index: Tensor | None
-    bits: int
-    group_size: int
-    zeros_minus_one: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,30 +79,31 @@ def block_size_for(group_size: int, num_inputs: int, widest: int) -> int:
     return min(size, widest)
 
 
-def repack(weight: PackedWeight, *, widest: int) -> BlockedWeight:
+def repack(codes: Codes, *, bits: int, group_size: int, widest: int) -> BlockedWeight:
     """
     Lay a layer out in blocks of at most `widest` channels, exactly.
 
+    Args:
+        codes: The layer, out of any format.
+        bits: Of one code.
+        group_size: Input channels of a group; -1 is all of them.
+        widest: Most channels of a block.
+
     Raises:
-        RepackRefused: Shapes disagree, or the groups cannot be said in blocks.
+        RepackRefused: The bits have no kernel, or the groups cannot be said in blocks.
     """
-    bits = weight.bits
     if bits not in {4, 8}:
         raise RepackRefused(f"{bits}-bit weights are not packed for MatMulNBits")
-    num_inputs = weight.qweight.shape[0] * 32 // bits
-    num_outputs = weight.qweight.shape[1]
-    group_size = num_inputs if weight.group_size == -1 else weight.group_size
-    num_groups = -(-num_inputs // group_size)
-    _check_shapes(weight, num_groups, num_outputs)
-    block_size = block_size_for(weight.group_size, num_inputs, widest)
+    num_inputs, num_outputs = codes.code_IO.shape
+    size = num_inputs if group_size == -1 else group_size
+    block_size = block_size_for(group_size, num_inputs, widest)
     num_blocks = -(-num_inputs // block_size)
-    order = _channel_order(weight.group_index, num_inputs, group_size)
-    group_of_block = torch.arange(num_blocks) * block_size // group_size
-    scales_ob = weight.scales.float().T[:, group_of_block]
-    zeros_ob = _unpack_zeros(weight, num_outputs).T[:, group_of_block]
+    order = _channel_order(codes.group_I, num_inputs, size)
+    group_of_block = torch.arange(num_blocks) * block_size // size
+    zeros_ob = codes.zero_GO.T[:, group_of_block]
     return BlockedWeight(
-        blocks=_pack_blocks(weight.qweight, bits, order, block_size, num_blocks),
-        scales=scales_ob.contiguous().reshape(-1),
+        blocks=_pack_blocks(codes.code_IO, bits, order, block_size, num_blocks),
+        scales=codes.scale_GO.T[:, group_of_block].contiguous().reshape(-1),
         zeros=_pack_zeros(zeros_ob, bits),
         order=order,
         bits=bits,
@@ -136,15 +113,6 @@ def repack(weight: PackedWeight, *, widest: int) -> BlockedWeight:
     )
 
 
-def unpack_rows(packed: Tensor, bits: int) -> Tensor:
-    """Integers uint8 [O, I] from int32 [O, I * bits / 32], low bits first."""
-    as_bytes = _bytes_of(packed)
-    if bits == BYTE_BITS:
-        return as_bytes
-    pairs = torch.stack((as_bytes & 0xF, as_bytes >> 4), dim=-1)
-    return pairs.reshape(packed.shape[0], -1)
-
-
 def pack_nibbles(values: Tensor) -> Tensor:
     """Bytes uint8 [O, ceil(n / 2)] of 4-bit values [O, n], even ones in low bits."""
     if values.shape[1] % 2:
@@ -152,69 +120,34 @@ def pack_nibbles(values: Tensor) -> Tensor:
     return values[:, 0::2] | (values[:, 1::2] << 4)
 
 
-def _bytes_of(packed: Tensor) -> Tensor:
-    """uint8 [O, 4 n] of int32 [O, n]; little-endian, so low values come first."""
-    # Flat, because a column of one word counts as contiguous with any stride.
-    flat = packed.contiguous().reshape(-1).view(torch.uint8)
-    return flat.reshape(packed.shape[0], -1)
-
-
-def _check_shapes(weight: PackedWeight, num_groups: int, num_outputs: int) -> None:
-    if tuple(weight.scales.shape) != (num_groups, num_outputs):
-        raise RepackRefused(
-            f"scales are {list(weight.scales.shape)}, not [{num_groups}, {num_outputs}]"
-            f" as group_size {weight.group_size} needs"
-        )
-    packed_outputs = -(-num_outputs * weight.bits // 32)
-    if tuple(weight.qzeros.shape) != (num_groups, packed_outputs):
-        raise RepackRefused(
-            f"qzeros are {list(weight.qzeros.shape)}, not"
-            f" [{num_groups}, {packed_outputs}]"
-        )
-    if not torch.isfinite(weight.scales).all():
-        raise RepackRefused("scales hold infinite or undefined numbers")
-
-
 def _channel_order(
-    group_index: Tensor | None, num_inputs: int, group_size: int
+    group_I: Tensor | None, num_inputs: int, group_size: int
 ) -> Tensor | None:
     """Channels sorted by group, or None when they already are."""
-    if group_index is None:
+    if group_I is None:
         return None
-    if tuple(group_index.shape) != (num_inputs,):
-        raise RepackRefused(f"g_idx is {list(group_index.shape)}, not [{num_inputs}]")
     plain = torch.arange(num_inputs) // group_size
-    if torch.equal(group_index.long(), plain):
+    if torch.equal(group_I.long(), plain):
         return None
-    order = torch.argsort(group_index, stable=True)
-    if not torch.equal(group_index[order].long(), plain):
+    order = torch.argsort(group_I, stable=True)
+    if not torch.equal(group_I[order].long(), plain):
         raise RepackRefused(
             f"g_idx does not fill its groups with {group_size} channels each"
         )
     return order.to(torch.int32)
 
 
-def _unpack_zeros(weight: PackedWeight, num_outputs: int) -> Tensor:
-    zeros_go = unpack_rows(weight.qzeros, weight.bits)[:, :num_outputs]
-    if weight.zeros_minus_one:
-        zeros_go = (zeros_go + 1) & ((1 << weight.bits) - 1)
-    return zeros_go
-
-
 def _pack_blocks(
-    qweight: Tensor,
+    code_IO: Tensor,
     bits: int,
     order: Tensor | None,
     block_size: int,
     num_blocks: int,
 ) -> Tensor:
-    packed = qweight.T
-    if order is None:
-        # Both formats put channel 2k in the low and 2k+1 in the high half of byte k.
-        rows = _bytes_of(packed)
-    else:
-        values = unpack_rows(packed, bits)[:, order.long()]
-        rows = values if bits == BYTE_BITS else pack_nibbles(values)
+    if order is not None:
+        code_IO = code_IO[order.long()]
+    rows = code_IO.T.contiguous()
+    rows = rows if bits == BYTE_BITS else pack_nibbles(rows)
     row_bytes = num_blocks * block_size * bits // 8
     if rows.shape[1] < row_bytes:
         rows = torch.nn.functional.pad(rows, (0, row_bytes - rows.shape[1]))

@@ -20,19 +20,19 @@ from onnxruntime_genai.models.loaders.base import (
 )
 from safetensors import SafetensorError, safe_open
 
-from lmi_build.backends.onnxruntime_repack import (
-    BlockedWeight,
-    PackedWeight,
-    RepackRefused,
-    repack,
-)
+from lmi_build.backends.onnxruntime_repack import RepackRefused, repack
+from lmi_build.checkpoint.formats.codec import decode, weight_of
+from lmi_build.checkpoint.formats.layout import KV_CACHE_PARTS, MARKS, PARTS
 from lmi_build.errors import SourceInvalid, Unsupported
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
 
     from torch import Tensor
+
+    from lmi_build.backends.onnxruntime_repack import BlockedWeight
+    from lmi_build.values.quant import QuantScheme
 
 EMBEDDING = "model.embed_tokens.weight"
 LM_HEAD = "lm_head."
@@ -97,6 +97,10 @@ class CheckpointTensors:
         tensor: Tensor = self._files[name].get_tensor(name)
         return tensor
 
+    def leave(self, name: str) -> None:
+        """Count a tensor as seen that has no place and needs none."""
+        self._left.discard(name)
+
     def take_optional(self, name: str) -> Tensor | None:
         """Read one tensor, or None when there is none."""
         return self.take(name) if name in self._files else None
@@ -117,7 +121,7 @@ class QuantizedWeights:
 
     Args:
         tensors: The checkpoint.
-        quantization: `quantization_config` of its `config.json`.
+        scheme: What its `quantization_config` says.
         num_layers: Decoder blocks.
         widest_block: Most channels of a block.
     """
@@ -125,13 +129,13 @@ class QuantizedWeights:
     def __init__(
         self,
         tensors: CheckpointTensors,
-        quantization: Mapping[str, Any],
+        scheme: QuantScheme,
         *,
         num_layers: int,
         widest_block: int,
     ) -> None:
         self._tensors = tensors
-        self._quantization = quantization
+        self._scheme = scheme
         self._num_layers = num_layers
         self._widest_block = widest_block
         self.embedding = TensorModule(tensors.take(EMBEDDING))
@@ -143,19 +147,27 @@ class QuantizedWeights:
         )
 
     @staticmethod
-    def can_fuse_qkv(tensors: CheckpointTensors, num_layers: int) -> bool:
+    def can_fuse_qkv(
+        tensors: CheckpointTensors, scheme: QuantScheme, num_layers: int
+    ) -> bool:
         """
         Whether q, k and v of every block may become one matrix.
 
         The builder decides it block by block and then confuses the blocks, so one
         block that cannot be fused forbids it for all.
         """
-        for index in range(num_layers):
-            names = [f"{LAYERS}{index}.self_attn.{part}_proj." for part in "qkv"]
-            packed = {f"{name}qweight" in tensors for name in names}
-            orders = [tensors.take_optional(f"{name}g_idx") for name in names]
-            if len(packed) > 1 or any(not _same(orders[0], row) for row in orders):
+        if scheme.packing == "none":
+            return True
+        indices = [x for x in PARTS[scheme.packing] if x.endswith("g_idx")]
+        for number in range(num_layers):
+            names = [f"{LAYERS}{number}.self_attn.{part}_proj" for part in "qkv"]
+            packed = {f"{name}.{MARKS[scheme.packing]}" in tensors for name in names}
+            if len(packed) > 1:
                 return False
+            for index in indices:
+                orders = [tensors.take_optional(f"{name}.{index}") for name in names]
+                if any(not _same(orders[0], row) for row in orders):
+                    return False
         return True
 
     def modules(self) -> Iterator[object]:
@@ -190,6 +202,9 @@ class QuantizedWeights:
             _assign(layer, path, self._linear(prefix + path))
         for path in sorted(paths & _NORMS):
             _assign(layer, path, self._norm(prefix + path))
+        for part in KV_CACHE_PARTS:
+            # The engine's cache is float; the worker says so.
+            self._tensors.leave(f"{prefix}self_attn.{part}")
         return layer
 
     def _norm(self, name: str) -> TensorModule:
@@ -200,23 +215,22 @@ class QuantizedWeights:
 
     def _linear(self, name: str) -> TensorModule | QuantizedTensorModule:
         bias = self._tensors.take_optional(f"{name}.bias")
-        if f"{name}.qweight" not in self._tensors:
-            module = TensorModule(self._tensors.take(f"{name}.weight"), bias)
-            # Left in float on purpose: must not be packed with quantized neighbours.
-            module.exclude_from_quantization = True
-            return module
-        packed = PackedWeight(
-            qweight=self._tensors.take(f"{name}.qweight"),
-            qzeros=self._tensors.take(f"{name}.qzeros"),
-            scales=self._tensors.take(f"{name}.scales"),
-            group_index=self._tensors.take_optional(f"{name}.g_idx"),
-            bits=int(self._quantization["bits"]),
-            group_size=int(self._quantization["group_size"]),
-            zeros_minus_one=self._quantization.get("checkpoint_format", "gptq")
-            == "gptq",
-        )
+        scheme = self._scheme
+        if f"{name}.{MARKS[scheme.packing]}" not in self._tensors:
+            return _float_module(self._tensors.take(f"{name}.weight"), bias)
+        names = [f"{name}.{part}" for part in PARTS[scheme.packing]]
+        found = {x: self._tensors.take(x) for x in names if x in self._tensors}
+        codes = decode(found, name, scheme)
+        if scheme.weight_dtype == "float":
+            # No kernel for CPUs multiplies fp8; as float32 every number is the same.
+            return _float_module(weight_of(codes), bias)
         try:
-            blocked = repack(packed, widest=self._widest_block)
+            blocked = repack(
+                codes,
+                bits=scheme.weight_bits,
+                group_size=scheme.group_size,
+                widest=self._widest_block,
+            )
         except RepackRefused as error:
             raise Unsupported(
                 f"`{name}`: {error}",
@@ -224,6 +238,13 @@ class QuantizedWeights:
                 hints=("quantize with `bits: 4` and `group_size: 32`, 64 or 128",),
             ) from error
         return _to_module(blocked, bias)
+
+
+def _float_module(weight: Tensor, bias: Tensor | None) -> TensorModule:
+    module = TensorModule(weight, bias)
+    # Must not be packed with quantized neighbours.
+    module.exclude_from_quantization = True
+    return module
 
 
 def _to_module(blocked: BlockedWeight, bias: Tensor | None) -> QuantizedTensorModule:

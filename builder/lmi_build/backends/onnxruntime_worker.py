@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lmi_build.errors import SourceInvalid, StageFailed, Unsupported
 from lmi_build.events import StageNote, StageProgress
 from lmi_build.text import join_words
+from lmi_build.values.quant import COMPRESSED_TENSORS, QuantScheme
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +21,16 @@ if TYPE_CHECKING:
 
     from lmi_build.events import Emit
     from lmi_build.spi import Job
+
+# What a checkpoint without `quantization_config` is; only its packing is looked at.
+FLOAT = QuantScheme(
+    weight_bits=16,
+    weight_dtype="float",
+    group_size=-1,
+    sym=True,
+    activation_bits=16,
+    packing="none",
+)
 
 GENAI_CONFIG = "genai_config.json"
 # 8-bit products have a fast kernel only with int8 activations: with float ones the
@@ -58,12 +69,13 @@ def run(job: Job, emit: Emit) -> None:
     checkpoint = job.inputs["checkpoint"]
     config = _read_config(checkpoint)
     num_layers = int(job.params["num_layers"])  # type: ignore[arg-type]
+    scheme = _scheme_of(config)
     tensors = CheckpointTensors(checkpoint)
 
     def load_quantized(count: int) -> QuantizedWeights:
         return QuantizedWeights(
             tensors,
-            config["quantization_config"],
+            scheme,
             num_layers=count,
             widest_block=int(job.params["block_size"]),  # type: ignore[arg-type]
         )
@@ -79,17 +91,85 @@ def run(job: Job, emit: Emit) -> None:
     )
     with tempfile.TemporaryDirectory(dir=job.state) as scratch:
         build_graph(
-            checkpoint,
+            _shown_to_builder(checkpoint, config, scheme, Path(scratch) / "shown"),
             job.out,
             Path(scratch) / "cache",
             accuracy_level=int(job.params["accuracy_level"]),  # type: ignore[arg-type]
-            fuse_qkv=QuantizedWeights.can_fuse_qkv(tensors, num_layers),
+            fuse_qkv=QuantizedWeights.can_fuse_qkv(tensors, scheme, num_layers),
             hooks=hooks,
         )
     tensors.close()
+    _tell_scheme(job, emit, scheme)
     _write_bounds(job.out / GENAI_CONFIG, job.params)
     _portable_tokenizer(job.out / "tokenizer_config.json")
     _check_complete(job.out, (str(checkpoint), str(job.out), str(job.state)))
+
+
+def _scheme_of(config: Mapping[str, Any]) -> QuantScheme:
+    from lmi_build.checkpoint.formats.config import read_scheme
+
+    quantization = config.get("quantization_config")
+    return FLOAT if quantization is None else read_scheme(quantization)
+
+
+def _shown_to_builder(
+    checkpoint: Path, config: Mapping[str, Any], scheme: QuantScheme, folder: Path
+) -> Path:
+    """
+    The checkpoint as the builder will take it.
+
+    It refuses compressed-tensors on CPUs by the name alone. Our own reader takes its
+    place, so the builder only has to know that there are quantized layers: it is given
+    the same files with a `quantization_config` that it knows.
+    """
+    if scheme.packing not in COMPRESSED_TENSORS:
+        return checkpoint
+    folder.mkdir(parents=True)
+    for path in checkpoint.iterdir():
+        if path.name != "config.json":
+            (folder / path.name).symlink_to(path.resolve())
+    quantization = {"quant_method": "gptq", "bits": scheme.weight_bits}
+    text = json.dumps({**config, "quantization_config": quantization})
+    (folder / "config.json").write_text(text, "utf-8")
+    return folder
+
+
+def _tell_scheme(job: Job, emit: Emit, scheme: QuantScheme) -> None:
+    """Say where the engine computes otherwise than the checkpoint means."""
+    if scheme.weight_dtype == "float" and scheme.packing != "none":
+        _note(
+            job,
+            emit,
+            "compile.float8",
+            "no kernel for CPUs multiplies fp8: its weights are stored as float32, each"
+            " number as it is, and activations stay float32",
+            level="warning",
+        )
+    elif scheme.activation_scheme != "none":
+        block = int(job.params["block_size"])  # type: ignore[arg-type]
+        level = int(job.params["accuracy_level"])  # type: ignore[arg-type]
+        how = (
+            f"rounds them to 8 bits in blocks of at most {block} channels, with scales"
+            " of its own"
+            if level == HEAD_ACCURACY
+            else f"leaves them in float32 (`accuracy_level: {level}`)"
+        )
+        _note(
+            job,
+            emit,
+            "compile.activations",
+            f"the checkpoint means {scheme.activation_scheme} 8-bit activations; the"
+            f" engine {how}",
+        )
+    if scheme.kv_cache_dtype != "auto":
+        _note(
+            job,
+            emit,
+            "compile.kv-cache",
+            f"the checkpoint means a key-value cache in {scheme.kv_cache_dtype}; the"
+            " engine's stays float32, and its scales are not used",
+            level="warning",
+        )
 
 
 def _go_offline() -> None:

@@ -301,7 +301,9 @@ def _decode_gptq(own: Mapping[str, Tensor], scheme: QuantScheme) -> Codes:
         code_IO=code_IO,
         scale_GO=scale_GO,
         zero_GO=zero_GO,
-        group_I=_group_index(own.get("g_idx"), code_IO, num_groups),
+        group_I=_group_index(
+            own.get("g_idx"), code_IO.shape[0], num_groups, scheme.group_size
+        ),
     )
 
 
@@ -338,7 +340,9 @@ def _decode_compressed(own: Mapping[str, Tensor], scheme: QuantScheme) -> Codes:
         code_IO=code_IO,
         scale_GO=_scales(scale_OG.T),
         zero_GO=zero_OG.T.contiguous(),
-        group_I=_group_index(own.get("weight_g_idx"), code_IO, scale_OG.shape[1]),
+        group_I=_group_index(
+            own.get("weight_g_idx"), num_inputs, scale_OG.shape[1], scheme.group_size
+        ),
     )
 
 
@@ -397,7 +401,9 @@ def _expect(
 def _check_groups(codes: Codes, scheme: QuantScheme) -> None:
     num_inputs, num_groups = codes.code_IO.shape[0], codes.scale_GO.shape[0]
     size = num_inputs if scheme.group_size == -1 else scheme.group_size
-    if num_groups * size != num_inputs:
+    # AutoGPTQ lets the last group be shorter; the others never write such a layer.
+    ragged = scheme.packing in AUTOGPTQ and num_groups == -(-num_inputs // size)
+    if num_groups * size != num_inputs and not ragged:
         raise _Misfit(
             f"it has {num_groups} groups of scales; {num_inputs} input channels in"
             f" groups of {size} need {num_inputs / size:g}"
@@ -405,13 +411,13 @@ def _check_groups(codes: Codes, scheme: QuantScheme) -> None:
 
 
 def _group_index(
-    stored: Tensor | None, code_IO: Tensor, num_groups: int
+    stored: Tensor | None, num_inputs: int, num_groups: int, group_size: int
 ) -> Tensor | None:
     """The group of each channel, or None where it is the plain one."""
-    num_inputs = code_IO.shape[0]
-    # compressed-tensors marks an index that is not in use with -1.
+    size = num_inputs if group_size == -1 else group_size
+    # compressed-tensors marked an index that is not in use with -1.
     if stored is None or bool((stored == -1).all()):
-        return None
+        stored = torch.arange(num_inputs) // size
     if tuple(stored.shape) != (num_inputs,):
         raise _Misfit(f"the group index is {list(stored.shape)}, not [{num_inputs}]")
     if int(stored.min()) < 0 or int(stored.max()) >= num_groups:
