@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from calibration_data import pinned
 from lmi_build.checkpoint.header import read_header
 from lmi_build.quantizers.builtin import PROVIDER
 from lmi_build.quantizers.targets import select
@@ -128,7 +129,7 @@ def test_a_group_must_divide_every_width() -> None:
 @pytest.mark.parametrize(
     ("change", "code", "path"),
     [
-        ({"method": "awq"}, "quantize.method", "quantize.method"),
+        ({"method": "magic"}, "quantize.method", "quantize.method"),
         ({"bits": 5}, "quantize.bits", "quantize.bits"),
         ({"damp_percent": 0.0}, "quantize.damp-percent", "quantize.damp_percent"),
         ({"damp_percent": 1.5}, "quantize.damp-percent", "quantize.damp_percent"),
@@ -170,21 +171,28 @@ def test_unknown_architectures_are_refused_by_gptq_only() -> None:
     assert problems(QuantSpec(method="int8"), model) == []
 
 
-def test_transposed_models_are_refused() -> None:
-    """GPT-2 stores [in, out]; rounding its rows would be wrong, not just worse."""
-    model = smollm(architectures=["GPT2LMHeadModel"], model_type="gpt2")
+def test_transposed_models_without_a_map_are_refused() -> None:
+    """Rounding the rows of [in, out] would be wrong, not just worse."""
+    model = smollm(architectures=["OpenAIGPTLMHeadModel"], model_type="openai-gpt")
     (problem,) = problems(QuantSpec(method="int8"), model)
 
     assert problem.code == "quantize.transposed"
 
 
-def test_a_sliding_window_bounds_calibration() -> None:
-    """Our attention is full: longer sequences than the window would be wrong."""
-    model = smollm(architectures=["MistralForCausalLM"], sliding_window=256)
-    (problem,) = problems(GPTQ, model)
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"format": "awq", "bits": 8}, "quantize.bits"),
+        ({"kv_cache_dtype": "fp8", "format": "gptq"}, "quantize.kv_cache_dtype"),
+        ({"method": "fp8", "format": "gptq"}, "quantize.format"),
+    ],
+)
+def test_a_format_without_room_is_refused(change: dict[str, Any], field: str) -> None:
+    """What a format cannot hold is told by the key that is in the way."""
+    (problem,) = problems(replace(GPTQ, **change), smollm())
 
-    assert problem.code == "quantize.calibration-length"
-    assert "256" in problem.hint
+    assert (problem.code, problem.path) == ("quantize.format", field)
+    assert problem.hint
 
 
 def test_odd_widths_are_found() -> None:
@@ -221,10 +229,11 @@ def test_lowered_parameters_are_complete_and_placeless(tmp_path: Path) -> None:
         path = tmp_path / name / "text.txt"
         path.parent.mkdir()
         path.write_text("the same words")
-        spec = replace(GPTQ, calibration=CalibrationSpec(dataset=str(path)))
+        calibration = pinned(CalibrationSpec(dataset=str(path)), tmp_path)
+        spec = replace(GPTQ, calibration=calibration)
         lowered.append(json.dumps(PROVIDER.lower(spec, smollm()), sort_keys=True))
 
-        assert PROVIDER.job_settings(spec) == {"calibration_path": str(path)}
+        assert PROVIDER.job_settings(spec) == {"calibration_names": ["text.txt"]}
 
     assert lowered[0] == lowered[1]
     assert str(tmp_path) not in lowered[0]
@@ -253,10 +262,11 @@ def test_every_knob_of_gptq_is_a_parameter() -> None:
 
 
 def test_int8_ignores_what_it_does_not_use() -> None:
-    """int8 is eight bits per row whatever `bits` and `group_size` say."""
-    scheme = PROVIDER.scheme(QuantSpec(method="int8", bits=4, group_size=32), smollm())
+    """int8 is eight bits and symmetric whatever `bits` and `sym` say."""
+    spec = QuantSpec(method="int8", bits=4, sym=False, group_size=32)
+    scheme = PROVIDER.scheme(spec, smollm())
 
-    assert (scheme.weight_bits, scheme.group_size, scheme.sym) == (8, -1, True)
+    assert (scheme.weight_bits, scheme.group_size, scheme.sym) == (8, 32, True)
     assert scheme.packing == "gptq"
 
 

@@ -43,6 +43,12 @@ if TYPE_CHECKING:
     type=click.Choice(["fetch", "quantize", "compile", "package", "verify"]),
     help="Stop after this stage.",
 )
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="Memory that a stage may use, such as 24GiB; calibration keeps its "
+    "activations on disk where they do not fit [default: what is free].",
+)
 @click.option("--no-publish", is_flag=True, help="Build and verify only.")
 @with_common_options
 @click.pass_obj
@@ -53,6 +59,7 @@ def build(
     plan_file: Path | None,
     out: Path,
     until: str | None,
+    memory: str | None,
     no_publish: bool,
 ) -> None:
     """
@@ -60,6 +67,7 @@ def build(
 
     Finished stages are kept: a build that was stopped or failed goes on where it was.
     """
+    state.memory = memory
     settings = state.settings()
     recipes: tuple[Recipe, ...] = ()
     planned, recipes = _planned(state, settings, recipe, plan_file)

@@ -32,6 +32,7 @@ class State:
     offline: bool | None = None
     overrides: list[str] = field(default_factory=list)
     cache_dir: Path | None = None
+    memory: str | None = None
     no_color: bool = False
     quiet: bool = False
     verbose: bool = False
@@ -59,8 +60,34 @@ class State:
         from lmi_build.values.settings import settings_from_environ
 
         return settings_from_environ(
-            self.environ, cache_dir=self.cache_dir, offline=self.offline
+            self.environ,
+            cache_dir=self.cache_dir,
+            offline=self.offline,
+            memory_bytes=self._memory_bytes(),
         )
+
+    def _memory_bytes(self) -> int | None:
+        """The size that `--memory` gave."""
+        from lmi_build.errors import UsageInvalid
+        from lmi_build.units import parse_bytes
+
+        if self.memory is None:
+            return None
+        try:
+            size = parse_bytes(self.memory)
+        except ValueError as error:
+            raise UsageInvalid(
+                f"`--memory`: {error}",
+                code="usage.invalid",
+                hints=("write a size such as `--memory 24GiB`",),
+            ) from error
+        if size == 0:
+            raise UsageInvalid(
+                "`--memory` is 0",
+                code="usage.invalid",
+                hints=("write a size such as `--memory 24GiB`, or leave it out",),
+            )
+        return size
 
 
 def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:

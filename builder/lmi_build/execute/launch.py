@@ -95,7 +95,7 @@ def _run(
     emit: Emit,
 ) -> Measure:
     read_fd, write_fd = os.pipe()
-    request = _write_request(attempt, write_fd)
+    request = _write_request(attempt, write_fd, settings)
     started = time.monotonic()
     process = subprocess.Popen(
         [python, "-X", "faulthandler", "-m", "lmi_build.worker", str(request)],
@@ -132,7 +132,7 @@ def _run(
     )
 
 
-def _write_request(attempt: Attempt, events_fd: int) -> Path:
+def _write_request(attempt: Attempt, events_fd: int, settings: Settings) -> Path:
     for name in ("out", "tmp", "home"):
         (attempt.scratch / name).mkdir(parents=True, exist_ok=True)
     stage = attempt.stage
@@ -141,7 +141,7 @@ def _write_request(attempt: Attempt, events_fd: int) -> Path:
         "stage": stage.name,
         "entry": stage.entry,
         "params": dict(stage.params),
-        "settings": dict(stage.job),
+        "settings": {"memory_bytes": settings.memory_bytes, **stage.job},
         "inputs": {role: str(folder) for role, folder in attempt.inputs.items()},
         "out": str(attempt.out),
         "state": str(attempt.state),

@@ -7,11 +7,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from lmi_build.checkpoint.formats.config import float_linears, quantization_config
+from lmi_build.checkpoint.formats.layout import checkpoint_plans
 from lmi_build.checkpoint.ledger import check_total, copied, write_ledger
 from lmi_build.checkpoint.reader import INDEX_NAME, CheckpointReader
-from lmi_build.checkpoint.writer import write_checkpoint
+from lmi_build.checkpoint.writer import TensorPlan, write_checkpoint
 from lmi_build.digest import CHUNK_BYTES
-from lmi_build.quantizers.targets import candidates, checkpoint_plans
+from lmi_build.values.quant import QuantScheme
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,11 +45,18 @@ def assemble(
         StageFailed: `checkpoint.ledger`; a fault of lmi-build.
     """
     params: Any = job.params
+    scheme = QuantScheme(**params["scheme"])
     source = reader.tensors
     shapes = {name: (entry.dtype, entry.shape) for name, entry in source.items()}
-    plans = checkpoint_plans(
-        shapes, linears, bits=params["bits"], group_size=params["group_size"]
-    )
+    rows = list(state.rows())
+    # Scales of the cache stand beside attentions, made of no tensor.
+    extra = [
+        TensorPlan(name=item.name, dtype=item.dtype, shape=item.shape)
+        for row in rows
+        if row.source is None
+        for item in row.results
+    ]
+    plans = checkpoint_plans(shapes, linears, scheme, extra)
     places = state.places()
 
     def data(name: str) -> Iterator[bytes]:
@@ -57,15 +66,20 @@ def assemble(
             yield from reader.stream(name)
 
     write_checkpoint(job.out, plans, data)
-    rows = list(state.rows())
     done = {row.source for row in rows}
     rows += [copied(entry) for name, entry in source.items() if name not in done]
     with CheckpointReader(job.out) as result:
         check_total(rows, source, result.tensors)
     write_ledger(job.out, rows)
     _copy_files(job.inputs["model"], job.out)
-    scheme = quantization_config(params, reader, linears)
-    config = {**config, "quantization_config": scheme}
+    names = [linear.name for linear in linears]
+    entry = quantization_config(
+        scheme,
+        left=float_linears(shapes, names),
+        method=params["method"],
+        options=params,
+    )
+    config = {**config, "quantization_config": entry}
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (job.out / "config.json").write_text(text, "utf-8")
 
@@ -91,40 +105,3 @@ def _copy_files(model: Path, out: Path) -> None:
             continue
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_bytes(path.read_bytes())
-
-
-def quantization_config(
-    params: Any, reader: CheckpointReader, linears: tuple[Linear, ...]
-) -> dict[str, Any]:
-    """
-    The entry of `config.json` that transformers, vLLM and ONNX Runtime read.
-
-    `desc_act` is false whatever the walk was: groups are static, so `g_idx` is the
-    identity and no reader needs to permute.
-    """
-    config: dict[str, Any] = {
-        "quant_method": "gptq",
-        "checkpoint_format": "gptq",
-        "bits": params["bits"],
-        "group_size": params["group_size"],
-        "sym": params["sym"],
-        "desc_act": False,
-        "static_groups": True,
-        "true_sequential": True,
-        "lm_head": False,
-        "damp_percent": params.get("damp_percent", 0.01),
-        "pack_dtype": "int32",
-        "meta": {"quantizer": ["lmi-build"], "method": params["method"]},
-    }
-    chosen = {linear.name for linear in linears}
-    shapes = {name: (e.dtype, e.shape) for name, e in reader.tensors.items()}
-    every = {linear.name for linear in candidates(shapes, architecture=None)}
-    left = sorted(every - chosen)
-    if left:
-        config["modules_to_not_convert"] = left
-        config["dynamic"] = {f"-:^{_escape(name)}$": {} for name in left}
-    return config
-
-
-def _escape(name: str) -> str:
-    return name.replace(".", r"\.")

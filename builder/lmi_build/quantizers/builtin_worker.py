@@ -11,41 +11,40 @@ import ctypes
 import json
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmi_build.checkpoint.reader import CheckpointReader
-from lmi_build.digest import digest_bytes, digest_file, digest_json
+from lmi_build.digest import digest_file, digest_json
 from lmi_build.errors import SourceInvalid, StageFailed
 from lmi_build.events import StageNote, StageProgress
 from lmi_build.quantizers.assemble import assemble
-from lmi_build.quantizers.calibration import (
-    DOCUMENT_SEPARATOR,
-    PYTHON_DOCS,
-    builtin_texts,
-    load_tokenizer,
-    pack,
-    read_texts,
-)
+from lmi_build.quantizers.calibration_windows import read_windows
+from lmi_build.quantizers.coverage import Coverage, coverage_notes
+from lmi_build.quantizers.options import options_from_params
 from lmi_build.quantizers.state import BlockState
 from lmi_build.quantizers.targets import (
     find_architecture,
     select,
 )
+from lmi_build.values.quant import QuantScheme
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from torch import Tensor
 
     from lmi_build.checkpoint.ledger import LedgerRow
     from lmi_build.events import Emit
+    from lmi_build.quantizers.activations import Activations
     from lmi_build.quantizers.targets import Linear
     from lmi_build.spi import Job
 
-    Done = tuple[dict[str, Tensor], tuple[LedgerRow, ...], Tensor | None]
+    Done = tuple[dict[str, Tensor], tuple[LedgerRow, ...], Activations | None]
     Step = Callable[[int], Done]
 
+# Beside the ledger.
+COVERAGE_NAME = "coverage.json"
 # glibc's `mallopt` parameters. Buffers from 16 MiB on are returned to the system when
 # they are freed; smaller ones, made and freed thousands of times, are reused, or the
 # kernel would spend its time on clearing their pages. Threads share two arenas.
@@ -62,7 +61,7 @@ def run(job: Job, emit: Emit) -> None:
 
     Args:
         job: `params` as `BuiltinQuantizer.lower` made them; `settings` may hold
-            `calibration_path` and `threads`.
+            `calibration_names` and `threads`.
         emit: Told of every finished block.
 
     Raises:
@@ -70,7 +69,9 @@ def run(job: Job, emit: Emit) -> None:
         StageFailed: The numbers went wrong; the message names the layer.
         ToolMissing: A package for the calibration file is missing.
     """
-    _prepare_process(int(str(job.settings.get("threads") or 0)))
+    # The number in the key, if the bytes hang on it, goes before that of this machine.
+    threads = job.params.get("threads") or job.settings.get("threads") or 0
+    _prepare_process(int(str(threads)))
     import torch
 
     model = job.inputs["model"]
@@ -89,9 +90,26 @@ def run(job: Job, emit: Emit) -> None:
                 hints=("remove patterns from `quantize.ignore`",),
             )
         state = BlockState(job.state, identity=_identity(job, model))
-        make = _gptq_steps if job.params["method"] == "gptq" else _int8_steps
-        _run_blocks(job, emit, state, *make(job, reader, config, linears, state))
+        _run_blocks(job, emit, state, *_work(job, emit, reader, config, linears, state))
         assemble(job, reader, config, linears, state)
+        _report_coverage(job, emit, state)
+
+
+def _report_coverage(job: Job, emit: Emit, state: BlockState) -> None:
+    """Write how many tokens each layer saw, and warn of those that saw too few."""
+    seen = [row for row in state.rows() if row.tokens is not None]
+    if not seen:
+        return
+    calibration: Any = job.params["calibration"]
+    coverage = Coverage(
+        num_tokens=calibration["num_samples"] * calibration["max_seq_len"]
+    )
+    for row in seen:
+        coverage.add(str(row.source).removesuffix(".weight"), row.tokens or 0)
+    text = json.dumps(coverage.report(), indent=1, sort_keys=True) + "\n"
+    (job.out / COVERAGE_NAME).write_text(text, "utf-8")
+    for note in coverage_notes(job.stage, coverage):
+        emit(note)
 
 
 def _prepare_process(num_threads: int) -> None:
@@ -179,106 +197,38 @@ def _run_blocks(
         )
 
 
-def _gptq_steps(
+def _work(
     job: Job,
+    emit: Emit,
     reader: CheckpointReader,
     config: Mapping[str, Any],
     linears: tuple[Linear, ...],
     state: BlockState,
 ) -> tuple[int, Step]:
+    """The number of blocks, and what finishes one of them."""
     import torch
 
-    from lmi_build.quantizers.blockwise import GptqSettings, Walker
-    from lmi_build.quantizers.decoder import read_config, rotary_tables
+    from lmi_build.quantizers.calibrated import CalibratedWork
+    from lmi_build.quantizers.data_free import DataFreeWork
 
-    architecture = find_architecture(config)
-    if architecture is None:
-        raise StageFailed(
-            f"architecture {config.get('architectures')} is not known to `builtin`",
-            code="quantize.architecture",
-            hints=("use `method: int8`, which needs no map of the architecture",),
+    options = options_from_params(job.params)
+    if not options.calibrates:
+        params: Any = job.params
+        free = DataFreeWork(
+            reader,
+            linears,
+            options,
+            QuantScheme(**params["scheme"]),
         )
-    params: Any = job.params
-    dtype = getattr(torch, params["compute_dtype"])
-    decoder = read_config(config)
-    tokens_NL = torch.tensor(_read_windows(job), dtype=torch.int64)
-    embedding = f"{architecture.embedding}.weight"
-    _check_vocabulary(tokens_NL, reader.entry(embedding).shape[0])
-    unique, inverse_NL = torch.unique(tokens_NL, return_inverse=True)
-    x_NLD = reader.read_rows(embedding, unique.tolist()).to(dtype)[inverse_NL]
-    walker = Walker(
-        reader=reader,
-        architecture=architecture,
-        config=decoder,
-        x_NLD=x_NLD,
-        settings=GptqSettings(
-            bits=params["bits"],
-            group_size=params["group_size"],
-            sym=params["sym"],
-            desc_act=params["desc_act"],
-            damp_percent=params["damp_percent"],
-            num_sweeps=params["num_sweeps"],
-        ),
-        chosen=frozenset(linear.name for linear in linears),
-        rotary=rotary_tables(decoder, x_NLD.shape[1], dtype),
-    )
-    if state.resume():
-        state.load_activations(x_NLD)
-    num_blocks = int(config["num_hidden_layers"])
-
-    def step(index: int) -> Done:
-        result = walker.quantize_block(index)
-        last = index + 1 == num_blocks
-        return result.tensors, tuple(result.rows), None if last else x_NLD
-
-    return num_blocks, step
-
-
-def _read_windows(job: Job) -> list[list[int]]:
-    """The token windows, from text whose digest is the one in the key."""
-    calibration: Any = job.params["calibration"]
-    model = job.inputs["model"]
-    where = job.settings.get("calibration_path")
-    path = Path(str(where)) if where else None
-    if path is None:
-        if calibration["format"] != PYTHON_DOCS:
-            raise ValueError("job.settings lacks `calibration_path`")
-        joined = DOCUMENT_SEPARATOR.join(builtin_texts(held_out=False))
-        found = digest_bytes(joined.encode())
-    else:
-        found = digest_file(path)
-    if found != calibration["digest"]:
-        raise SourceInvalid(
-            f"the calibration text changed since the plan was made: {found[:19]}..., "
-            f"planned {calibration['digest'][:19]}...",
-            code="calibration.moved",
-            hints=("plan again", "build with the same Python version as the plan"),
-        )
-    template = _chat_template(model) if calibration["chat_template"] else None
-    tokenizer = load_tokenizer(model)
-    tokens: list[int] = []
-    for text in read_texts(calibration["format"], path, template=template):
-        tokens += tokenizer.encode(text).ids
-    return pack(
-        tokens,
-        num_samples=calibration["num_samples"],
-        max_seq_len=calibration["max_seq_len"],
-        seed=calibration["seed"],
-    )
-
-
-def _chat_template(model: Path) -> Callable[[list[dict[str, str]]], str]:
-    """The model's own chat template, as transformers renders it."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
-    if not tokenizer.chat_template:
-        raise SourceInvalid(
-            f"`{model}` has no chat template",
-            code="calibration.chat-template",
-            hints=("set `quantize.calibration.chat_template: false`",),
-        )
-    return lambda messages: str(tokenizer.apply_chat_template(messages, tokenize=False))
+        state.resume()
+        return free.num_blocks, free.step
+    tokens_NL = torch.tensor(read_windows(job, emit), dtype=torch.int64)
+    architecture = find_architecture(config, reader)
+    if architecture is not None:
+        table = reader.entry(f"{architecture.embedding}.weight")
+        _check_vocabulary(tokens_NL, table.shape[0])
+    work = CalibratedWork(job, reader, config, linears, tokens_NL, state)
+    return work.num_blocks, work.step
 
 
 def _check_vocabulary(tokens_NL: Tensor, vocab_size: int) -> None:
@@ -289,44 +239,3 @@ def _check_vocabulary(tokens_NL: Tensor, vocab_size: int) -> None:
             code="calibration.tokenizer",
             hints=("use the `tokenizer.json` that belongs to this model",),
         )
-
-
-def _int8_steps(
-    job: Job,
-    reader: CheckpointReader,
-    config: Mapping[str, Any],
-    linears: tuple[Linear, ...],
-    state: BlockState,
-) -> tuple[int, Step]:
-    del config
-    from lmi_build.numerics.rtn import round_to_nearest
-    from lmi_build.quantizers.blockwise import pack_linear, read_finite
-
-    blocks = list(dict.fromkeys(linear.block for linear in linears))
-    params: Any = job.params
-    state.resume()
-
-    def step(index: int) -> Done:
-        tensors: dict[str, Tensor] = {}
-        rows: list[LedgerRow] = []
-        for linear in linears:
-            if linear.block != blocks[index]:
-                continue
-            weight_OI = read_finite(reader, f"{linear.name}.weight")
-            quantized = round_to_nearest(
-                weight_OI.float().T.contiguous(),
-                bits=params["bits"],
-                group_size=params["group_size"],
-                sym=params["sym"],
-            )
-            packed, row = pack_linear(
-                reader.entry(f"{linear.name}.weight"),
-                quantized,
-                slice(None),
-                bits=params["bits"],
-            )
-            tensors |= packed
-            rows.append(row)
-        return tensors, tuple(rows), None
-
-    return len(blocks), step

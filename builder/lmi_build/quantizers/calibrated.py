@@ -65,7 +65,7 @@ class CalibratedWork:
         tokens_NL: Tensor,
         state: BlockState,
     ) -> None:
-        architecture = find_architecture(config)
+        architecture = find_architecture(config, reader)
         if architecture is None:
             raise StageFailed(
                 f"architecture {config.get('architectures')} is not known to `builtin`",

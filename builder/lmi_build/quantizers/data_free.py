@@ -27,7 +27,6 @@ class DataFreeWork:
         linears: What to quantize.
         options: What the recipe decided.
         scheme: What is written.
-        transposed: The model stores its linears as [I, O].
     """
 
     def __init__(
@@ -36,13 +35,10 @@ class DataFreeWork:
         linears: tuple[Linear, ...],
         options: Options,
         scheme: QuantScheme,
-        *,
-        transposed: bool,
     ) -> None:
         self.reader = reader
         self.options = options
         self.scheme = scheme
-        self.transposed = transposed
         self._blocks: dict[str, list[Linear]] = {}
         for linear in linears:
             self._blocks.setdefault(linear.block, []).append(linear)
@@ -55,7 +51,7 @@ class DataFreeWork:
         block = list(self._blocks)[index]
         for linear in self._blocks[block]:
             weight = read_finite(self.reader, f"{linear.name}.weight").float()
-            w_IO = weight if self.transposed else weight.T
+            w_IO = weight if linear.transposed else weight.T
             quantized = round_weights(
                 w_IO.contiguous(), None, self.options, self.scheme
             )

@@ -1,170 +1,86 @@
 r"""
-The forward pass of one decoder block, in the stages between which linears change.
-
-A block has four groups of linears; the linears of a group share one input. Quantizing
-group after group, each with inputs that the groups before already made with their
-quantized weights, costs one forward pass in all: no linear is ever run twice.
+One decoder block, computed in the steps between which its linears change.
 
     x --norm--> [q k v] --attention--> [o] --+--norm--> [gate up] --act--> [down] --+-->
      \\_______________________________________/ \\____________________________________/
 
-Shape suffixes: S samples of one chunk, L tokens of a sample, D residual width,
-N query heads, K key and value heads, H head width, F feed-forward width, P pairs of
-sample and key head, n query heads per key head, R their queries in one tile.
+The linears of a step share one input. Quantizing step after step, each with inputs
+that the steps before already made with their quantized weights, costs one forward pass
+in all: no linear is ever run twice. Of all samples only the residual stream and the
+widest input inside the block are kept.
 
-Source: transformers 5.23.0, models/llama/modeling_llama.py and
-modeling_rope_utils.py.
+Where attention and the feed-forward part read the same residual (`parallel`), both
+inputs come first and both sums last. Where a router sends tokens to experts, every
+expert has steps of its own (`experts`).
+
+Shape suffixes: S samples of one chunk, L tokens of a sample, T tokens of a chunk, D
+residual width, N query heads, K key and value heads, H head width, F feed-forward
+width, I inputs of a linear.
+
+Source: transformers 5.23.0, the files named in `catalog/architectures.toml`.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from lmi_build.errors import Unsupported
+from lmi_build.quantizers import experts
+from lmi_build.quantizers.activation_functions import ACTIVATIONS
+from lmi_build.quantizers.attention import Scores, alibi_bias, attend
+from lmi_build.quantizers.decoder_config import (
+    DecoderConfig,
+    check_tensors,
+    read_config,
+)
+from lmi_build.quantizers.embedding import embed
+from lmi_build.quantizers.rotary import RotaryTables, rotary_tables, rotate
 from lmi_build.quantizers.steps import Absorb, Activations, Room, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterator, Sequence
 
     from lmi_build.catalog.architectures import Architecture
-    from lmi_build.checkpoint.reader import CheckpointReader
 
-__all__ = ["Absorb", "Activations", "Block", "Room", "Step", "embed", "load_block"]
-
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "silu": functional.silu,
-    "gelu": functional.gelu,
-    "gelu_pytorch_tanh": lambda x: functional.gelu(x, approximate="tanh"),
-}
-# Queries per tile of attention.
-QUERY_TILE = 128
-ROPE_TYPES = ("default", "linear", "llama3")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DecoderConfig:
-    """
-    The numbers of a block.
-
-    Args:
-        num_heads: Query heads.
-        num_kv_heads: Key and value heads.
-        head_dim: Width of a head.
-        norm_eps: Epsilon of the RMS norms.
-        activation: Name in `ACTIVATIONS`.
-        rope: `rope_parameters`, with `rope_theta` and `rope_type`.
-        max_position_embeddings: Positions the model was made for.
-    """
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    norm_eps: float
-    activation: str
-    rope: Mapping[str, Any]
-    max_position_embeddings: int
-
-
-def read_config(config: Mapping[str, Any]) -> DecoderConfig:
-    """
-    Take a block's numbers from `config.json`, of transformers 4 or 5.
-
-    Raises:
-        Unsupported: `quantize.rope` or `quantize.activation`.
-    """
-    rope = config.get("rope_parameters")
-    if rope is None:
-        scaling = dict(config.get("rope_scaling") or {})
-        scaling.setdefault("rope_type", scaling.get("type", "default"))
-        rope = {"rope_theta": config.get("rope_theta", 10000.0), **scaling}
-    rope_type = str(rope.get("rope_type", "default"))
-    if rope_type not in ROPE_TYPES or config.get("partial_rotary_factor", 1.0) != 1.0:
-        raise Unsupported(
-            f"rotary embedding `{rope_type}` of this model is not known to `builtin`",
-            code="quantize.rope",
-            hints=("use `method: int8`, which needs no forward pass",),
-        )
-    activation = str(config.get("hidden_act", "silu"))
-    if activation not in ACTIVATIONS:
-        raise Unsupported(
-            f"activation `{activation}` of this model is not known to `builtin`",
-            code="quantize.activation",
-            hints=("use `method: int8`, which needs no forward pass",),
-        )
-    heads = int(config["num_attention_heads"])
-    return DecoderConfig(
-        num_heads=heads,
-        num_kv_heads=int(config.get("num_key_value_heads") or heads),
-        head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        activation=activation,
-        rope=rope,
-        max_position_embeddings=int(config["max_position_embeddings"]),
-    )
-
-
-def rotary_tables(
-    config: DecoderConfig, num_tokens: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """
-    Cosines and signed sines of the rotary embedding, [L, H] each.
-
-    The sines of the first half are negated, so that rotating is two products and one
-    roll of the halves.
-    """
-    half = torch.arange(0, config.head_dim, 2, dtype=torch.int64).to(torch.float32)
-    theta = float(config.rope.get("rope_theta", 10000.0))
-    frequency = 1.0 / theta ** (half / config.head_dim)
-    rope_type = config.rope.get("rope_type", "default")
-    if rope_type == "linear":
-        frequency = frequency / float(config.rope["factor"])
-    elif rope_type == "llama3":
-        frequency = _stretch_llama3(frequency, config.rope)
-    position = torch.arange(num_tokens, dtype=torch.float32)
-    angle = position[:, None] * frequency
-    cos_LH = torch.cat((angle.cos(), angle.cos()), dim=1)
-    sin_LH = torch.cat((-angle.sin(), angle.sin()), dim=1)
-    return cos_LH.to(dtype), sin_LH.to(dtype)
-
-
-def _stretch_llama3(frequency: Tensor, rope: Mapping[str, Any]) -> Tensor:
-    """Llama 3.1: long waves are stretched, short ones kept, those between blended."""
-    factor = float(rope["factor"])
-    low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
-    old_len = float(rope["original_max_position_embeddings"])
-    wave = 2 * math.pi / frequency
-    blend = (old_len / wave - low) / (high - low)
-    blended = (1 - blend) * frequency / factor + blend * frequency
-    result = torch.where(wave > old_len / low, frequency / factor, blended)
-    return torch.where(wave < old_len / high, frequency, result)
+__all__ = [
+    "Absorb",
+    "Activations",
+    "Block",
+    "DecoderConfig",
+    "Room",
+    "Step",
+    "embed",
+    "load_block",
+    "read_config",
+]
 
 
 @dataclass(kw_only=True)
 class Block:
     """
-    One block's tensors, in the dtype of the computation.
+    One block's tensors, in the dtype and on the device of the computation.
 
     Args:
-        architecture: Names of its parts.
-        config: Its numbers.
-        weights: Linear or norm name to weight; a linear's bias is `<name>.bias`.
-        biases: Linear name to bias, where it has one.
-        rotary: The tables for the sample length.
+        architecture: The map.
+        config: The numbers.
+        index: Which block.
+        weights: Linears [O, I], norms and routers by name, relative to the block; a
+            bias is `<name>.bias`.
         kv_observer: Called with keys (rotated) and values [S, K, L, H] of every chunk.
     """
 
     architecture: Architecture
     config: DecoderConfig
+    index: int
     weights: dict[str, Tensor]
-    rotary: tuple[Tensor, Tensor] | None = None
-    biases: dict[str, Tensor] = field(default_factory=dict)
     kv_observer: Callable[[Tensor, Tensor], None] | None = None
+    _tables: RotaryTables | None = field(default=None, init=False)
+    _scores: Scores | None = field(default=None, init=False)
 
     def steps(
         self,
@@ -178,136 +94,327 @@ class Block:
         """
         Take all samples through the block, step after step.
 
-        Weights may be replaced while a step is with the caller. A step's chunks are
-        kept as they were yielded: a caller that scales input channels afterwards must
-        leave in `weights` what belongs to the inputs as yielded.
+        While a step is with the caller, weights may be replaced; what is computed
+        later uses them. The chunks that a step yielded are kept as they were: after a
+        step, `weights` of its linears must be what belongs to those chunks, with any
+        scale of the input channels undone. A step without linears is different: there
+        the norm, its readers and the searched linears may change together.
 
         Args:
             x: What enters, [N, L, D].
             out: What leaves; may be `x`.
             parts: Chunks of samples, in order, that together are all of them.
-            room: Scratch for one input of all samples.
+            room: Scratch; slots 0 and 1 are used.
             smoothing: Also hand out steps that only search a smoothing.
         """
-        del smoothing
-        arch = self.architecture
-        yield self._step(
-            (arch.query, arch.key, arch.value),
-            lambda: (self.norm(arch.attention_norm, x.load(p)) for p in parts),
-            Absorb(kind="norm", name=arch.attention_norm, rows_I=None),
-        )
-        mixed = room(self.num_inputs(arch.output))
+        if self.config.parallel:
+            return self._parallel(x, out, parts, room)
+        return self._sequential(x, out, parts, room, smoothing=smoothing)
 
+    def _sequential(
+        self,
+        x: Activations,
+        out: Activations,
+        parts: Sequence[slice],
+        room: Room,
+        *,
+        smoothing: bool,
+    ) -> Iterator[Step]:
+        arch = self.architecture
+        yield self.step(
+            arch.projections,
+            lambda: (self.norm(self.attention_norm, x.load(p)) for p in parts),
+            self.absorb_in_norm(self.attention_norm),
+        )
+        mixed = room(self.num_inputs(arch.output), slot=0)
+        yield self._output_step(x, mixed, parts)
+
+        def add_attention(part: slice) -> Tensor:
+            y_SLD = x.load(part) + self._added(
+                arch.output, mixed.load(part), arch.attention_post_norm
+            )
+            out.store(part, y_SLD)
+            return y_SLD
+
+        if self.router:
+            yield from experts.steps(
+                self, add_attention, out, parts=parts, room=room, smoothing=smoothing
+            )
+            return
+        yield self.step(
+            arch.widening,
+            lambda: (self.norm(self.mlp_norm, add_attention(p)) for p in parts),
+            self.absorb_in_norm(self.mlp_norm),
+        )
+        inner = room(self.num_inputs(arch.down), slot=0)
+
+        def widen(part: slice) -> Tensor:
+            y_SLF = self.widen(arch.widening, self.norm(self.mlp_norm, out.load(part)))
+            inner.store(part, y_SLF)
+            return y_SLF
+
+        yield self.step(
+            (arch.down,), lambda: map(widen, parts), self.absorb_in_up(arch.widening)
+        )
+        self._add_mlp(out, inner, parts)
+
+    def _parallel(
+        self, x: Activations, out: Activations, parts: Sequence[slice], room: Room
+    ) -> Iterator[Step]:
+        arch = self.architecture
+        is_shared = self.mlp_norm == self.attention_norm
+        yield self.step(
+            (*arch.projections, *(arch.widening if is_shared else ())),
+            lambda: (self.norm(self.attention_norm, x.load(p)) for p in parts),
+            self.absorb_in_norm(self.attention_norm),
+        )
+        if not is_shared:
+            yield self.step(
+                arch.widening,
+                lambda: (self.norm(self.mlp_norm, x.load(p)) for p in parts),
+                self.absorb_in_norm(self.mlp_norm),
+            )
+        mixed = room(self.num_inputs(arch.output), slot=1)
+        yield self._output_step(x, mixed, parts)
+        inner = room(self.num_inputs(arch.down), slot=0)
+
+        def widen(part: slice) -> Tensor:
+            x_SLD = x.load(part)
+            y_SLF = self.widen(arch.widening, self.norm(self.mlp_norm, x_SLD))
+            inner.store(part, y_SLF)
+            added = self._added(arch.output, mixed.load(part), arch.attention_post_norm)
+            out.store(part, x_SLD + added)
+            return y_SLF
+
+        yield self.step(
+            (arch.down,), lambda: map(widen, parts), self.absorb_in_up(arch.widening)
+        )
+        self._add_mlp(out, inner, parts)
+
+    def _output_step(
+        self, x: Activations, mixed: Activations, parts: Sequence[slice]
+    ) -> Step:
         def mix(part: slice) -> Tensor:
-            y_SLI = self.attention(self.norm(arch.attention_norm, x.load(part)))
+            y_SLI = self._attention(self.norm(self.attention_norm, x.load(part)))
             mixed.store(part, y_SLI)
             return y_SLI
 
-        yield self._step(
-            (arch.output,), lambda: map(mix, parts), self._absorb_in_value()
+        return self.step(
+            (self.architecture.output,),
+            lambda: map(mix, parts),
+            self._absorb_in_value(),
         )
 
-        def add_attention(part: slice) -> Tensor:
-            y_SLD = x.load(part) + self.linear(arch.output, mixed.load(part))
-            out.store(part, y_SLD)
-            return self.norm(arch.mlp_norm, y_SLD)
-
-        yield self._step(
-            (arch.gate, arch.up),
-            lambda: map(add_attention, parts),
-            Absorb(kind="norm", name=arch.mlp_norm, rows_I=None),
-        )
-        inner = room(self.num_inputs(arch.down))
-
-        def gate(part: slice) -> Tensor:
-            y_SLI = self.gated(self.norm(arch.mlp_norm, out.load(part)))
-            inner.store(part, y_SLI)
-            return y_SLI
-
-        yield self._step(
-            (arch.down,),
-            lambda: map(gate, parts),
-            Absorb(kind="linear", name=arch.up, rows_I=None),
-        )
+    def _add_mlp(
+        self, out: Activations, inner: Activations, parts: Sequence[slice]
+    ) -> None:
+        arch = self.architecture
         for part in parts:
-            y_SLD = self.linear(arch.down, inner.load(part))
-            out.store(part, y_SLD.add_(out.load(part)))
+            y_SLD = self._added(arch.down, inner.load(part), arch.mlp_post_norm)
+            out.store(part, out.load(part) + y_SLD)
+
+    @property
+    def attention_norm(self) -> str:
+        """The norm before attention; empty for none."""
+        return self._first(self.architecture.attention_norm)
+
+    @property
+    def mlp_norm(self) -> str:
+        """The norm before the feed-forward part; empty for none."""
+        own = self._first(self.architecture.mlp_norm)
+        return self.attention_norm if self.config.parallel and not own else own
+
+    @property
+    def router(self) -> str:
+        """What chooses experts; empty in a dense block."""
+        return self._first(self.architecture.router)
+
+    def _first(self, names: Sequence[str]) -> str:
+        return next((name for name in names if name in self.weights), "")
 
     def num_inputs(self, name: str) -> int:
         """Input channels of a linear."""
         return self.weights[name].shape[1]
 
-    def _step(
+    def step(
         self,
         linears: tuple[str, ...],
         chunks: Callable[[], Iterator[Tensor]],
         absorb: Absorb | None,
+        *,
+        searched: tuple[str, ...] | None = None,
+        expert: int | None = None,
     ) -> Step:
+        """A step of this block; `chunks` may have any leading dimensions."""
+        searched = linears if searched is None else searched
         return Step(
             parts=linears,
-            searched=linears,
-            num_inputs=self.num_inputs(linears[0]),
+            searched=searched,
+            num_inputs=self.num_inputs(searched[0]),
             inputs=lambda: (chunk.flatten(0, -2) for chunk in chunks()),
             absorb=absorb,
+            expert=expert,
         )
+
+    def absorb_in_norm(
+        self, name: str, *, readers: tuple[str, ...] = ()
+    ) -> Absorb | None:
+        """What a scale of a norm's result can go into."""
+        if not name:
+            return None
+        offset = 1.0 if self.architecture.norm == "rms-plus-one" else 0.0
+        return Absorb(
+            kind="norm", name=name, rows_I=None, readers=readers, offset=offset
+        )
+
+    def absorb_in_up(self, widening: tuple[str, ...]) -> Absorb | None:
+        """What a scale of the down projection's input can go into."""
+        arch = self.architecture
+        if widening == (arch.fused_gate_up,):
+            inner = self.weights[arch.fused_gate_up].shape[0] // 2
+            row_I = torch.arange(inner, 2 * inner)
+            return Absorb(kind="linear", name=arch.fused_gate_up, rows_I=row_I)
+        if len(widening) == 1:
+            return None
+        return Absorb(kind="linear", name=widening[1], rows_I=None)
 
     def _absorb_in_value(self) -> Absorb:
-        """Row of v behind each input channel of o: its head's group, its place."""
-        config = self.config
-        head = torch.arange(config.num_heads) // (
-            config.num_heads // config.num_kv_heads
-        )
-        row_NH = head[:, None] * config.head_dim + torch.arange(config.head_dim)
-        return Absorb(
-            kind="linear", name=self.architecture.value, rows_I=row_NH.flatten()
-        )
-
-    def _tables(self, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        if self.rotary is None:
-            self.rotary = rotary_tables(self.config, length, dtype)
-        return self.rotary
+        """Row of v behind each input channel of o: its key head's, its place's."""
+        arch, config = self.architecture, self.config
+        width, shared = config.head_dim, config.num_heads // config.num_kv_heads
+        head_N = torch.arange(config.num_heads) // shared
+        if not arch.fused_qkv:
+            first_N = head_N * width
+        elif arch.fused_layout == "grouped":
+            first_N = (head_N * (shared + 2) + shared + 1) * width
+        else:
+            first_N = (config.num_heads + config.num_kv_heads + head_N) * width
+        row_NH = first_N[:, None] + torch.arange(width)
+        name = arch.fused_qkv or arch.value
+        return Absorb(kind="linear", name=name, rows_I=row_NH.flatten())
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         """One linear of the block."""
-        bias = self.biases.get(name, self.weights.get(f"{name}.bias"))
-        return functional.linear(x, self.weights[name], bias)
+        return functional.linear(
+            x, self.weights[name], self.weights.get(f"{name}.bias")
+        )
 
-    def norm(self, name: str, x_SLD: Tensor) -> Tensor:
-        """One RMS norm of the block."""
+    def norm(self, name: str, x: Tensor) -> Tensor:
+        """One norm over the last dimension; with an empty name, `x` itself."""
+        if not name:
+            return x
         weight = self.weights[name]
-        return functional.rms_norm(x_SLD, weight.shape, weight, self.config.norm_eps)
+        kind, eps = self.architecture.norm, self.config.norm_eps
+        if kind == "layer":
+            bias = self.weights.get(f"{name}.bias")
+            return functional.layer_norm(x, weight.shape, weight, bias, eps)
+        if kind == "rms":
+            return functional.rms_norm(x, weight.shape, weight, eps)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        y = functional.rms_norm(x.to(wide), weight.shape, 1.0 + weight.to(wide), eps)
+        return y.to(x.dtype)
 
-    def attention(self, normed_SLD: Tensor) -> Tensor:
-        """From the group q, k, v's input to the output projection's input."""
-        arch, config = self.architecture, self.config
-        samples, length, _ = normed_SLD.shape
+    def widen(self, names: tuple[str, ...], x: Tensor) -> Tensor:
+        """From the feed-forward part's input to the down projection's input."""
+        act = ACTIVATIONS[self.config.activation]
+        if len(names) == 2:  # noqa: PLR2004 - gate and up
+            return act(self.linear(names[0], x)).mul_(self.linear(names[1], x))
+        y = self.linear(names[0], x)
+        if names[0] == self.architecture.fused_gate_up:
+            gate, up = y.chunk(2, dim=-1)
+            return act(gate).mul_(up)
+        return act(y)
 
-        def heads(name: str, count: int) -> Tensor:
-            y = self.linear(name, normed_SLD)
-            return y.view(samples, length, count, config.head_dim).transpose(1, 2)
+    def _added(self, name: str, x: Tensor, post_norm: str) -> Tensor:
+        """What one part of the block adds to the residual stream."""
+        y = self.norm(post_norm, self.linear(name, x))
+        return y * self.residual_scale if self.residual_scale != 1.0 else y
 
-        rotary = self._tables(length, normed_SLD.dtype)
-        query_SNLH = _rotate(heads(arch.query, config.num_heads), rotary)
-        key_SKLH = _rotate(heads(arch.key, config.num_kv_heads), rotary)
-        value_SKLH = heads(arch.value, config.num_kv_heads)
+    @property
+    def residual_scale(self) -> float:
+        """What is added to the residual stream is multiplied by this."""
+        return self.config.residual_scale
+
+    def _attention(self, normed_SLD: Tensor) -> Tensor:
+        """From the attention's input to the output projection's input."""
+        query_SNLH, key_SKLH, value_SKLH = self._heads(normed_SLD)
+        scores = self._prepare(query_SNLH)
+        if self._tables is not None:
+            query_SNLH = rotate(query_SNLH, self._tables)
+            key_SKLH = rotate(key_SKLH, self._tables)
         if self.kv_observer is not None:
             self.kv_observer(key_SKLH, value_SKLH)
-        mixed_SNLH = _attend(query_SNLH, key_SKLH, value_SKLH)
-        return mixed_SNLH.transpose(1, 2).reshape(samples, length, -1)
+        return attend(query_SNLH, key_SKLH, value_SKLH, scores)
 
-    def gated(self, normed_SLD: Tensor) -> Tensor:
-        """From the group gate, up's input to the down projection's input."""
-        act = ACTIVATIONS[self.config.activation]
-        gate_SLF = act(self.linear(self.architecture.gate, normed_SLD))
-        return gate_SLF.mul_(self.linear(self.architecture.up, normed_SLD))
+    def _heads(self, x_SLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [S, N, L, H], keys and values [S, K, L, H], not yet rotated."""
+        arch, config = self.architecture, self.config
+        heads, key_heads = config.num_heads, config.num_kv_heads
+        if arch.fused_qkv:
+            y = self.linear(arch.fused_qkv, x_SLD)
+            if arch.fused_layout == "grouped":
+                y = torch.unflatten(y, -1, (key_heads, -1, config.head_dim))
+                query = y[..., :-2, :].flatten(2, 3)
+                key, value = y[..., -2, :], y[..., -1, :]
+            else:
+                y = torch.unflatten(y, -1, (-1, config.head_dim))
+                query, key = y[..., :heads, :], y[..., heads:-key_heads, :]
+                value = y[..., -key_heads:, :]
+        else:
+            query, key, value = (
+                self.linear(name, x_SLD) for name in (arch.query, arch.key, arch.value)
+            )
+            query = self._normed_heads(arch.query_norm, query, heads)
+            key = self._normed_heads(arch.key_norm, key, key_heads)
+            value = torch.unflatten(value, -1, (key_heads, -1))
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
-    def forward(self, x_SLD: Tensor) -> Tensor:
-        """The whole block at once; the worker runs the stages itself."""
-        arch = self.architecture
-        mixed = self.attention(self.norm(arch.attention_norm, x_SLD))
-        x_SLD = x_SLD + self.linear(arch.output, mixed)
-        inner = self.gated(self.norm(arch.mlp_norm, x_SLD))
-        return x_SLD + self.linear(arch.down, inner)
+    def _normed_heads(self, name: str, x_SLI: Tensor, heads: int) -> Tensor:
+        """Split heads; normed all together, each with one weight or with its own."""
+        weight = self.weights.get(name) if name else None
+        if weight is None:
+            return torch.unflatten(x_SLI, -1, (heads, -1))
+        if weight.ndim > 1:
+            x_SLNH = torch.unflatten(x_SLI, -1, (heads, -1))
+            width, eps = x_SLNH.shape[-1:], self.config.norm_eps
+            return functional.layer_norm(x_SLNH, width, eps=eps) * weight
+        if weight.shape[0] == x_SLI.shape[-1]:
+            return torch.unflatten(self.norm(name, x_SLI), -1, (heads, -1))
+        return self.norm(name, torch.unflatten(x_SLI, -1, (heads, -1)))
+
+    def _prepare(self, like_SNLH: Tensor) -> Scores:
+        """Tables for the length of the samples, made once."""
+        if self._scores is not None:
+            return self._scores
+        config, length = self.config, like_SNLH.shape[2]
+        dtype, device = like_SNLH.dtype, like_SNLH.device
+        rope = config.rope_of(self.index)
+        if rope is not None:
+            self._tables = rotary_tables(
+                rope,
+                num_tokens=length,
+                pairs=self.architecture.rotary == "pairs",
+                dtype=dtype,
+                device=device,
+            )
+        bias_NL = None
+        if config.alibi:
+            bias_NL = alibi_bias(
+                config.alibi,
+                num_heads=config.num_heads,
+                num_tokens=length,
+                head_dim=config.head_dim,
+                dtype=dtype,
+                device=device,
+            )
+        window = config.window_of(self.index)
+        self._scores = Scores(
+            scale=config.score_scale_of(self.index),
+            softcap=config.score_softcap,
+            window=window if window is not None and window < length else None,
+            bias_NL=bias_NL,
+        )
+        return self._scores
 
 
 def load_block(
@@ -321,82 +428,63 @@ def load_block(
     Read one block.
 
     Args:
-        architecture: The map.
+        architecture: The map, located in the file (`Architecture.locate`).
         config: The numbers.
         names: Every tensor of the checkpoint.
         index: Which block.
         read: Reads one tensor by its full name, checked, in the dtype and on the
             device of the computation.
+
+    Raises:
+        Unsupported: `quantize.architecture`: all experts lie in one tensor.
     """
     prefix = architecture.block(index)
+    for problem in check_tensors(architecture, names, index):
+        raise Unsupported(problem.message, code=problem.code, hints=(problem.hint,))
     weights: dict[str, Tensor] = {}
-    for name in (*architecture.linears, *architecture.norms):
-        weights[name] = read(f"{prefix}.{name}.weight")
+    for name in _linears(architecture, names, index):
+        weight = read(f"{prefix}.{name}.weight")
+        weights[name] = weight.t().contiguous() if architecture.transposed else weight
+    for name in _kept(architecture):
+        if f"{prefix}.{name}.weight" in names:
+            weights[name] = read(f"{prefix}.{name}.weight")
+    for name in list(weights):
         if f"{prefix}.{name}.bias" in names:
             weights[f"{name}.bias"] = read(f"{prefix}.{name}.bias")
-    return Block(architecture=architecture, config=config, weights=weights)
+    for name, heads in (
+        (architecture.query_norm, config.num_heads),
+        (architecture.key_norm, config.num_kv_heads),
+    ):
+        if f"{prefix}.{name}.norms.0.weight" in names:
+            each = range(heads)
+            weights[name] = torch.stack(
+                [read(f"{prefix}.{name}.norms.{head}.weight") for head in each]
+            )
+    return Block(architecture=architecture, config=config, index=index, weights=weights)
 
 
-def embed(
-    architecture: Architecture,
-    config: DecoderConfig,
-    reader: CheckpointReader,
-    tokens_NL: Tensor,
-    dtype: torch.dtype,
-) -> Callable[[slice], Tensor]:
-    """
-    What enters the first block, a few samples at a time.
-
-    Only the embedding's rows of tokens that occur are read.
-
-    Args:
-        architecture: The map.
-        config: The numbers.
-        reader: The model.
-        tokens_NL: Token ids, int64.
-        dtype: Of the computation.
-
-    Returns:
-        A function from a slice of samples to [S, L, D].
-    """
-    del config
-    unique, inverse_NL = torch.unique(tokens_NL, return_inverse=True)
-    table = f"{architecture.embedding}.weight"
-    rows = reader.read_rows(table, unique.tolist()).to(dtype)
-    return lambda part: rows[inverse_NL[part]]
+def _linears(
+    architecture: Architecture, names: Container[str], index: int
+) -> tuple[str, ...]:
+    """Those that are there, and those that must be."""
+    arch, prefix = architecture, architecture.block(index)
+    dense = not any(f"{prefix}.{name}.weight" in names for name in arch.router)
+    needed = (*arch.projections, arch.output)
+    needed += (*arch.widening, arch.down) if dense else ()
+    return tuple(dict.fromkeys((*arch.linears(names, index), *needed)))
 
 
-def _attend(query_SNLH: Tensor, key_SKLH: Tensor, value_SKLH: Tensor) -> Tensor:
-    """
-    Causal attention in tiles of queries, each against the keys it may see.
-
-    Half of the products of a full attention are never computed, and the query heads
-    that share a key head go through one product. On CPUs that is twice as fast as
-    torch's fused kernel (4.4 against 8.5 ms for 9 heads of 64 and 512 tokens).
-    """
-    samples, heads, length, width = query_SNLH.shape
-    pairs = samples * key_SKLH.shape[1]
-    shared = heads // key_SKLH.shape[1]
-    key_PLH = key_SKLH.reshape(pairs, length, width)
-    value_PLH = value_SKLH.reshape(pairs, length, width)
-    query_PnLH = (query_SNLH * width**-0.5).reshape(pairs, shared, length, width)
-    mixed_PnLH = torch.empty_like(query_PnLH)
-    future = torch.full((QUERY_TILE, QUERY_TILE), -torch.inf, dtype=query_SNLH.dtype)
-    future.triu_(1)
-    for start in range(0, length, QUERY_TILE):
-        stop = min(start + QUERY_TILE, length)
-        count = stop - start
-        tile_PRH = query_PnLH[:, :, start:stop].reshape(pairs, shared * count, width)
-        score_PRL = torch.bmm(tile_PRH, key_PLH[:, :stop].transpose(1, 2))
-        score_PnrL = score_PRL.view(pairs, shared, count, stop)
-        score_PnrL[..., start:] += future[:count, :count]
-        weight_PRL = score_PnrL.softmax(-1).view(pairs, shared * count, stop)
-        mixed_PRH = torch.bmm(weight_PRL, value_PLH[:, :stop])
-        mixed_PnLH[:, :, start:stop] = mixed_PRH.view(pairs, shared, count, width)
-    return mixed_PnLH.view(samples, heads, length, width)
-
-
-def _rotate(x_SNLH: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    cos_LH, sin_LH = rotary
-    rolled = torch.roll(x_SNLH, x_SNLH.shape[-1] // 2, dims=-1)
-    return torch.addcmul(x_SNLH * cos_LH, rolled, sin_LH)
+def _kept(architecture: Architecture) -> Iterator[str]:
+    """What a block has beside its linears."""
+    arch = architecture
+    every = (
+        *arch.attention_norm,
+        arch.attention_post_norm,
+        *arch.mlp_norm,
+        arch.mlp_post_norm,
+        arch.query_norm,
+        arch.key_norm,
+        *arch.router,
+        arch.shared_router,
+    )
+    return (name for name in every if name)

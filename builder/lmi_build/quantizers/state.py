@@ -8,10 +8,13 @@ name does not exist. A record that does not hold makes the work start over.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from lmi_build.checkpoint.header import read_header
 from lmi_build.checkpoint.ledger import LedgerRow, row_from_json
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
+
+    from lmi_build.quantizers.activations import Activations
 
 RECORD_NAME = "progress.json"
 
@@ -101,18 +106,23 @@ class BlockState:
             if path.name not in keep and path.is_file():
                 path.unlink()
 
-    def load_activations(self, into: Tensor) -> None:
+    def load_activations(self, into: Activations) -> None:
         """
-        Fill a tensor with the activations that enter the next block.
+        Fill with the activations that enter the next block.
 
         Raises:
             ValueError: None were kept, or their size differs.
         """
         if self._activations is None:
             raise ValueError("no activations were kept")
-        view = byte_view(into)
         with (self.folder / self._activations[0]).open("rb", buffering=0) as stream:
-            if stream.readinto(view) != len(view) or stream.read(1):
+            for index in range(into.shape[0]):
+                x_1LW = torch.empty((1, *into.shape[1:]), dtype=into.dtype)
+                view = byte_view(x_1LW)
+                if stream.readinto(view) != len(view):
+                    raise ValueError("the activations kept have another size")
+                into.store(slice(index, index + 1), x_1LW)
+            if stream.read(1):
                 raise ValueError("the activations kept have another size")
 
     def commit(
@@ -120,7 +130,7 @@ class BlockState:
         tensors: Mapping[str, Tensor],
         rows: tuple[LedgerRow, ...],
         *,
-        activations: Tensor | None,
+        activations: Activations | None,
     ) -> None:
         """
         Keep a block: its file, then the activations, then the record.
@@ -128,7 +138,7 @@ class BlockState:
         Args:
             tensors: The block's results by name.
             rows: Its part of the ledger.
-            activations: What enters the next block, contiguous; None needs none.
+            activations: What enters the next block; None needs none.
         """
         index = len(self.blocks)
         file = f"block-{index:05d}.safetensors"
@@ -143,14 +153,19 @@ class BlockState:
         if old is not None and old != self._activations:
             (self.folder / old[0]).unlink(missing_ok=True)
 
-    def _keep_activations(self, activations: Tensor, index: int) -> tuple[str, str]:
+    def _keep_activations(
+        self, activations: Activations, index: int
+    ) -> tuple[str, str]:
         file = f"activations-{index:05d}.bin"
+        sha = hashlib.sha256()
         with (self.folder / file).open("wb", buffering=0) as stream:
-            view = byte_view(activations)
-            while view:
-                view = view[stream.write(view) :]
+            for piece in activations.pieces():
+                sha.update(piece)
+                view = piece
+                while view:
+                    view = view[stream.write(view) :]
             os.fsync(stream.fileno())
-        return file, digest_file(self.folder / file)
+        return file, f"sha256:{sha.hexdigest()}"
 
     def _write_record(self) -> None:
         document = {

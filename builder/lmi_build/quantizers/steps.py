@@ -34,7 +34,7 @@ class Activations(Protocol):
         """Type of the values."""
 
     def load(self, part: slice) -> Tensor:
-        """Some samples [S, L, W], to be read only: it may be a view."""
+        """Some samples [S, L, W]; may be a view, to be changed only to be stored."""
 
     def store(self, part: slice, x_SLW: Tensor) -> None:
         """Replace some samples."""
@@ -43,7 +43,7 @@ class Activations(Protocol):
 class Room(Protocol):
     """Scratch for all samples; a slot is reused by the next call that names it."""
 
-    def __call__(self, width: int, /, *, slot: int = 0) -> Activations:
+    def __call__(self, width: int, slot: int = 0) -> Activations:
         """Room of one width; what the slot held before is lost."""
 
 

@@ -16,7 +16,7 @@ from lmi_build.catalog.architectures import architectures
 from lmi_build.checkpoint.writer import TensorPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Container, Iterable, Iterator, Mapping
 
     from lmi_build.catalog.architectures import Architecture
 
@@ -24,10 +24,21 @@ WORD_BITS = 32
 FLOAT_DTYPES = frozenset({"float64", "float32", "float16", "bfloat16"})
 # A matrix inside a numbered block: what int8 rounds where no map is known.
 _BLOCK_MATRIX = re.compile(r"^(?P<block>.*?\.\d+)\.(?P<rest>.+)\.weight$")
-# Small matrices that steer instead of compute; rounding them costs more than it saves.
-_ROUTERS = ("gate", "router", "shared_expert_gate")
-# These store linears as [in, out]; their names do not tell.
-TRANSPOSED_MODEL_TYPES = frozenset({"gpt2", "openai-gpt", "gpt_bigcode"})
+# Small matrices that steer instead of compute, and tables that look like matrices;
+# rounding them costs more than it saves.
+_KEPT = frozenset(
+    {
+        "gate",
+        "shared_expert_gate",
+        "relative_attention_bias",
+        "embed_positions",
+        "embed_tokens",
+    }
+)
+# Whatever lies below a module of this name steers as well.
+_ROUTER = "router"
+# These store linears as [in, out], and no map says which.
+TRANSPOSED_MODEL_TYPES = frozenset({"openai-gpt", "decision_transformer", "imagegpt"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,14 +49,16 @@ class Linear:
     Args:
         name: Module name, without `.weight`.
         block: Prefix of the block it is in.
-        num_outputs: Rows of the weight.
-        num_inputs: Columns of the weight.
+        num_outputs: Output channels.
+        num_inputs: Input channels.
+        transposed: Stored as [I, O] instead of [O, I].
     """
 
     name: str
     block: str
     num_outputs: int
     num_inputs: int
+    transposed: bool = False
 
 
 def is_ignored(name: str, patterns: Iterable[str]) -> bool:
@@ -53,12 +66,22 @@ def is_ignored(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def find_architecture(config: Mapping[str, object]) -> Architecture | None:
-    """The map of a model's architecture, if there is one."""
-    names = config.get("architectures")
-    if not isinstance(names, list | tuple):
+def find_architecture(
+    config: Mapping[str, object], names: Container[str] | None = None
+) -> Architecture | None:
+    """
+    The map of a model's architecture, if there is one.
+
+    Args:
+        config: `config.json`.
+        names: Tensors of the checkpoint; where given, the map is located in it.
+    """
+    named = config.get("architectures")
+    if not isinstance(named, list | tuple):
         return None
-    return next((architectures()[n] for n in names if n in architectures()), None)
+    known = architectures()
+    found = next((known[name] for name in named if name in known), None)
+    return found if found is None or names is None else found.locate(names)
 
 
 def candidates(
@@ -72,33 +95,46 @@ def candidates(
     Args:
         shapes: Tensor name to dtype and shape.
         architecture: The map; None takes every matrix of a numbered block, except
-            routers.
+            routers and tables.
     """
     if architecture is not None:
-        index = 0
-        while any(
-            f"{architecture.block(index)}.{part}.weight" in shapes
-            for part in architecture.linears
-        ):
-            block = architecture.block(index)
-            for part in architecture.linears:
-                shape = shapes.get(f"{block}.{part}.weight")
-                if shape is not None:
-                    yield _linear(f"{block}.{part}", block, shape[1])
-            index += 1
+        yield from _mapped(shapes, architecture.locate(shapes))
         return
     for name in sorted(shapes, key=_natural):
         dtype, shape_OI = shapes[name]
         match = _BLOCK_MATRIX.match(name)
         if match is None or len(shape_OI) != len("OI") or dtype not in FLOAT_DTYPES:
             continue
-        if match["rest"].rpartition(".")[2] not in _ROUTERS:
-            yield _linear(name.removesuffix(".weight"), match["block"], shape_OI)
+        modules = match["rest"].split(".")
+        if modules[-1] not in _KEPT and _ROUTER not in modules:
+            module = name.removesuffix(".weight")
+            yield _linear(module, match["block"], shape_OI, transposed=False)
 
 
-def _linear(name: str, block: str, shape_OI: tuple[int, ...]) -> Linear:
+def _mapped(
+    shapes: Mapping[str, tuple[str, tuple[int, ...]]], architecture: Architecture
+) -> Iterator[Linear]:
+    index = 0
+    while parts := architecture.linears(shapes, index):
+        block = architecture.block(index)
+        for part in parts:
+            _, shape = shapes[f"{block}.{part}.weight"]
+            yield _linear(
+                f"{block}.{part}", block, shape, transposed=architecture.transposed
+            )
+        index += 1
+
+
+def _linear(
+    name: str, block: str, shape: tuple[int, ...], *, transposed: bool
+) -> Linear:
+    outputs, inputs = reversed(shape) if transposed else shape
     return Linear(
-        name=name, block=block, num_outputs=shape_OI[0], num_inputs=shape_OI[1]
+        name=name,
+        block=block,
+        num_outputs=outputs,
+        num_inputs=inputs,
+        transposed=transposed,
     )
 
 

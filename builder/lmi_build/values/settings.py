@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmi_build.errors import UsageInvalid
+from lmi_build.units import parse_bytes
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 DEFAULT_HF_ENDPOINT = "https://huggingface.co"
 
@@ -64,6 +67,7 @@ class Settings:
         hf_endpoint: Base URL of the model hub.
         offline: Whether the network may be used at all.
         threads: Threads of a worker; 0 takes every core this process may use.
+        memory_bytes: Memory a worker may use; 0 takes what the machine has free.
         toolchains_file: Toolchains of the user's own, over those that are shipped.
         worker_environment: Variables every worker gets.
         secrets: Group name to variables; never printed, logged or hashed.
@@ -73,6 +77,7 @@ class Settings:
     hf_endpoint: str = DEFAULT_HF_ENDPOINT
     offline: bool = False
     threads: int = 0
+    memory_bytes: int = 0
     toolchains_file: Path | None = None
     worker_environment: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
@@ -100,6 +105,7 @@ def settings_from_environ(
     *,
     cache_dir: Path | None = None,
     offline: bool | None = None,
+    memory_bytes: int | None = None,
 ) -> Settings:
     """
     Read the environment.
@@ -109,6 +115,10 @@ def settings_from_environ(
         cache_dir: Overrides `LMI_BUILD_CACHE`; by default `$XDG_CACHE_HOME/lmi-build`,
             else `~/.cache/lmi-build`.
         offline: Overrides `LMI_BUILD_OFFLINE` and `HF_HUB_OFFLINE`.
+        memory_bytes: Overrides `LMI_BUILD_MEMORY`.
+
+    Raises:
+        UsageInvalid: `usage.environment`: a variable is not a number or a size.
     """
     if cache_dir is None:
         base = environ.get("XDG_CACHE_HOME") or f"{environ.get('HOME', '~')}/.cache"
@@ -124,7 +134,12 @@ def settings_from_environ(
         cache_dir=cache_dir.expanduser().absolute(),
         hf_endpoint=(environ.get("HF_ENDPOINT") or DEFAULT_HF_ENDPOINT).rstrip("/"),
         offline=offline,
-        threads=int(environ.get("LMI_BUILD_THREADS") or 0),
+        threads=_read(environ, "LMI_BUILD_THREADS", _count, "2"),
+        memory_bytes=(
+            memory_bytes
+            if memory_bytes is not None
+            else _read(environ, "LMI_BUILD_MEMORY", parse_bytes, "24GiB")
+        ),
         toolchains_file=_path(environ.get("LMI_BUILD_TOOLCHAINS")),
         worker_environment=_pick(environ, _WORKER_VARIABLES),
         secrets={
@@ -135,6 +150,29 @@ def settings_from_environ(
 
 def _path(text: str | None) -> Path | None:
     return Path(text).expanduser().absolute() if text else None
+
+
+def _read(
+    environ: Mapping[str, str], name: str, parse: Callable[[str], int], example: str
+) -> int:
+    """A variable's number; 0 where it is not set."""
+    text = environ.get(name)
+    if not text:
+        return 0
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise UsageInvalid(
+            f"the environment variable {name} is `{text}`: {error}",
+            code="usage.environment",
+            hints=(f"set {name}={example}, or unset it",),
+        ) from error
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError("it is not a number")
+    return int(text)
 
 
 def _pick(environ: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
