@@ -13,6 +13,7 @@ from lmi_build.cli.options import State, with_common_options
 from lmi_build.cli.progress import watching
 from lmi_build.cli.render import data, say, table
 from lmi_build.digest import short
+from lmi_build.errors import GateFailed
 from lmi_build.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -71,8 +72,14 @@ def build(
     settings = state.settings()
     recipes: tuple[Recipe, ...] = ()
     planned, recipes = _planned(state, settings, recipe, plan_file)
-    with watching(state) as emit:
-        result = api.build(planned, settings, emit=emit, until=until)
+    try:
+        with watching(state) as emit:
+            result = api.build(planned, settings, emit=emit, until=until)
+    except GateFailed:
+        for page in artifacts.write_failed_reports(planned, settings).values():
+            say(state, f"report: {page}")
+        raise
+    pages = artifacts.write_reports(result, settings)
     written = {}
     if until in {None, "verify", "package"}:
         for artifact in planned.artifacts:
@@ -89,8 +96,11 @@ def build(
                 )
     if state.output == "text":
         _tell(state, result, written, receipts)
+        for page in pages.values():
+            say(state, f"report: {page}")
     elif state.output == "json":
-        data(_document(result, written, receipts))
+        reports = [{"name": name, "path": str(at)} for name, at in pages.items()]
+        data(_document(result, written, receipts) | {"reports": reports})
 
 
 def _planned(

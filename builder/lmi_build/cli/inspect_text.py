@@ -36,9 +36,41 @@ def manifest_text(document: Mapping[str, Any], uri: str) -> str:
         ("recipe", short(document["recipe"]["digest"])),
         *((f"{kind} key", short(key)) for kind, key in document["plan"].items()),
     ]
+    pairs += _quantized_pairs(document["ledger"])
     width = max(len(name) for name, _ in pairs)
     lines = [f"{name.ljust(width)}  {value}" for name, value in pairs]
-    return "\n".join([*lines, "", _files_text(document["files"]), "", _deploy(uri)])
+    parts = [_layers_text(document["ledger"]), _files_text(document["files"])]
+    parts = [part for part in (*parts, _deploy(uri)) if part]
+    return "\n\n".join(["\n".join(lines), *parts])
+
+
+def _quantized_pairs(ledger: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """How many bits a weight takes, by kind of tensor; nothing without a ledger."""
+    layers = (ledger or {}).get("layers")
+    if not layers:
+        return []
+    kinds = ", ".join(
+        f"{kind} {8 * item['num_bytes'] / item['num_weights']:.2f}"
+        for kind, item in sorted(layers["classes"].items())
+        if item["num_weights"]
+    )
+    return [("bits a weight", f"{layers['bits_per_weight']:.2f} ({kinds})")]
+
+
+def _layers_text(ledger: Mapping[str, Any] | None) -> str:
+    """The layers that lose most; the whole table is `layers.json` and the report."""
+    layers = (ledger or {}).get("layers")
+    if not layers or not layers["worst"]:
+        return ""
+    rows = [
+        [row["name"], str(row["bits"]), f"{row['error']:.3g}", f"{row['share']:.1%}"]
+        for row in layers["worst"]
+    ]
+    head = (
+        f"{layers['num_quantized']} layers quantized, median relative error"
+        f" {layers['median_error']:.3g}; the largest:"
+    )
+    return f"{head}\n{table(['layer', 'bits', 'error', 'of all'], rows)}"
 
 
 def _scheme_text(scheme: Mapping[str, Any], dtype: str) -> str:

@@ -34,6 +34,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("artifact", "Check every byte of an artifact, in a folder or in S3."),
     "publish": ("artifact", "Publish a built artifact to a folder or to S3."),
     "inspect": ("artifact", "Show what an artifact is and how to deploy it."),
+    "report": ("report", "Write a page of an artifact's errors, bits, size and time."),
     "fetch": ("artifact", "Copy a published artifact into an empty folder, verified."),
     "serve": ("serve", "Serve an artifact over HTTP with its own handler."),
     "convert": ("convert", "Write a quantized checkpoint in another format, exactly."),

@@ -1,0 +1,1 @@
+"""A build on one page: what it lost, what it saved, what it cost."""
