@@ -21,7 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmi_build import registry
-from lmi_build.errors import LmiBuildError, Problem, RecipeInvalid, SourceInvalid
+from lmi_build.errors import (
+    LmiBuildError,
+    Problem,
+    RecipeInvalid,
+    SourceInvalid,
+    Unsupported,
+)
 from lmi_build.events import ignore
 
 if TYPE_CHECKING:
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
     from lmi_build.plan.explain import Change
     from lmi_build.plan.planner import World
     from lmi_build.store.store import Store
+    from lmi_build.values.dataset import DatasetFacts
     from lmi_build.values.model import ModelFacts
     from lmi_build.values.recipe import Recipe
     from lmi_build.values.result import BuildResult
@@ -93,9 +100,21 @@ _SAID_IN_RECIPE = {
 }
 
 
-def _placed(error: SourceInvalid, recipe: Recipe) -> LmiBuildError:
+_DATASET = "quantize.calibration.dataset"
+_SAID_ABOUT_DATA = {
+    "calibration.dataset": _DATASET,
+    "calibration.no-data-files": _DATASET,
+    "calibration.unreadable": _DATASET,
+    "source.bad-name": _DATASET,
+    "source.revision-missing": _DATASET,
+}
+
+
+def _placed(
+    error: LmiBuildError, recipe: Recipe, said: Mapping[str, str] = _SAID_IN_RECIPE
+) -> LmiBuildError:
     """Give a fault that the recipe makes its place in the recipe."""
-    path = _SAID_IN_RECIPE.get(error.code)
+    path = said.get(error.code)
     if path is None:
         return error
     problem = Problem(
@@ -157,26 +176,32 @@ def _world(
         settings=settings,
         toolchain=lambda name: pinned_toolchain(name, settings),
     )
-    return [_pin_calibration(recipe) for recipe in recipes], world
+    return _pin_calibration(recipes, settings), world
 
 
-def _pin_calibration(recipe: Recipe) -> Recipe:
-    """Let a local calibration file start at the recipe's folder, as its paths do."""
-    spec = recipe.quantize.calibration
-    remote = ("builtin:", "hub:", "s3://")
-    if spec is None or spec.dataset.startswith(remote):
-        return recipe
-    path = _base(recipe) / Path(spec.dataset).expanduser()
-    if not path.is_file():
-        problem = Problem(
-            code="calibration.unreadable",
-            message=f"there is no calibration file `{path}`",
-            path="quantize.calibration.dataset",
-            hint="correct the path; a relative one starts at the recipe's folder",
-        )
-        raise RecipeInvalid((recipe.locate(problem),))
-    placed = replace(spec, dataset=str(path))
-    return replace(recipe, quantize=replace(recipe.quantize, calibration=placed))
+def _pin_calibration(recipes: Sequence[Recipe], settings: Settings) -> list[Recipe]:
+    """Resolve the calibration data of every recipe; each is looked up once."""
+    from lmi_build.sources.dataset import resolve_dataset
+
+    found: dict[object, DatasetFacts | None] = {}
+    pinned = []
+    for recipe in recipes:
+        spec = recipe.quantize.calibration
+        if spec is None:
+            pinned.append(recipe)
+            continue
+        base = _base(recipe)
+        wanted = (spec.dataset, spec.num_samples * spec.max_seq_len, base)
+        if wanted not in found:
+            try:
+                facts = resolve_dataset(spec, settings=settings, base=base)
+            except (SourceInvalid, Unsupported) as error:
+                raise _placed(error, recipe, _SAID_ABOUT_DATA) from error
+            found[wanted] = facts
+        placed = replace(spec, facts=found[wanted])
+        quantize = replace(recipe.quantize, calibration=placed)
+        pinned.append(replace(recipe, quantize=quantize))
+    return pinned
 
 
 def _versions(distributions: Iterable[str]) -> Mapping[str, str | None]:
@@ -265,9 +290,9 @@ def check_offline(recipes: Sequence[Recipe], settings: Settings) -> bool:
 
     offline = replace(settings, offline=True)
     try:
-        facts = resolve(recipes, offline)
+        pinned, world = _world(recipes, offline, None)
     except RemoteFailed:
-        # Only a model that is not here ends so; `plan` looks at it over the network.
+        # Only what is not here ends so; `plan` looks at it over the network.
         from lmi_build.plan.planner import check_providers
 
         problems = [
@@ -280,7 +305,7 @@ def check_offline(recipes: Sequence[Recipe], settings: Settings) -> bool:
         return False
     from lmi_build.plan.planner import check
 
-    check(*_world(recipes, offline, facts))
+    check(pinned, world)
     return True
 
 
@@ -391,10 +416,11 @@ def _refuse_moved(plan: Plan, file: Path, settings: Settings) -> None:
 def _worker_entries() -> set[str]:
     """Every entry that a plan made here could name."""
     from lmi_build.package.stage import ENTRY as PACKAGE
+    from lmi_build.sources.dataset import DATASET_ENTRY as DATASET
     from lmi_build.sources.resolve import FETCH_ENTRY as FETCH
     from lmi_build.verify.stage import ENTRY as VERIFY
 
-    found = {PACKAGE, FETCH, VERIFY}
+    found = {PACKAGE, FETCH, DATASET, VERIFY}
     for name in registry.names(registry.QUANTIZERS):
         found.add(registry.quantizer(name).info.entry)
     for name in registry.names(registry.BACKENDS):

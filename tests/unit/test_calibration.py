@@ -1,4 +1,4 @@
-"""Laws of calibration text."""
+"""Laws of calibration text: what is held out, what enters a key."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from calibration_data import bring, pinned, stage_job
 from lmi_build.errors import LmiBuildError, SourceInvalid, Unsupported
+from lmi_build.events import ignore
 from lmi_build.quantizers.calibration import (
-    PYTHON_DOCS,
     builtin_texts,
     calibration_digest,
-    calibration_path,
+    calibration_distributions,
+    calibration_params,
+    calibration_settings,
     held_out_text,
     load_tokenizer,
-    pack,
-    read_texts,
 )
+from lmi_build.sources.dataset import resolve_dataset
+from lmi_build.sources.dataset_fetch import run
+from lmi_build.toolchains.versions import missing_blocker
+from lmi_build.values.dataset import data_format, data_suffix, parse_dataset
 from lmi_build.values.recipe import CalibrationSpec
+from lmi_build.values.settings import Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def spec(path: Path | str) -> CalibrationSpec:
-    return CalibrationSpec(dataset=str(path))
 
 
 def test_held_out_text_is_never_calibrated_on() -> None:
@@ -42,124 +44,156 @@ def test_held_out_text_is_never_calibrated_on() -> None:
 
 def test_digest_names_content_not_place(tmp_path: Path) -> None:
     """Two files with the same bytes have one digest; another byte, another digest."""
+    digests = []
     for name, text in (("a.txt", "same"), ("b.txt", "same"), ("c.txt", "other")):
         (tmp_path / name).write_text(text)
-    digests = [calibration_digest(spec(tmp_path / f"{x}.txt")) for x in "abc"]
+        spec = pinned(CalibrationSpec(dataset=f"./{name}"), tmp_path)
+        digests.append(calibration_digest(spec))
+        assert str(tmp_path) not in json.dumps(calibration_params(spec))
+        assert calibration_settings(spec) == {"calibration_names": [name]}
 
     assert digests[0] == digests[1] != digests[2]
     assert calibration_digest(CalibrationSpec()) not in digests
 
 
-@pytest.mark.parametrize("name", ["hub:a/b", "s3://b/k", "builtin:x", "notes.csv"])
-def test_unknown_kinds_are_refused(name: str) -> None:
+def test_the_draw_stays_out_of_the_digest() -> None:
+    """Numbers of the draw do not enter the digest of the text, only the parameters."""
+    other = replace(CalibrationSpec(), num_samples=3, seed=9)
+
+    assert calibration_digest(CalibrationSpec()) == calibration_digest(other)
+    assert calibration_params(CalibrationSpec()) != calibration_params(other)
+    assert calibration_settings(CalibrationSpec()) == {}
+
+
+def test_what_is_not_resolved_has_no_digest() -> None:
+    """Asking too early is a mistake of ours."""
+    with pytest.raises(ValueError, match="not resolved"):
+        calibration_digest(CalibrationSpec(dataset="./rows.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "name", ["hub:alone", "builtin:x", "notes.xlsx", "ftp://x/y.txt"]
+)
+def test_unknown_kinds_are_refused(name: str, tmp_path: Path) -> None:
     """What cannot be read is refused before any work, with the kinds that can."""
     with pytest.raises(Unsupported) as caught:
-        calibration_path(spec(name))
+        pinned(CalibrationSpec(dataset=name), tmp_path)
 
     assert caught.value.code == "calibration.dataset"
-    assert ".jsonl" in caught.value.hints[0]
+    assert caught.value.hints
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
     """A path that does not exist is the user's error."""
     with pytest.raises(SourceInvalid) as caught:
-        calibration_digest(spec(tmp_path / "gone.txt"))
+        pinned(CalibrationSpec(dataset="gone.txt"), tmp_path)
 
     assert caught.value.code == "calibration.unreadable"
+    assert "gone.txt" in caught.value.message
 
 
-ROWS = [
-    {"text": "one"},
-    {"prompt": "two"},
-    {"messages": [{"role": "user", "content": "three"}]},
-]
+def test_a_file_that_changed_since_the_plan_is_refused(tmp_path: Path) -> None:
+    """What is calibrated on is what was planned; the message names the file."""
+    path = tmp_path / "rows.txt"
+    path.write_text("one")
+    facts = pinned(CalibrationSpec(dataset="rows.txt"), tmp_path).facts
+    assert facts is not None
+    path.write_text("two")
+
+    with pytest.raises(LmiBuildError) as caught:
+        run(stage_job(facts, tmp_path), ignore)
+
+    assert caught.value.code == "calibration.changed"
+    assert "rows.txt" in caught.value.message
 
 
-def test_rows_give_their_text(tmp_path: Path) -> None:
-    """`text`, `prompt` and `messages` are read in order; blank lines are skipped."""
-    path = tmp_path / "rows.jsonl"
-    path.write_text("\n\n".join(json.dumps(row) for row in ROWS))
+def test_a_file_is_brought_by_its_format(tmp_path: Path) -> None:
+    """The result holds the bytes under a name that says nothing of the user's."""
+    (tmp_path / "My Rows.JSONL").write_bytes(b'{"text": "x"}')
+    facts = pinned(CalibrationSpec(dataset="./My Rows.JSONL"), tmp_path).facts
+    assert facts is not None
 
-    assert read_texts(path.name, path) == ["one", "two", "three"]
+    data = bring(facts, tmp_path)
+
+    assert [path.name for path in data.iterdir()] == ["data.jsonl"]
+    assert (data / "data.jsonl").read_bytes() == b'{"text": "x"}'
 
 
-def test_a_template_wraps_rows(tmp_path: Path) -> None:
-    """With a chat template, plain text becomes one user message."""
-    path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in ROWS))
+def test_packages_are_asked_for_before_any_work(tmp_path: Path) -> None:
+    """Parquet needs pyarrow and a template needs transformers; the hint installs it."""
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1")
+    (tmp_path / "rows.csv").write_bytes(b"text")
+    table = pinned(CalibrationSpec(dataset="rows.parquet"), tmp_path)
+    plain = pinned(CalibrationSpec(dataset="rows.csv"), tmp_path)
+    blocker = missing_blocker({"pyarrow": None})
 
-    got = read_texts(
-        path.name, path, template=lambda m: f"<{m[0]['role']}:{m[0]['content']}>"
-    )
+    assert calibration_distributions(table) == ("pyarrow",)
+    assert calibration_distributions(plain) == ()
+    assert calibration_distributions(CalibrationSpec()) == ()
+    chat = replace(plain, chat_template=True)
+    assert calibration_distributions(chat) == ("jinja2", "transformers")
+    assert blocker is not None
+    assert "pip install 'lmi-build[parquet]'" in blocker.hint
 
-    assert got == ["<user:one>", "<user:two>", "<user:three>"]
+
+def test_a_built_in_text_needs_no_resolving(tmp_path: Path) -> None:
+    """It is at hand, offline as well."""
+    settings = Settings(cache_dir=tmp_path, offline=True)
+
+    assert resolve_dataset(CalibrationSpec(), settings=settings, base=tmp_path) is None
 
 
 @pytest.mark.parametrize(
-    ("text", "code"),
+    ("text", "repo", "revision", "path"),
     [
-        ("", "calibration.empty"),
-        ('{"text": " "}', "calibration.empty"),
-        ("{", "calibration.row"),
-        ("[1]", "calibration.row"),
-        ('{"label": "x"}', "calibration.row"),
-        ('{"messages": [{"role": "user"}]}', "calibration.row"),
+        ("hub:a/b", "a/b", "main", ""),
+        ("hub:a/b@v1.0", "a/b", "v1.0", ""),
+        ("hub:a/b/data/x.jsonl", "a/b", "main", "data/x.jsonl"),
+        (
+            "hub:a/b@refs/convert/parquet/default",
+            "a/b",
+            "refs/convert/parquet",
+            "default",
+        ),
+        ("hub:a/b@dev/data/train-*", "a/b", "dev", "data/train-*"),
+        ("hub:a/b/data/", "a/b", "main", "data"),
     ],
 )
-def test_bad_rows_are_named(text: str, code: str, tmp_path: Path) -> None:
-    """A row that cannot be used is named by file and line."""
-    path = tmp_path / "rows.jsonl"
-    path.write_text(text)
+def test_names_are_taken_apart(text: str, repo: str, revision: str, path: str) -> None:
+    """Repository, revision, path."""
+    found = parse_dataset(text)
 
-    with pytest.raises(SourceInvalid) as caught:
-        read_texts(path.name, path)
-
-    assert caught.value.code == code
-    assert "rows.jsonl" in caught.value.message
+    assert (found.kind, found.location) == ("hub", repo)
+    assert (found.revision, found.path) == (revision, path)
 
 
-def test_binary_text_is_refused(tmp_path: Path) -> None:
-    """A file that is not UTF-8 is not text."""
-    (tmp_path / "x.txt").write_bytes(b"\xff\xfe\x00")
-
-    with pytest.raises(SourceInvalid) as caught:
-        read_texts("x.txt", tmp_path / "x.txt")
-
-    assert caught.value.code == "calibration.unreadable"
-
-
-def test_parquet_is_read_or_explained(tmp_path: Path) -> None:
-    """Without pyarrow the error names it; with pyarrow a broken file is an error."""
-    (tmp_path / "x.parquet").write_bytes(b"not parquet")
-
-    with pytest.raises(LmiBuildError) as caught:
-        read_texts("x.parquet", tmp_path / "x.parquet")
-
-    assert caught.value.code in {"calibration.parquet", "calibration.unreadable"}
+@pytest.mark.parametrize(
+    "text", ["hub:", "hub:a", "hub:a/b/../c", "hub:a/b//c", "hub:a/b@", "hub:a/b/c\\d"]
+)
+def test_names_that_are_none_are_refused(text: str) -> None:
+    """The form is in the message."""
+    with pytest.raises(ValueError, match="hub:owner/name"):
+        parse_dataset(text)
 
 
-def test_windows_are_whole_pieces_of_the_text() -> None:
-    """Windows do not overlap, keep the order of the text and repeat with the seed."""
-    tokens = list(range(1000))
-    windows = pack(tokens, num_samples=5, max_seq_len=64, seed=1)
-
-    assert [len(window) for window in windows] == [64] * 5
-    assert all(w == list(range(w[0], w[0] + 64)) for w in windows)
-    assert all(w[0] % 64 == 0 for w in windows)
-    assert windows == sorted(windows)
-    assert windows == pack(tokens, num_samples=5, max_seq_len=64, seed=1)
-    assert windows != pack(tokens, num_samples=5, max_seq_len=64, seed=2)
-
-
-def test_too_little_text_says_both_numbers() -> None:
-    """Needed and present tokens are in the message, and what would fit."""
-    with pytest.raises(SourceInvalid) as caught:
-        pack(list(range(100)), num_samples=4, max_seq_len=32, seed=0)
-
-    assert caught.value.code == "calibration.too-short"
-    assert "128 tokens, the data set has 100" in caught.value.message
-    assert caught.value.hints[0].endswith("to 3")
-    assert caught.value.hints[1].endswith("to 25")
+@pytest.mark.parametrize(
+    ("name", "kind", "suffix"),
+    [
+        ("a/b.JSONL", "jsonl", ".jsonl"),
+        ("x.json.gz", "json", ".json.gz"),
+        ("x.tar.gz", None, None),
+        ("x.parquet.gz", None, None),
+        ("notes.md", "text", ".md"),
+        ("jsonl", None, None),
+    ],
+)
+def test_formats_are_told_by_endings(
+    name: str, kind: str | None, suffix: str | None
+) -> None:
+    """Case does not matter; a packed file is read as what it packs."""
+    assert data_format(name) == kind
+    if suffix is not None:
+        assert data_suffix(name) == suffix
 
 
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
@@ -168,11 +202,3 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
     assert caught.value.code == "calibration.tokenizer"
-
-
-def test_location_stays_out_of_the_digest(tmp_path: Path) -> None:
-    """Numbers of the draw do not enter the digest of the text."""
-    assert calibration_digest(CalibrationSpec()) == calibration_digest(
-        replace(CalibrationSpec(), num_samples=3, seed=9)
-    )
-    assert calibration_path(CalibrationSpec(dataset=PYTHON_DOCS)) is None

@@ -23,7 +23,7 @@ _DISTRIBUTIONS = {
     "s3transfer": "boto3",
 }
 # Found when they are there; without them there is another way, or a clear error.
-_OPTIONAL = {"awscrt", "pyarrow"}
+_OPTIONAL = {"awscrt"}
 # The serving container's own; the handler runs nowhere else.
 _CONTAINER = {"djl_python"}
 

@@ -90,6 +90,10 @@ def _plan_text(state: State, planned: Plan, outlook: Sequence[StageOutlook]) -> 
         mark = style(state, _MARKS[item.status], fg=_COLORS[item.status], bold=True)
         lines.append(f"{mark} {item.stage.name.ljust(width)}  {_why_line(item)}")
     todo = [item.stage for item in outlook if item.status != "cached"]
+    for stage in todo:
+        for note in stage.notes:
+            word = "note" if note.level == "info" else note.level
+            lines.append(f"\n{word}[{note.code}]: {stage.name}: {note.message}")
     if todo:
         cost = [stage.estimate for stage in todo]
         disk = sum(e.disk_bytes for e in cost) + max(e.scratch_bytes for e in cost)
@@ -140,6 +144,7 @@ def _plan_document(planned: Plan, outlook: Sequence[StageOutlook]) -> dict[str, 
                 "status": item.status,
                 "estimate": asdict(item.stage.estimate),
                 "blocker": asdict(item.stage.blocker) if item.stage.blocker else None,
+                "notes": [asdict(note) for note in item.stage.notes],
                 "changes": [asdict(change) for change in item.changes],
             }
             for item in outlook

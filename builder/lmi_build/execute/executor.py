@@ -181,6 +181,15 @@ def _stage(stage: Stage, context: Context) -> StageRow:
 def _build(stage: Stage, scratch: Path, context: Context) -> StageRow:
     log = context.record.log_path(stage)
     context.emit(events.StageStarted(stage=stage.name, key=stage.key, log=str(log)))
+    for note in stage.notes:
+        context.emit(
+            events.StageNote(
+                stage=stage.name,
+                level=note.level,
+                code=note.code,
+                message=note.message,
+            )
+        )
     try:
         result = _attempt(stage, scratch, log, context)
     except KeyboardInterrupt:

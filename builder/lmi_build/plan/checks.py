@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lmi_build.errors import Problem
+from lmi_build.plan.hessian import calibration_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +32,7 @@ def check_model(recipe: Recipe, facts: ModelFacts) -> tuple[Problem, ...]:
         *_positions(recipe, geometry),
         *_verify_length(recipe, geometry),
         *_calibration_length(recipe, geometry),
+        *calibration_problems(recipe.quantize, facts),
     ]
     located = [recipe.locate(problem) for problem in problems]
     return tuple(sorted(located, key=_place))

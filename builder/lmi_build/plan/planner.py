@@ -15,6 +15,9 @@ from lmi_build.package.layouts import layout_problems
 from lmi_build.package.stage import ENTRY as PACKAGE_ENTRY
 from lmi_build.package.stage import PACKAGE_SALT, package_params
 from lmi_build.plan.checks import check_model
+from lmi_build.plan.hessian import calibration_notes
+from lmi_build.quantizers.calibration import calibration_distributions
+from lmi_build.sources import dataset as data
 from lmi_build.sources import resolve as fetch
 from lmi_build.text import join_words
 from lmi_build.toolchains.versions import missing_blocker
@@ -22,6 +25,7 @@ from lmi_build.values.quant import QuantScheme
 from lmi_build.values.stage import (
     Blocker,
     Estimate,
+    Note,
     Plan,
     PlannedArtifact,
     Stage,
@@ -202,8 +206,9 @@ def _chain(recipe: Recipe, world: World) -> list[Stage]:
     if recipe.quantize.method != "none":
         quantizer = world.quantizer(recipe.quantize.provider)
         scheme = quantizer.scheme(recipe.quantize, facts)
-        checkpoint = _quantize(recipe, facts, quantizer, chain[0], world)
-        chain.append(checkpoint)
+        dataset = _calibration(recipe, world)
+        checkpoint = _quantize(recipe, facts, quantizer, chain[0], dataset, world)
+        chain += [stage for stage in (dataset, checkpoint) if stage is not None]
     backend = world.backend(recipe.compile.backend)
     engine = _compile(recipe, facts, scheme, backend, checkpoint, world)
     chain.append(engine)
@@ -226,6 +231,7 @@ def _stage(  # noqa: PLR0913 - one place makes stages; the names say the rest
     estimate: Estimate,
     job: Mapping[str, JSONValue] | None = None,
     secrets: tuple[str, ...] = (),
+    notes: tuple[Note, ...] = (),
     toolchain: str = "",
 ) -> Stage:
     if toolchain and world.toolchain is not None:
@@ -254,6 +260,7 @@ def _stage(  # noqa: PLR0913 - one place makes stages; the names say the rest
         secrets=secrets,
         estimate=estimate,
         blocker=blocker,
+        notes=notes,
         toolchain=toolchain,
     )
 
@@ -275,17 +282,42 @@ def _fetch(recipe: Recipe, facts: ModelFacts, world: World) -> Stage:
     )
 
 
+def _calibration(recipe: Recipe, world: World) -> Stage | None:
+    """The stage that brings the files of a data set, unless the text is built in."""
+    calibration = recipe.quantize.calibration
+    facts = calibration.facts if calibration else None
+    if facts is None:
+        return None
+    return _stage(
+        recipe,
+        "calibration",
+        world,
+        params=data.dataset_stage_params(facts),
+        inputs={},
+        distributions=(),
+        platform="any",
+        salt=data.DATASET_SALT,
+        entry=data.DATASET_ENTRY,
+        estimate=data.estimate_dataset(facts),
+        job=data.dataset_settings(facts, world.settings),
+        secrets=data.dataset_secrets(facts),
+        notes=data.dataset_notes(facts),
+    )
+
+
 def _quantize(
     recipe: Recipe,
     facts: ModelFacts,
     quantizer: Quantizer,
     model: Stage,
+    dataset: Stage | None,
     world: World,
 ) -> Stage:
     calibration = recipe.quantize.calibration
-    dataset = calibration.dataset if calibration else ""
-    groups = {"s3://": "aws", "hub:": "hub"}
-    secrets = [name for start, name in groups.items() if dataset.startswith(start)]
+    needs = calibration_distributions(calibration) if calibration else ()
+    inputs = {"model": model.key}
+    if dataset is not None:
+        inputs["calibration"] = dataset.key
     params = quantizer.lower(recipe.quantize, facts)
     if recipe.quantize.method in quantizer.info.threaded_methods:
         params = {**params, "threads": world.settings.threads or world.num_cores}
@@ -294,14 +326,14 @@ def _quantize(
         "quantize",
         world,
         params=params,
-        inputs={"model": model.key},
-        distributions=quantizer.info.distributions,
+        inputs=inputs,
+        distributions=(*quantizer.info.distributions, *needs),
         platform="any",
         salt=quantizer.info.salt,
         entry=quantizer.info.entry,
         estimate=quantizer.estimate(recipe.quantize, facts),
         job=quantizer.job_settings(recipe.quantize),
-        secrets=tuple(secrets),
+        notes=calibration_notes(recipe.quantize, facts),
         toolchain=quantizer.info.toolchain,
     )
 

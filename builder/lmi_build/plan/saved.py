@@ -12,6 +12,7 @@ from lmi_build.errors import UsageInvalid
 from lmi_build.values.stage import (
     Blocker,
     Estimate,
+    Note,
     Plan,
     PlannedArtifact,
     Stage,
@@ -90,6 +91,7 @@ def _stage(row: Mapping[str, Any]) -> Stage:
             **fields,
             "secrets": tuple(fields["secrets"]),
             "estimate": Estimate(**fields["estimate"]),
+            "notes": tuple(Note(**note) for note in fields["notes"]),
         },
         blocker=Blocker(**blocker) if blocker else None,
     )

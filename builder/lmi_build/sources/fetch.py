@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _PROGRESS_STEPS = 100
 
 
-class _Progress:
+class Progress:
     """Counts bytes over all files and threads; tells at most a hundred times."""
 
     def __init__(self, emit: Emit, *, stage: str, total: int) -> None:
@@ -92,7 +92,7 @@ def run(job: Job, emit: Emit) -> None:
     """
     files = _planned_files(job.params)
     total = sum(file.size for file in files)
-    progress = _Progress(emit, stage=job.stage, total=total)
+    progress = Progress(emit, stage=job.stage, total=total)
     location = str(job.settings["location"])
     with disk_errors(f"the {total:,} bytes of `{location}`"):
         if job.params["kind"] == "folder":
@@ -102,7 +102,7 @@ def run(job: Job, emit: Emit) -> None:
             _convert(Path(location), files[0], job, progress)
             return
         downloaded = _download(job, files, progress)
-        progress = _Progress(emit, stage=job.stage, total=total)
+        progress = Progress(emit, stage=job.stage, total=total)
         if job.params["kind"] == "gguf":
             _convert(downloaded / files[0].path, files[0], job, progress)
         else:
@@ -120,7 +120,7 @@ def _place(
     source: Path,
     files: list[FileFact],
     job: Job,
-    progress: _Progress,
+    progress: Progress,
     *,
     keep_source: bool,
 ) -> None:
@@ -181,7 +181,7 @@ def check_json(path: Path, *, source: str) -> None:
     )
 
 
-def _convert(path: Path, file: FileFact, job: Job, progress: _Progress) -> None:
+def _convert(path: Path, file: FileFact, job: Job, progress: Progress) -> None:
     """Check a GGUF file against its digest, then rebuild the model from it."""
     with reading(path):
         hash_checked(path, digest=file.digest, size=file.size)
@@ -190,15 +190,25 @@ def _convert(path: Path, file: FileFact, job: Job, progress: _Progress) -> None:
         )
 
 
-def _download(job: Job, files: list[FileFact], progress: _Progress) -> Path:
-    """Bring every file into `state`; what an earlier attempt left there is used."""
-    location = str(job.settings["location"])
+def refuse_offline(job: Job, source: str) -> None:
+    """
+    Stop before the network is touched where it may not be.
+
+    Raises:
+        RemoteFailed: `source.offline`.
+    """
     if job.settings.get("offline"):
         raise RemoteFailed(
-            f"`{location}` is not in the store and offline mode forbids fetching it",
+            f"`{source}` is not in the store and offline mode forbids fetching it",
             code="source.offline",
             hints=("run once without `--offline`",),
         )
+
+
+def _download(job: Job, files: list[FileFact], progress: Progress) -> Path:
+    """Bring every file into `state`; what an earlier attempt left there is used."""
+    location = str(job.settings["location"])
+    refuse_offline(job, location)
     remote: Remote
     if location.startswith("s3://"):
         from lmi_build.sources.s3 import S3Remote

@@ -164,15 +164,8 @@ def _ask(spec: ModelSpec, *, settings: Settings, cache: FactsCache) -> dict[str,
         endpoint=endpoint,
         token=settings.hf_token,
     )
-    info = retry(asked.model_info, endpoint=endpoint)
-    commit = str(info.sha)
-    if not _COMMIT.match(commit):
-        raise SourceInvalid(
-            f"{endpoint} names commit {commit!r} for `{spec.source}`, not 40"
-            " hexadecimal digits",
-            code="source.bad-answer",
-            hints=("check that HF_ENDPOINT is a model hub",),
-        )
+    info = retry(asked.info, endpoint=endpoint)
+    commit = named_commit(info, spec.source, endpoint)
     key = _commit_key(endpoint, spec.source, commit)
     record = cache.get(key)
     if record is None:
@@ -191,6 +184,47 @@ def _read_commit(
         endpoint=settings.hf_endpoint,
         token=settings.hf_token,
     )
+    sizes, digests = listed_files(info, spec.source, settings.hf_endpoint)
+    return {
+        "commit": commit,
+        "sizes": sizes,
+        "digests": digests,
+        "distilled": distil(HubFolder(remote, sizes)),
+    }
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision is a full commit, which can never move."""
+    return _COMMIT.match(revision) is not None
+
+
+def named_commit(info: Any, repo: str, endpoint: str) -> str:
+    """
+    The commit that the hub resolved a revision to.
+
+    Raises:
+        SourceInvalid: `source.bad-answer`.
+    """
+    commit = str(info.sha)
+    if not _COMMIT.match(commit):
+        raise SourceInvalid(
+            f"{endpoint} names commit {commit!r} for `{repo}`, not 40"
+            " hexadecimal digits",
+            code="source.bad-answer",
+            hints=("check that HF_ENDPOINT is a model hub",),
+        )
+    return commit
+
+
+def listed_files(
+    info: Any, repo: str, endpoint: str
+) -> tuple[dict[str, int], dict[str, str]]:
+    """
+    Bytes and digests of every file, by its path in the repository.
+
+    Raises:
+        SourceInvalid: `source.bad-answer`.
+    """
     sizes: dict[str, int] = {}
     digests: dict[str, str] = {}
     for sibling in info.siblings or ():
@@ -203,15 +237,9 @@ def _read_commit(
             r"sha256:[0-9a-f]{64}|git-sha1:[0-9a-f]{40}", digest
         ):
             raise SourceInvalid(
-                f"{settings.hf_endpoint} tells neither size nor digest of `{name}` in"
-                f" `{spec.source}`",
+                f"{endpoint} tells neither size nor digest of `{name}` in `{repo}`",
                 code="source.bad-answer",
                 hints=("check that HF_ENDPOINT is a model hub",),
             )
         sizes[name], digests[name] = size, digest
-    return {
-        "commit": commit,
-        "sizes": sizes,
-        "digests": digests,
-        "distilled": distil(HubFolder(remote, sizes)),
-    }
+    return sizes, digests

@@ -36,17 +36,27 @@ class HubRemote:
         endpoint: Base URL of the hub.
         token: The user's token; never from a file, so that a build depends on what it
             was given.
+        repo_type: `model` or `dataset`.
     """
 
     def __init__(
-        self, repo: str, *, revision: str, endpoint: str, token: str | None
+        self,
+        repo: str,
+        *,
+        revision: str,
+        endpoint: str,
+        token: str | None,
+        repo_type: str = "model",
     ) -> None:
         self.source = repo
         self.revision = revision
         self.endpoint = endpoint
         self._token = token
+        self._repo_type = repo_type
+        place = "datasets/" if repo_type == "dataset" else ""
+        self._page = f"{endpoint}/{place}{repo}"
 
-    def model_info(self) -> Any:
+    def info(self) -> Any:
         """
         What the hub says about the revision, with sizes and digests of its files.
 
@@ -60,8 +70,9 @@ class HubRemote:
             endpoint=self.endpoint, token=self._token or False, library_name=_AGENT
         )
         with self._errors():
-            return api.model_info(
+            return api.repo_info(
                 self.source,
+                repo_type=self._repo_type,
                 revision=self.revision,
                 files_metadata=True,
                 timeout=_TIMEOUT_SECONDS,
@@ -103,7 +114,11 @@ class HubRemote:
         )
 
         url = hf_hub_url(
-            self.source, name, revision=self.revision, endpoint=self.endpoint
+            self.source,
+            name,
+            repo_type=self._repo_type,
+            revision=self.revision,
+            endpoint=self.endpoint,
         )
         headers = build_hf_headers(token=self._token or False, library_name=_AGENT)
         # A compressed answer has other offsets than the file.
@@ -151,7 +166,7 @@ class HubRemote:
 
         status = getattr(getattr(error, "response", None), "status_code", 0)
         what = f"`{name}` of `{self.source}`" if name else f"`{self.source}`"
-        page = f"{self.endpoint}/{self.source}"
+        page = self._page
         if status in _BUSY:
             return Dropped(f"HTTP {status}")
         if isinstance(error, errors.GatedRepoError):
@@ -192,7 +207,7 @@ class HubRemote:
 
     def _missing(self, status: int) -> LmiBuildError:
         # A hub answers 401 for what does not exist and for what is private alike.
-        hints = [f"check the spelling: {self.endpoint}/{self.source}"]
+        hints = [f"check the spelling: {self._page}"]
         if self._token is None:
             hints.append("if it is private, set HF_TOKEN")
         elif status == _UNAUTHORIZED:

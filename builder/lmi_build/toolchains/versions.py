@@ -25,6 +25,8 @@ _EXTRAS: Mapping[str, str] = {
     "onnx-ir": "cpu",
     "starlette": "cpu",
     "uvicorn": "cpu",
+    "jinja2": "cpu",
+    "pyarrow": "parquet",
 }
 
 

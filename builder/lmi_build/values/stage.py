@@ -59,13 +59,29 @@ class Blocker:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Note:
+    """
+    What a user should know before a stage runs; never in a key.
+
+    Args:
+        level: `info` or `warning`.
+        code: Stable slug.
+        message: What, with numbers, and what to do about it.
+    """
+
+    level: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
     """
     One step of a build.
 
     Args:
         name: Unique in the plan, such as `smollm2-gptq/quantize`.
-        kind: `fetch`, `quantize`, `compile`, `package` or `verify`.
+        kind: `fetch`, `calibration`, `quantize`, `compile`, `package` or `verify`.
         params: Lowered parameters: native names, no defaults left open.
         inputs: Role to the key of the stage that makes it.
         tools: Distribution to version, of all that can change a byte.
@@ -76,6 +92,7 @@ class Stage:
         secrets: Names of settings the worker may see; values never stand here.
         estimate: Its cost.
         blocker: Why it cannot run here, or None.
+        notes: Said by `plan`, and by `build` when the stage starts.
         toolchain: Name of the private environment it runs in; empty for this one.
             Its pins stand in `tools`.
     """
@@ -92,6 +109,7 @@ class Stage:
     secrets: tuple[str, ...] = ()
     estimate: Estimate = field(default_factory=Estimate)
     blocker: Blocker | None = None
+    notes: tuple[Note, ...] = ()
     toolchain: str = ""
 
     def key_document(self) -> dict[str, JSONValue]:
