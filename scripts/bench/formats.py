@@ -1,18 +1,21 @@
 """
-Whether a checkpoint means the same to transformers with gptqmodel as it does to us.
+Whether a checkpoint means the same to transformers as it does to us.
 
-    python scripts/bench/formats.py --peer PYTHON --windows W.json CHECKPOINT ...
+    python scripts/bench/formats.py --windows W.json [--gptqmodel PYTHON]
+        [--compressed-tensors PYTHON] CHECKPOINT ...
 
-`PYTHON` is the interpreter of an environment with `formats.requirements.txt`, `W.json`
-is made by `kl.py windows`. Each checkpoint is loaded there by
-`AutoModelForCausalLM.from_pretrained`, once with the kernel that gptqmodel picks for
-this machine and once with its plain one, and two things are compared:
+Each `PYTHON` is the interpreter of an environment: `formats.requirements.txt` for
+AutoGPTQ and AutoAWQ checkpoints, which transformers loads through gptqmodel, and one
+with transformers and compressed-tensors (llm-compressor's will do) for the others.
+`W.json` is made by `kl.py windows`. Each checkpoint is loaded there by
+`AutoModelForCausalLM.from_pretrained`, in bfloat16 with what is picked for this
+machine, and once so that every weight can be read in float32 (gptqmodel's plain
+kernel, compressed-tensors in float32). Two things are compared:
 
-- weights: the plain kernel unpacks every layer in float32, and so does `kl.py`, by
-  code of its own; equal means the same bits in every layer.
-- logits: the peer's kernels compute in bfloat16, ours in float32. `own bf16` is the
-  distance that bfloat16 alone makes: our unpacked weights, run by transformers in
-  bfloat16 without gptqmodel.
+- weights: the peer unpacks every layer in float32, and so does `kl.py`, by code of its
+  own; equal means the same bits in every layer.
+- logits: the peer computes in bfloat16, ours in float32. `own bf16` is the distance
+  that bfloat16 alone makes: our unpacked weights, run by transformers in bfloat16.
 
 Exits with 1 if a checkpoint does not load or a weight differs.
 """
@@ -36,34 +39,60 @@ if TYPE_CHECKING:
 
     import torch
 
-BACKENDS = ("auto", "gptq_torch")
+# Methods that transformers loads without gptqmodel.
+PLAIN = ("compressed-tensors",)
+# How each method is loaded: as transformers picks, and so that weights can be read.
+BACKENDS = {
+    "gptq": ("auto", "gptq_torch"),
+    "awq": ("auto", "torch_awq"),
+    "compressed-tensors": ("auto", "float32"),
+}
 
 # Runs in the peer's environment: needs nothing of ours.
 CHILD = """
 import hashlib, json, sys
 import numpy as np, torch
-from transformers import AutoModelForCausalLM, GPTQConfig
+from transformers import AutoModelForCausalLM, AwqConfig, GPTQConfig
 
 folder, windows, out, backend, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))
-bits = json.load(open(folder + "/config.json"))["quantization_config"]["bits"]
+config = json.load(open(folder + "/config.json"))["quantization_config"]
+method = config["quant_method"]
+more = {}
+if method == "gptq":
+    more["quantization_config"] = GPTQConfig(bits=config["bits"], backend=backend)
+elif method == "awq":
+    more["quantization_config"] = AwqConfig(bits=config["bits"], backend=backend)
+dtype = torch.float32 if backend == "float32" else torch.bfloat16
 model = AutoModelForCausalLM.from_pretrained(
-    folder, dtype=torch.bfloat16, device_map="cpu",
-    quantization_config=GPTQConfig(bits=bits, backend=backend),
-).eval()
-layers = {n: m for n, m in model.named_modules() if hasattr(m, "qweight")}
+    folder, dtype=dtype, device_map="cpu", **more).eval()
+mark = "weight_scale" if method == "compressed-tensors" else "qweight"
+layers = {n: m for n, m in model.named_modules() if hasattr(m, mark)}
 found = {"kernel": sorted({type(m).__name__ for m in layers.values()}), "weights": {}}
-if backend == "gptq_torch":
-    for name, layer in layers.items():
-        kept = layer.scales
-        layer.scales = kept.float()
-        weight = layer.dequantize_weight().T.float().contiguous() + 0.0
+if method == "compressed-tensors":
+    found["kernel"] = ["compressed-tensors"]
+
+def weight_of(layer):
+    if backend == "gptq_torch":
+        kept, layer.scales = layer.scales, layer.scales.float()
+        weight = layer.dequantize_weight().T
         layer.scales = kept
-        found["weights"][name + ".weight"] = hashlib.sha256(
-            weight.numpy().tobytes()).hexdigest()
+        return weight
+    if backend == "torch_awq":
+        from gptqmodel.nn_modules.qlinear import torch_awq
+        return torch_awq.dequantize_gemm(
+            qweight=layer.qweight, qzeros=layer.qzeros, scales=layer.scales.float(),
+            bits=layer.bits, group_size=layer.group_size).T
+    return layer.weight
+
 with torch.inference_mode():
     rows = [model(torch.tensor([ids])).logits[0].float().numpy()
             for ids in json.load(open(windows))]
+    if backend != "auto":
+        for name, layer in layers.items():
+            weight = weight_of(layer).float().contiguous() + 0.0
+            found["weights"][name + ".weight"] = hashlib.sha256(
+                weight.numpy().tobytes()).hexdigest()
 np.save(out + ".npy", np.stack(rows))
 json.dump(found, open(out + ".json", "w"))
 """
@@ -145,7 +174,8 @@ def differing(theirs: Mapping[str, str], ours: Mapping[str, str]) -> list[str]:
 def main() -> None:
     """Print a Markdown table; exit with 1 when a weight differs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[1])
-    parser.add_argument("--peer", type=Path, required=True, help="its interpreter")
+    parser.add_argument("--gptqmodel", type=Path, help="its interpreter")
+    parser.add_argument("--compressed-tensors", type=Path, help="its interpreter")
     parser.add_argument("--windows", type=Path, required=True)
     parser.add_argument("checkpoints", type=Path, nargs="+")
     args = parser.parse_args()
@@ -157,12 +187,17 @@ def main() -> None:
     print("| checkpoint | kernel | weights equal | max abs | of | KL | top-1 |")
     print("|---|---|---|---|---|---|---|")
     for checkpoint in args.checkpoints:
+        config = json.loads((checkpoint / "config.json").read_text())
+        method = config["quantization_config"]["quant_method"]
+        peer = args.compressed_tensors if method in PLAIN else args.gptqmodel
+        if peer is None:
+            parser.error(f"{checkpoint} is `{method}`: its interpreter is not given")
         digests, exact, rounded = own_logits(checkpoint, windows)
         rows = [("own bf16", "-", rounded)]
-        for backend in BACKENDS:
+        for backend in BACKENDS[method]:
             with tempfile.TemporaryDirectory() as folder:
                 found, logits = load_by_peer(
-                    args.peer,
+                    peer,
                     checkpoint,
                     args.windows,
                     backend=backend,

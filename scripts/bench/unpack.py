@@ -263,5 +263,5 @@ def round_activations(
         sys.exit("activations are static, but the checkpoint has no `input_scale`")
     if how.is_float:
         steps = (x / scale).clamp(-top, top)
-        return steps.to(torch.float8_e4m3fn).to(x.dtype) * scale
-    return (x / scale).round_().clamp_(-top - 1, top) * scale
+        return (steps.to(torch.float8_e4m3fn).to(scale.dtype) * scale).to(x.dtype)
+    return ((x / scale).round_().clamp_(-top - 1, top) * scale).to(x.dtype)
