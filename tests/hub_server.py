@@ -1,8 +1,9 @@
 """
 A model hub on this machine: the part of the hub's HTTP interface that we use.
 
-It speaks `/api/models/<repo>/revision/<rev>` and `/<repo>/resolve/<rev>/<file>` over
-real sockets, keeps count of what it served, and misbehaves when told to.
+It speaks `/api/models/<repo>/revision/<rev>` and `/<repo>/resolve/<rev>/<file>`, and
+the same of `datasets`, over real sockets, keeps count of what it served, and
+misbehaves when told to. A data set's name starts with `datasets/` here.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_made_up_for_tests"
-_LFS = (".safetensors", ".model", ".bin")
-_API = re.compile(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?\Z")
-_RESOLVE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)\Z")
+_LFS = (".safetensors", ".model", ".bin", ".parquet", ".gz")
+_API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/revision/(.+))?\Z")
+_RESOLVE = re.compile(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)\Z")
 
 
 @dataclass
@@ -139,7 +140,8 @@ class _Handler(BaseHTTPRequestHandler):
         if rule is not None and rule.kind in {"503", "gated", "unauthorized"}:
             self._refuse(rule.kind)
         elif match := _API.match(path):
-            self._info(match[1], match[2] or "main")
+            place = "datasets/" if match[1] == "datasets" else ""
+            self._info(place + match[2], match[3] or "main")
         elif match := _RESOLVE.match(path):
             self._file(match, rule, with_body=with_body)
         else:
@@ -191,7 +193,12 @@ class _Handler(BaseHTTPRequestHandler):
                 entry["lfs"] = {"sha256": sha, "size": len(data), "pointerSize": 130}
             siblings.append(entry)
         body = json.dumps(
-            {"id": repo, "modelId": repo, "sha": commit, "siblings": siblings}
+            {
+                "id": repo.removeprefix("datasets/"),
+                "modelId": repo,
+                "sha": commit,
+                "siblings": siblings,
+            }
         ).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
