@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import prod
 
 import pytest
@@ -158,6 +159,16 @@ def test_a_broken_table_is_refused(change: dict[str, object]) -> None:
 
     with pytest.raises(ValueError, match=r"layers\.json"):
         layers_from_bytes(json.dumps(document | change).encode())
+
+
+def test_tokens_come_from_the_ledger_or_from_the_coverage() -> None:
+    """A row that counts its tokens is believed first."""
+    coverage = {"modules": {PROJECTION: 7}, "findings": []}
+    counted = layers_of([replace(GPTQ4, tokens=9)], coverage=coverage)
+    uncounted = layers_of([GPTQ4], coverage=coverage)
+
+    assert [layer.tokens for layer in counted.layers] == [9]
+    assert [layer.tokens for layer in uncounted.layers] == [7]
 
 
 def test_nothing_quantized_has_no_errors() -> None:

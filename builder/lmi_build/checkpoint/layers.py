@@ -157,7 +157,7 @@ def layers_of(
                     bits=round(max(sizes.values()) / max(1, num_weights)),
                     num_bytes=num_bits // 8,
                     error=error,
-                    tokens=tokens.get(name),
+                    tokens=tokens.get(name) if row.tokens is None else row.tokens,
                 )
             )
         added = sums.setdefault(kind, [0, 0, 0])
