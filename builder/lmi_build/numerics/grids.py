@@ -152,7 +152,7 @@ def search_group(
     scale_O, zero_O = torch.empty_like(low_O), torch.empty_like(low_O)
     importance_g1 = importance_g[:, None]
     for shrink in shrinks:
-        try_scale_O, try_zero_O = _fit_range(low_O * shrink, high_O * shrink, grid)
+        try_scale_O, try_zero_O = fit_range(low_O * shrink, high_O * shrink, grid)
         code_gO = quantize(w_gO, try_scale_O, try_zero_O, max_code=grid.max_code)
         miss_gO = code_gO.sub_(try_zero_O).mul_(try_scale_O).sub_(w_gO)
         error_O = miss_gO.square_().mul_(importance_g1).sum(dim=0)
@@ -163,7 +163,7 @@ def search_group(
     return scale_O, zero_O
 
 
-def _fit_range(low_O: Tensor, high_O: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+def fit_range(low_O: Tensor, high_O: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """The scale and zero point whose codes just span a range."""
     if grid.sym:
         reach_O = torch.maximum(-low_O, high_O)

@@ -1,15 +1,27 @@
 """
-What calibration remembers of a layer's inputs: X' X, summed over tokens.
+What calibration remembers of a layer's inputs.
 
-H is symmetric, so only blocks on and above the diagonal are computed; the rest is
-mirrored once at the end. Products are float32 throughout: a bfloat16 result is not
-safe, because the inputs of attention's output projection are nearly rank-deficient
-and rounding then makes H indefinite (measured: Cholesky fails on 2 of 12 real layers).
+`HessianObserver` sums X' X. H is symmetric, so only blocks on and above the diagonal
+are computed; the rest is mirrored once at the end. Products are float32 throughout: a
+bfloat16 result is not safe, because the inputs of attention's output projection are
+nearly rank-deficient and rounding then makes H indefinite (measured: Cholesky fails on
+2 of 12 real layers).
 
-Shape suffixes: T tokens, I input channels.
+`ChannelObserver` keeps what scales are made of: the largest and the mean magnitude of
+every channel, and some whole token rows, evenly spaced over all tokens. Its results do
+not depend on how the tokens were cut into chunks: magnitudes are compared exactly or
+summed in float64, and a row is kept by its own number, not by its place in a chunk.
+Sums of products do depend on the chunks, in their last bits.
+
+Both work on the device that the inputs are on, and neither ever stops for a NaN: the
+flags are asked for once, at the end.
+
+Shape suffixes: T tokens, I input channels, R rows kept.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,6 +30,8 @@ from torch import Tensor
 # counting the full product: 129 and 153 GFLOP per CPU second at I = 576 and 1536,
 # against 103 and 128 for twice the width).
 _BLOCK_WIDTH = 288
+# Rows kept by default: enough to rank scales by the error on them.
+SAMPLE_ROWS = 512
 
 
 class HessianObserver:
@@ -27,22 +41,28 @@ class HessianObserver:
     Args:
         num_inputs: Input channels I.
         max_tokens: Tokens of the largest chunk; a float32 copy of it is kept.
+        device: Where the sums are kept; the inputs must be there too.
     """
 
-    def __init__(self, num_inputs: int, *, max_tokens: int) -> None:
+    def __init__(
+        self, num_inputs: int, *, max_tokens: int, device: str | torch.device = "cpu"
+    ) -> None:
         self.num_tokens = 0
-        self._sum_II = torch.zeros(num_inputs, num_inputs)
-        self._copy_TI = torch.empty(max_tokens, num_inputs)
+        self._sum_II = torch.zeros(num_inputs, num_inputs, device=device)
+        self._copy_TI = torch.empty(max_tokens, num_inputs, device=device)
 
     def add(self, x_TI: Tensor) -> None:
         """Add a chunk of inputs, any float dtype."""
         count = x_TI.shape[0]
-        copy_TI = self._copy_TI[:count]
-        copy_TI.copy_(x_TI)
+        if x_TI.dtype == torch.float32:
+            wide_TI = x_TI
+        else:
+            wide_TI = self._copy_TI[:count]
+            wide_TI.copy_(x_TI)
         for start in range(0, self._sum_II.shape[0], _BLOCK_WIDTH):
             stop = start + _BLOCK_WIDTH
             self._sum_II[start:stop, start:].addmm_(
-                copy_TI[:, start:stop].T, copy_TI[:, start:]
+                wide_TI[:, start:stop].T, wide_TI[:, start:]
             )
         self.num_tokens += count
 
@@ -52,10 +72,97 @@ class HessianObserver:
 
     def mean(self) -> Tensor:
         """X' X / T, float32 [I, I], symmetric; the observer is empty afterwards."""
-        mean_II, self._sum_II = self._sum_II, torch.empty(0, 0)
-        self._copy_TI = torch.empty(0, 0)
+        mean_II, self._sum_II = self._sum_II, self._sum_II.new_empty(0, 0)
+        self._copy_TI = self._copy_TI.new_empty(0, 0)
         mean_II.triu_().div_(max(self.num_tokens, 1))
         diagonal_I = mean_II.diagonal().clone()
         mean_II += mean_II.T.clone()
         mean_II.diagonal().copy_(diagonal_I)
         return mean_II
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChannelStats:
+    """
+    What was seen of a layer's inputs, channel by channel.
+
+    Args:
+        absmax_I: float32, largest magnitude.
+        mean_abs_I: float32, mean magnitude.
+        sample_RI: Rows in the dtype of the inputs, evenly spaced.
+        num_tokens: Tokens seen.
+    """
+
+    absmax_I: Tensor
+    mean_abs_I: Tensor
+    sample_RI: Tensor
+    num_tokens: int
+
+
+class ChannelObserver:
+    """
+    Magnitudes and some rows of a layer's inputs.
+
+    Rows whose number is a multiple of a stride are kept; whenever there are more than
+    `max_rows`, the stride doubles and every other row goes. So the rows kept follow
+    from the number of tokens alone.
+
+    Args:
+        num_inputs: Input channels I.
+        max_rows: Rows to keep at most.
+        device: Where the inputs are.
+    """
+
+    def __init__(
+        self,
+        num_inputs: int,
+        *,
+        max_rows: int = SAMPLE_ROWS,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.num_tokens = 0
+        self._absmax_I = torch.zeros(num_inputs, device=device)
+        self._sum_I = torch.zeros(num_inputs, device=device, dtype=torch.float64)
+        self._max_rows = max_rows
+        self._stride = 1
+        self._rows: Tensor | None = None
+
+    def add(self, x_TI: Tensor) -> None:
+        """Add a chunk of inputs, any float dtype."""
+        if not x_TI.shape[0]:
+            return
+        magnitude_TI = x_TI.abs()
+        # `amax` hands on NaN, which `maximum` keeps.
+        peak_I = magnitude_TI.amax(dim=0).to(torch.float32)
+        torch.maximum(self._absmax_I, peak_I, out=self._absmax_I)
+        self._sum_I += magnitude_TI.sum(dim=0, dtype=torch.float64)
+        self._keep(x_TI)
+        self.num_tokens += x_TI.shape[0]
+
+    def _keep(self, x_TI: Tensor) -> None:
+        first = -self.num_tokens % self._stride
+        new_RI = x_TI[first :: self._stride]
+        if self._rows is None:
+            self._rows = new_RI.clone()
+        else:
+            self._rows = torch.cat((self._rows, new_RI))
+        while self._rows.shape[0] > self._max_rows:
+            self._rows = self._rows[::2].clone()
+            self._stride *= 2
+
+    def is_finite(self) -> bool:
+        """Whether every input so far was a number."""
+        return bool(torch.isfinite(self._absmax_I).all())
+
+    def stats(self) -> ChannelStats:
+        """What was seen so far."""
+        mean_I = (self._sum_I / max(self.num_tokens, 1)).to(torch.float32)
+        rows_RI = self._rows
+        if rows_RI is None:
+            rows_RI = self._absmax_I.new_empty(0, self._absmax_I.shape[0])
+        return ChannelStats(
+            absmax_I=self._absmax_I.clone(),
+            mean_abs_I=mean_I,
+            sample_RI=rows_RI,
+            num_tokens=self.num_tokens,
+        )

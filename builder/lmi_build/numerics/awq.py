@@ -1,0 +1,240 @@
+"""
+AWQ: scaling up the input channels that matter before their weights are rounded.
+
+Rounding moves a weight by up to half a step, and the step belongs to a whole group of
+channels. A channel scaled by s > 1 before rounding, its input divided by s, keeps the
+step (unless it becomes the group's largest) but sees its error divided by s. AWQ (Lin
+et al. 2023, section 3.2) scales by how large the inputs are, s = mean|x|^a, and finds
+a by trying: 0 is no scaling, 1 gives all channels equal inputs. AutoAWQ divides by
+the weights' own size as well, s = mean|x|^a / mean|w|^(1 - a), with |w| counted as a
+share of its group's largest.
+
+What is done beyond the paper:
+
+- No forward pass. The error of the outputs on all calibration tokens is
+  trace(D' H D) with D = W - Q(s W) / s and H the mean of X' X, so every candidate is
+  judged by the exact error, with products of the layer's own size.
+- Candidates are screened on a few outputs, evenly spaced; only the best are judged on
+  more. No scaling is always among those, so the result is never worse than without.
+- Root mean squares, the diagonal of H, are tried beside the mean magnitudes.
+- Clipping is searched group after group by the exact error of the whole layer: with
+  all other groups as they are, a change of one group's error by M costs
+  2 M' (H D) + M' H_gg M, and one product updates H D for the next.
+
+Shape suffixes: I input channels, O output channels, G groups of I, g channels of one
+group, C screened outputs.
+
+Sources: Lin et al. 2023, arXiv:2306.00978, section 3.2 and 5; AutoAWQ 0.2.9,
+awq/quantize/quantizer.py `_compute_best_scale`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from lmi_build.numerics.gptq import Quantized, hessian_error
+from lmi_build.numerics.grids import (
+    Grid,
+    dequantize,
+    fit_range,
+    quantize,
+    search_scales,
+)
+from lmi_build.numerics.scaling import (
+    scale_problem,
+    tie_mean,
+    usable_scales,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Exponents tried, the grid of the paper.
+RATIOS = tuple(step / 20 for step in range(20))
+# Outputs that screen all candidates, outputs that judge the best of them.
+SCREEN_OUTPUTS, JUDGE_OUTPUTS = 96, 768
+NUM_FINALISTS = 3
+# Shares of a group's range tried as clipping.
+CLIPS = tuple(1.0 - 0.05 * step for step in range(9))
+# AutoAWQ's guard for channels whose weights are all but zero.
+_WEIGHT_FLOOR = 1e-4
+
+
+def search_awq_scales(
+    w_IO: Tensor,
+    h_II: Tensor,
+    mean_abs_I: Tensor,
+    *,
+    grid: Grid,
+    tie_I: Tensor | None = None,
+) -> Tensor:
+    """
+    The scales of input channels with the least error after rounding to nearest.
+
+    Args:
+        w_IO: float32 weights of all linears that share the input, side by side.
+        h_II: float32 mean of X' X.
+        mean_abs_I: Mean magnitude of each input channel.
+        grid: The grid; its `group_size` divides I.
+        tie_I: int64, channels with equal values share their scale.
+
+    Returns:
+        float32 scales, positive and bounded; all 1 where nothing is better.
+    """
+    candidates = _candidates(w_IO, h_II, mean_abs_I, grid=grid, tie_I=tie_I)
+    screen_IC = _spread(w_IO, SCREEN_OUTPUTS)
+    errors = [rounding_error(screen_IC, h_II, s_I, grid=grid) for s_I in candidates]
+    order = sorted(range(len(errors)), key=errors.__getitem__)
+    finalists = [0, *(at for at in order if at)][: NUM_FINALISTS + 1]
+    judge_IC = _spread(w_IO, JUDGE_OUTPUTS)
+    if judge_IC.shape[1] > screen_IC.shape[1]:
+        errors = [
+            rounding_error(judge_IC, h_II, candidates[at], grid=grid)
+            for at in finalists
+        ]
+    else:
+        errors = [errors[at] for at in finalists]
+    return candidates[finalists[min(range(len(errors)), key=errors.__getitem__)]]
+
+
+def _candidates(
+    w_IO: Tensor,
+    h_II: Tensor,
+    mean_abs_I: Tensor,
+    *,
+    grid: Grid,
+    tie_I: Tensor | None,
+) -> list[Tensor]:
+    """No scaling first, then the paper's family and AutoAWQ's."""
+    live_I = (mean_abs_I > 0) & (w_IO != 0).any(dim=1)
+    root_I = tie_mean(h_II.diagonal().clamp_min(0), tie_I).sqrt()
+    mean_I = tie_mean(mean_abs_I, tie_I)
+    share_I = tie_mean(_weight_share(w_IO, grid.group_size), tie_I) + _WEIGHT_FLOOR
+    wishes = [torch.ones_like(mean_I)]
+    wishes += [root_I**ratio for ratio in RATIOS[1:]]
+    wishes += [mean_I**ratio / share_I ** (1 - ratio) for ratio in RATIOS]
+    return [usable_scales(wish_I, live_I, tie_I) for wish_I in wishes]
+
+
+def _weight_share(w_IO: Tensor, group_size: int) -> Tensor:
+    """Mean over outputs of |w| as a share of its group's largest."""
+    w_GgO = w_IO.view(-1, group_size, w_IO.shape[1]).abs()
+    top_G1O = w_GgO.amax(dim=1, keepdim=True).clamp_min(1e-30)
+    return (w_GgO / top_G1O).mean(dim=2).view(-1)
+
+
+def _spread(w_IO: Tensor, count: int) -> Tensor:
+    """About `count` outputs, evenly spaced; all where there are no more."""
+    step = max(1, w_IO.shape[1] // count)
+    return w_IO[:, ::step].contiguous()
+
+
+def rounding_error(w_IO: Tensor, h_II: Tensor, s_I: Tensor, *, grid: Grid) -> float:
+    """
+    Error of the outputs, trace(D' H D), with weights scaled and rounded unclipped.
+
+    Args:
+        w_IO: float32 weights.
+        h_II: float32 mean of X' X.
+        s_I: Scales.
+        grid: The grid.
+    """
+    num_outputs = w_IO.shape[1]
+    w_GgO = (w_IO * s_I[:, None]).view(-1, grid.group_size, num_outputs)
+    scale_GO, zero_GO = fit_range(
+        w_GgO.amin(dim=1).clamp_max_(0), w_GgO.amax(dim=1).clamp_min_(0), grid
+    )
+    scale_G1O, zero_G1O = scale_GO[:, None], zero_GO[:, None]
+    code_GgO = quantize(w_GgO, scale_G1O, zero_G1O, max_code=grid.max_code)
+    miss_GgO = code_GgO.sub_(zero_G1O).mul_(scale_G1O).sub_(w_GgO)
+    miss_IO = miss_GgO.view_as(w_IO).div_(s_I[:, None])
+    return float(hessian_error(miss_IO, h_II).sum())
+
+
+def awq(
+    w_IO: Tensor, h_II: Tensor, s_I: Tensor, *, grid: Grid, clip: bool = True
+) -> Quantized:
+    """
+    Round a scaled layer to nearest.
+
+    Args:
+        w_IO: float32 weights, not scaled, side by side.
+        h_II: float32 mean of X' X.
+        s_I: Scales of the input channels, from `search_awq_scales`.
+        grid: The grid.
+        clip: Search how much of each group's range is cut off.
+
+    Returns:
+        Codes of s W; errors are those of the layer's outputs.
+    """
+    scaled_IO, scaled_II = scale_problem(w_IO, h_II, s_I)
+    scale_GO, zero_GO = search_scales(
+        scaled_IO,
+        scaled_II.diagonal() if clip else torch.ones_like(s_I),
+        grid=grid,
+        shrinks=CLIPS if clip else (1.0,),
+    )
+    if clip:
+        refine_clipping(scaled_IO, scaled_II, scale_GO, zero_GO, grid=grid)
+    code_IO = round_codes(scaled_IO, scale_GO, zero_GO, grid=grid)
+    miss_IO = dequantize(code_IO, scale_GO, zero_GO).sub_(scaled_IO)
+    return Quantized(
+        code_IO=code_IO.to(torch.uint8),
+        scale_GO=scale_GO,
+        zero_GO=zero_GO.to(torch.uint8),
+        error_O=hessian_error(miss_IO, scaled_II),
+        power_O=hessian_error(w_IO, h_II),
+        damp_percent=0.0,
+    )
+
+
+def round_codes(
+    w_IO: Tensor, scale_GO: Tensor, zero_GO: Tensor, *, grid: Grid
+) -> Tensor:
+    """The codes nearest to weights, float32 [I, O]."""
+    w_GgO = w_IO.view(-1, grid.group_size, w_IO.shape[1])
+    scale_G1O, zero_G1O = scale_GO[:, None], zero_GO[:, None]
+    code_GgO = quantize(w_GgO, scale_G1O, zero_G1O, max_code=grid.max_code)
+    return code_GgO.view_as(w_IO)
+
+
+def refine_clipping(
+    w_IO: Tensor, h_II: Tensor, scale_GO: Tensor, zero_GO: Tensor, *, grid: Grid
+) -> None:
+    """
+    Choose each group's clipping by the error of the whole layer, group after group.
+
+    No choice raises the error of rounding to nearest; where none lowers it, the scale
+    stays.
+
+    Args:
+        w_IO: float32 weights.
+        h_II: float32 mean of X' X.
+        scale_GO: float32 scales; changed in place.
+        zero_GO: float32 zero points; changed in place.
+        grid: The grid.
+    """
+    group = grid.group_size
+    code_IO = round_codes(w_IO, scale_GO, zero_GO, grid=grid)
+    miss_IO = dequantize(code_IO, scale_GO, zero_GO).sub_(w_IO)
+    pull_IO = h_II @ miss_IO
+    for index in range(scale_GO.shape[0]):
+        rows = slice(index * group, (index + 1) * group)
+        w_gO, h_gg = w_IO[rows], h_II[rows, rows]
+        low_O, high_O = w_gO.amin(dim=0).clamp_max_(0), w_gO.amax(dim=0).clamp_min_(0)
+        best_O = torch.zeros_like(low_O)
+        move_gO = torch.zeros_like(w_gO)
+        for share in CLIPS:
+            scale_O, zero_O = fit_range(low_O * share, high_O * share, grid)
+            step_gO = quantize(w_gO, scale_O, zero_O, max_code=grid.max_code)
+            step_gO.sub_(zero_O).mul_(scale_O).sub_(w_gO).sub_(miss_IO[rows])
+            cost_gO = (h_gg @ step_gO).add_(pull_IO[rows], alpha=2).mul_(step_gO)
+            cost_O = cost_gO.sum(dim=0)
+            better_O = cost_O < best_O
+            best_O = torch.where(better_O, cost_O, best_O)
+            scale_GO[index] = torch.where(better_O, scale_O, scale_GO[index])
+            zero_GO[index] = torch.where(better_O, zero_O, zero_GO[index])
+            move_gO = torch.where(better_O, step_gO, move_gO)
+        pull_IO.addmm_(h_II[:, rows], move_gO)
