@@ -223,7 +223,25 @@ def support_page() -> str:
         lines.append(
             f"| `{row.name}` | {row.kind} | {offers} | {row.proof} | {row.note} |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *architecture_lines()]) + "\n"
+
+
+def architecture_lines() -> list[str]:
+    """The decoders that `builtin` can walk through."""
+    from lmi_build.catalog.architectures import architectures
+
+    known = sorted(architectures().values(), key=lambda arch: arch.model_type)
+    return [
+        "\n## Architectures\n",
+        (
+            "Methods that calibrate need a map of the model. Each of these is compared"
+            " with transformers, block by block, on a small random model. Without one,"
+            " `int8` and `rtn` take every matrix of a numbered block but routers and"
+            " position tables, T5's for example.\n"
+        ),
+        "| model type | `architectures` | read from |\n| --- | --- | --- |",
+        *(f"| `{x.model_type}` | `{x.name}` | {x.source} |" for x in known),
+    ]
 
 
 if __name__ == "__main__":

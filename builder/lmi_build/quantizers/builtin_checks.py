@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from lmi_build.catalog.architectures import architectures
 from lmi_build.checkpoint.formats.layout import refusals, width_problem
 from lmi_build.errors import Problem
+from lmi_build.quantizers.decoder_config import check_config, check_tensors
 from lmi_build.quantizers.options import DATA_FREE
 from lmi_build.quantizers.targets import (
     TRANSPOSED_MODEL_TYPES,
@@ -67,7 +68,11 @@ def check(
 
 
 def _check_architecture(spec: QuantSpec, model: ModelFacts) -> Iterator[Problem]:
-    if find_architecture(model.config) is not None:
+    names = {fact.name for fact in model.tensors}
+    architecture = find_architecture(model.config, names)
+    if architecture is not None:
+        yield from check_config(architecture, model.config)
+        yield from check_tensors(architecture, names)
         return
     free = join_words([name for name in METHODS if name in DATA_FREE])
     reason = "" if spec.method not in DATA_FREE else " with what needs calibration"

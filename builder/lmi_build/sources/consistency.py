@@ -41,7 +41,9 @@ def check_consistency(
     if known is None or config.get("quantization_config"):
         return
     shapes = {tensor.name: tensor.shape for tensor in tensors}
-    faults = [*_layers(known, geometry, shapes), *_shapes(known, geometry, shapes)]
+    known = known.locate(shapes)
+    wanted = _wanted(known, geometry, config)
+    faults = [*_layers(known, geometry, shapes), *_shapes(wanted, shapes)]
     if not faults:
         return
     more = f" ({len(faults)} such differences)" if len(faults) > 1 else ""
@@ -68,39 +70,45 @@ def _layers(
 
 
 def _shapes(
-    known: Architecture,
-    geometry: ModelGeometry,
+    wanted: Iterable[tuple[str, tuple[int, ...]]],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> Iterator[str]:
-    for name, wanted in _wanted(known, geometry):
+    for name, shape in wanted:
         found = shapes.get(f"{name}.weight")
-        if found is not None and found != wanted:
-            yield f"`{name}.weight` has shape {_text(found)}, not {_text(wanted)}"
+        if found is not None and found != shape:
+            yield f"`{name}.weight` has shape {_text(found)}, not {_text(shape)}"
 
 
 def _wanted(
-    known: Architecture, geometry: ModelGeometry
+    known: Architecture, geometry: ModelGeometry, config: Mapping[str, Any]
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names without `.weight`, and the shapes that the configuration means."""
     hidden, inner = geometry.hidden_size, geometry.intermediate_size
-    queries = geometry.num_attention_heads * geometry.head_dim
-    keys = geometry.num_key_value_heads * geometry.head_dim
-    yield known.embedding, (geometry.vocab_size, hidden)
-    yield known.head, (geometry.vocab_size, hidden)
+    if config.get("word_embed_proj_dim", hidden) == hidden:
+        yield known.embedding, (geometry.vocab_size, hidden)
+        yield known.head, (geometry.vocab_size, hidden)
     yield known.final_norm, (hidden,)
-    linears = {
-        known.query: (queries, hidden),
-        known.key: (keys, hidden),
-        known.value: (keys, hidden),
-        known.output: (hidden, queries),
-        known.gate: (inner, hidden),
-        known.up: (inner, hidden),
-        known.down: (hidden, inner),
-        **dict.fromkeys(known.norms, (hidden,)),
-    }
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
+        (*known.attention_norm, *known.mlp_norm), (hidden,)
+    )
+    if known.query and _says_heads(known, config):
+        queries = geometry.num_attention_heads * geometry.head_dim
+        keys = geometry.num_key_value_heads * geometry.head_dim
+        shapes[known.query] = (queries, hidden)
+        shapes[known.key] = shapes[known.value] = (keys, hidden)
+        shapes[known.output] = (hidden, queries)
+    if known.gate and not known.router:
+        shapes[known.gate] = shapes[known.up] = (inner, hidden)
+        shapes[known.down] = (hidden, inner)
     for index in range(geometry.num_layers):
-        for name, shape in linears.items():
+        for name, shape in shapes.items():
             yield f"{known.block(index)}.{name}", shape
+
+
+def _says_heads(known: Architecture, config: Mapping[str, Any]) -> bool:
+    """Whether nothing is left to what the architecture means by silence."""
+    silent = {"head_dim": "head_dim", "num_kv_heads": "num_key_value_heads"}
+    return all(key in config for name, key in silent.items() if name in known.defaults)
 
 
 def _text(shape: tuple[int, ...]) -> str:
