@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from calibration_data import bring, pinned
 from lmi_build.errors import SourceInvalid
-from lmi_build.events import StageNote
+from lmi_build.events import StageNote, ignore
 from lmi_build.quantizers import calibration_windows
 from lmi_build.quantizers.calibration import (
     builtin_texts,
@@ -334,6 +334,6 @@ def test_another_built_in_text_is_refused(tmp_path: Path) -> None:
     )
 
     with pytest.raises(SourceInvalid) as caught:
-        read_windows(job, [].append)
+        read_windows(job, ignore)
 
     assert caught.value.code == "calibration.moved"
