@@ -17,6 +17,7 @@ _ROOT = Path(lmi_build.__file__).parent
 _PROJECT = _ROOT.parent.parent / "pyproject.toml"
 # Module to distribution, where the names differ.
 _DISTRIBUTIONS = {
+    "awq": "autoawq",
     "botocore": "boto3",
     "pydantic_core": "pydantic",
     "ruamel": "ruamel.yaml",

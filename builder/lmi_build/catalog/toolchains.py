@@ -15,6 +15,8 @@ from lmi_build.text import did_you_mean, join_words
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lmi_build.digest import JSONValue
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -75,9 +77,9 @@ class Toolchain:
     @property
     def digest(self) -> str:
         """Names this set of pins: whatever can change what an environment holds."""
-        document = {
+        document: dict[str, JSONValue] = {
             "steps": [[list(step.packages), step.no_deps] for step in self.steps],
-            "lock": sorted(self.lock),
+            "lock": [*sorted(self.lock)],
         }
         return digest_json(document).partition(":")[2][:_DIGEST_LEN]
 

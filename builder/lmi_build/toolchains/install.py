@@ -326,6 +326,7 @@ def _finish(
         "schema": SCHEMA,
         "name": toolchain.name,
         "digest": toolchain.digest,
+        "pins": toolchain.pins,
         "python": _python_version(str(python), {}),
         "versions": versions,
         "num_bytes": tree_bytes(partial),

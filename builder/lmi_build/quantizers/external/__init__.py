@@ -1,0 +1,1 @@
+"""Quantizers of other projects, each in a toolchain environment of its own."""
