@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,6 +23,7 @@ from lmi_build.quantizers.calibration import (
 )
 from lmi_build.sources.dataset import resolve_dataset
 from lmi_build.sources.dataset_fetch import run
+from lmi_build.toolchains.doctor import _parquet
 from lmi_build.toolchains.versions import missing_blocker
 from lmi_build.values.dataset import data_format, data_suffix, parse_dataset
 from lmi_build.values.recipe import CalibrationSpec
@@ -202,3 +204,11 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
     assert caught.value.code == "calibration.tokenizer"
+
+
+def test_doctor_tries_the_reader_of_tables() -> None:
+    """Works, seen by an import; or missing, with the command that brings it."""
+    row = _parquet()
+
+    assert row.works == (find_spec("pyarrow") is not None)
+    assert row.works or "lmi-build[parquet]" in row.fix

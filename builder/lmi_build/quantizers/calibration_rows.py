@@ -51,7 +51,7 @@ KNOWN_COLUMNS = tuple(
 # The speakers of the `conversations` layout, by the names chat templates know.
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
 # A longer text file is read in pieces of about so many characters.
-_PIECE_CHARS = 1 << 20
+_PIECE_CHARS = 1 << 18
 # A JSON array cannot be read in pieces.
 _MAX_ARRAY_BYTES = 256 * MiB
 # A quoted field of a CSV file may be a whole document.

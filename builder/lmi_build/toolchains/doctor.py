@@ -29,7 +29,7 @@ class Diagnosis:
     One thing looked at.
 
     Args:
-        kind: `quantizer`, `backend` or `machine`.
+        kind: `quantizer`, `backend`, `reader` or `machine`.
         name: Its name.
         works: Whether it can be used.
         evidence: What was seen.
@@ -63,7 +63,7 @@ def diagnose(settings: Settings) -> list[Diagnosis]:
                 if info.toolchain
                 else _provider(kind, info)
             )
-    return rows
+    return [*rows, _parquet()]
 
 
 def _toolchain(kind: str, info: ProviderInfo, settings: Settings) -> Diagnosis:
@@ -107,6 +107,28 @@ def _disk(settings: Settings) -> Diagnosis:
         name="store",
         works=True,
         evidence=f"{settings.cache_dir} is writable, {free}",
+    )
+
+
+def _parquet() -> Diagnosis:
+    """The optional package that reads calibration data in Parquet files."""
+    versions = installed_versions(("pyarrow",))
+    blocker = missing_blocker(versions)
+    failure = "" if blocker else _import_failure(("pyarrow.parquet",))
+    if blocker is not None or failure:
+        return Diagnosis(
+            kind="reader",
+            name="parquet",
+            works=False,
+            evidence=f"{blocker.message if blocker else failure};"
+            " only calibration data in Parquet files needs it",
+            fix=blocker.hint if blocker else "reinstall: `pip install pyarrow`",
+        )
+    return Diagnosis(
+        kind="reader",
+        name="parquet",
+        works=True,
+        evidence=f"imported pyarrow {versions['pyarrow']}",
     )
 
 
