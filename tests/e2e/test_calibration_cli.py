@@ -84,6 +84,24 @@ def test_a_file_is_a_stage_of_its_own(desk: Desk) -> None:
     assert again.json["num_built"] == 0
 
 
+def test_a_file_edited_between_plan_and_build_is_refused(desk: Desk) -> None:
+    """A saved plan names content; the edit is told, and building anew takes it."""
+    name = data_set("./edited.jsonl")
+    (desk.root / "edited.jsonl").write_bytes(ROWS + b'{"text": "planned"}')
+    planned = desk.run("plan", "recipe.yaml", *name, "--out", "plan.json")
+    (desk.root / "edited.jsonl").write_bytes(ROWS)
+
+    refused = desk.run("build", "--plan", "plan.json")
+    anew = desk.run("plan", "recipe.yaml", *name, "--output", "json")
+
+    assert planned.status == 0, planned.err
+    assert refused.status == 1
+    assert "error[calibration.changed]" in refused.err
+    assert "edited.jsonl" in refused.err
+    assert rows_of(anew.json)["calibration"]["estimate"]["disk_bytes"] == len(ROWS)
+    assert rows_of(anew.json)["fetch"]["status"] == "cached"
+
+
 def test_a_hub_data_set_from_plan_to_checkpoint(desk: Desk, hub: Hub) -> None:
     """Planned with what it will read, fetched once, then built without the network."""
     name = data_set("hub:acme/rows")

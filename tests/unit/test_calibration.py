@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ from lmi_build.values.recipe import CalibrationSpec
 from lmi_build.values.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -92,6 +94,20 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
     assert caught.value.code == "calibration.unreadable"
     assert "gone.txt" in caught.value.message
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_refused(
+    make: Callable[[Path], None], tmp_path: Path
+) -> None:
+    """A folder or a pipe is not opened; a pipe would never end."""
+    make(tmp_path / "rows.jsonl")
+
+    with pytest.raises(SourceInvalid) as caught:
+        pinned(CalibrationSpec(dataset="rows.jsonl"), tmp_path)
+
+    assert caught.value.code == "calibration.unreadable"
+    assert "not a file" in caught.value.message
 
 
 def test_a_file_that_changed_since_the_plan_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ for models.
 
 from __future__ import annotations
 
+from errno import EINVAL
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,8 +88,15 @@ def resolve_dataset(
     return _resolve_file(base / Path(name.location).expanduser(), spec, cache)
 
 
+def _expect_file(path: Path) -> None:
+    """Refuse a folder, and a pipe, which would be read for ever."""
+    if path.exists() and not path.is_file():
+        raise OSError(EINVAL, "it is not a file")
+
+
 def _resolve_file(path: Path, spec: CalibrationSpec, cache: FactsCache) -> DatasetFacts:
     try:
+        _expect_file(path)
         digest = cached_digest(path, cache)
         size = path.stat().st_size
     except OSError as error:
