@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from lmi_build.verify.reference import LogitsFile
+from lmi_build.verify import streamed
+from lmi_build.verify.reference import FloatReference, LogitsFile
+from lmi_build.verify.streamed import can_stream, streamed_logits
+from make_tiny_model import make_tiny_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,3 +47,47 @@ def test_a_cut_file_is_an_error(tmp_path: Path) -> None:
 
         with pytest.raises(OSError, match="window 0 end after 31 values"):
             kept.read(0)
+
+
+@pytest.mark.parametrize("group_tokens", [8192, 100, 1])
+def test_streamed_logits_are_the_whole_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_tokens: int
+) -> None:
+    """
+    Block by block gives what the library gives, whether windows fit a group or not.
+
+    Tolerance: the same float32 products, in batches of another shape.
+    """
+    monkeypatch.setattr(streamed, "GROUP_TOKENS", group_tokens)
+    make_tiny_model(tmp_path)
+    random = np.random.default_rng(2)
+    vocab = json.loads((tmp_path / "config.json").read_bytes())["vocab_size"]
+    windows = [[int(i) for i in random.integers(0, vocab, n)] for n in (48,) * 3]
+
+    assert can_stream(tmp_path)
+    with FloatReference(tmp_path, threads=1, trust_remote_code=False) as reference:
+        for found, ids in zip(
+            streamed_logits(tmp_path, windows, threads=1), windows, strict=True
+        ):
+            np.testing.assert_allclose(
+                found, reference.logits(ids), rtol=1e-5, atol=2e-5
+            )
+
+
+def test_what_cannot_be_streamed_is_known(tmp_path: Path) -> None:
+    """A weight that is not there by its name, quantized weights, foreign code."""
+    make_tiny_model(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_bytes())
+    for change in (
+        {"num_hidden_layers": config["num_hidden_layers"] + 1},
+        {"intermediate_size": 2 * config["intermediate_size"]},
+        {"quantization_config": {"quant_method": "fp8"}},
+        {"auto_map": {"AutoModelForCausalLM": "model.Evil"}},
+        {"model_type": "no-such-type"},
+    ):
+        path.write_text(json.dumps(config | change))
+
+        assert not can_stream(tmp_path), change
+    path.write_text("{")
+    assert not can_stream(tmp_path)

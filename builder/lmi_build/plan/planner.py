@@ -31,7 +31,12 @@ from lmi_build.values.stage import (
     Stage,
 )
 from lmi_build.verify.stage import ENTRY as VERIFY_ENTRY
-from lmi_build.verify.stage import VERIFY_DISTRIBUTIONS, VERIFY_SALT, verify_params
+from lmi_build.verify.stage import (
+    VERIFY_DISTRIBUTIONS,
+    VERIFY_SALT,
+    verify_estimate,
+    verify_params,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,8 +50,6 @@ if TYPE_CHECKING:
 
 # Bytes of engine and package files beside the weights: tokenizer, graph, settings.
 _SMALL_FILES_BYTES = 32 << 20
-# PyTorch, transformers and ONNX Runtime, loaded and idle.
-_VERIFY_BASE_BYTES = 520 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -416,31 +419,7 @@ def _verify(
         platform=package.platform,
         salt=VERIFY_SALT,
         entry=VERIFY_ENTRY,
-        estimate=Estimate(
-            disk_bytes=1 << 20,
-            scratch_bytes=_verify_scratch(facts, params),
-            ram_bytes=_verify_ram(facts, engine, int(str(params["max_seq_len"]))),
+        estimate=verify_estimate(
+            facts, params, engine_bytes=engine.estimate.disk_bytes
         ),
     )
-
-
-def _verify_ram(facts: ModelFacts, engine: Stage, num_tokens: int) -> int:
-    """
-    The libraries, and the larger of what is in memory one after the other.
-
-    First the float model in float32, with the file it is read from mapped beside it
-    while its weights are widened; then the engine with both sides' logits of a window.
-    On SmolLM2-135M this is 1.26 GiB; 1.2 GiB was measured.
-    """
-    weights = sum(tensor.num_elements for tensor in facts.tensors)
-    mapped = 0 if facts.dtype == "float32" else 2 * weights
-    logits_bytes = 2 * 4 * num_tokens * facts.geometry.vocab_size
-    return _VERIFY_BASE_BYTES + max(
-        4 * weights + mapped, engine.estimate.disk_bytes + logits_bytes
-    )
-
-
-def _verify_scratch(facts: ModelFacts, params: Params) -> int:
-    """The float model's logits of every window, which wait on disk for the engine's."""
-    num_tokens = int(str(params["num_samples"])) * int(str(params["max_seq_len"]))
-    return 4 * num_tokens * facts.geometry.vocab_size

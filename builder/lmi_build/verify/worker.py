@@ -32,11 +32,14 @@ from lmi_build.verify.gates import judge, require_gates, summary, weak_note
 from lmi_build.verify.held_out import held_out_windows, num_held_out_windows
 from lmi_build.verify.integrity import refuse_if_damaged
 from lmi_build.verify.reference import FloatReference, LogitsFile
+from lmi_build.verify.streamed import can_stream, streamed_logits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
+    import numpy as np
+    import numpy.typing as npt
     from tokenizers import Tokenizer
 
     from lmi_build.checkpoint.layers import Layers
@@ -182,14 +185,9 @@ def _measure(job: Job, emit: Emit, manifest: Manifest, tokenizer: Tokenizer) -> 
     meter = DriftMeter()
     with tempfile.TemporaryFile(dir=job.out) as scratch:
         kept = LogitsFile(scratch)
-        with FloatReference(
-            job.inputs["model"],
-            threads=int(cast("int", job.settings.get("threads", 0))),
-            trust_remote_code=params["trust_remote_code"],
-        ) as reference:
-            for done, ids in enumerate(windows, start=1):
-                kept.append(reference.logits(ids))
-                progress(done)
+        for done, logits_TV in enumerate(_float_logits(job, windows), start=1):
+            kept.append(logits_TV)
+            progress(done)
         engine = load_engine(root, manifest).engine
         for done, ids in enumerate(windows, start=1):
             try:
@@ -204,6 +202,23 @@ def _measure(job: Job, emit: Emit, manifest: Manifest, tokenizer: Tokenizer) -> 
             del found
             progress(len(windows) + done)
     return meter.result()
+
+
+def _float_logits(
+    job: Job, windows: list[list[int]]
+) -> Iterator[npt.NDArray[np.float32]]:
+    """The float model's logits of each window, block by block where that is offered."""
+    model = job.inputs["model"]
+    threads = int(cast("int", job.settings.get("threads", 0)))
+    trust_remote_code = bool(job.params["trust_remote_code"])
+    if not trust_remote_code and can_stream(model):
+        yield from streamed_logits(model, windows, threads=threads)
+        return
+    with FloatReference(
+        model, threads=threads, trust_remote_code=trust_remote_code
+    ) as reference:
+        for ids in windows:
+            yield reference.logits(ids)
 
 
 def _versions() -> dict[str, str]:
