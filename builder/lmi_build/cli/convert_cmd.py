@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -37,6 +38,8 @@ def convert(state: State, *, checkpoint: Path, to: str, out: Path) -> None:
     """
     from lmi_build.checkpoint.formats.convert import convert as run
 
+    # Layers are small; threads that wait for work must not burn what others need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with watching(state) as emit:
         done = run(checkpoint, out, to=to, emit=emit)
     if state.output != "text":

@@ -12,7 +12,7 @@ order 0, 2, 4, 6, 1, 3, 5, 7 from the lowest bits up, so that its kernel unpacks
 half-precision numbers with one instruction.
 
 Shape suffixes: I input channels, O output channels, G groups of I, R rows and C
-columns of any matrix, W words.
+columns of any matrix, W words; a, b, c have two values each.
 
 Sources: AutoGPTQ 0.7.1 `nn_modules/qlinear/qlinear_cuda_old.py`, `pack`; AutoAWQ 0.2.9
 `modules/linear/gemm.py`, `from_linear`; compressed-tensors 0.19
@@ -116,8 +116,14 @@ def unpack_rows(word_WC: Tensor, *, bits: int) -> Tensor:
     num_columns = word_WC.shape[1]
     per_word = WORD_BITS // bits
     if bits * per_word == WORD_BITS:
-        rows = [(word_WC >> (index * bits)) & mask for index in range(per_word)]
-        return torch.stack(rows, dim=1).to(torch.uint8).view(-1, num_columns)
+        code_WnC = torch.empty(
+            (word_WC.shape[0], per_word, num_columns),
+            dtype=torch.uint8,
+            device=word_WC.device,
+        )
+        for index in range(per_word):
+            code_WnC[:, index] = (word_WC >> (index * bits)) & mask
+        return code_WnC.view(-1, num_columns)
     word_BbC = word_WC.reshape(-1, bits, num_columns).to(torch.int64) & 0xFFFFFFFF
     rows = []
     for index in range(WORD_BITS):
@@ -158,18 +164,19 @@ def pack_interleaved(code_RO: Tensor) -> Tensor:
     num_rows, num_outputs = code_RO.shape
     if num_outputs % len(AWQ_ORDER):
         raise ValueError(f"{num_outputs} outputs are not a multiple of 8")
-    code_RWn = code_RO.reshape(num_rows, -1, len(AWQ_ORDER))
-    return pack_columns(
-        code_RWn[:, :, list(AWQ_ORDER)].reshape(num_rows, -1), bits=_NIBBLE
-    )
+    # Output 4a + 2b + c lies in byte 2c + a of its word, in the half b of the byte.
+    code_RWabc = code_RO.to(torch.uint8).reshape(num_rows, -1, 2, 2, 2)
+    byte_RWac = code_RWabc[:, :, :, 0] | (code_RWabc[:, :, :, 1] << _NIBBLE)
+    return _as_words(byte_RWac.transpose(2, 3).reshape(num_rows, -1))
 
 
 def unpack_interleaved(word_RW: Tensor) -> Tensor:
     """Undo `pack_interleaved`: uint8 codes [R, W * 8]."""
     num_rows = word_RW.shape[0]
-    back = sorted(range(len(AWQ_ORDER)), key=AWQ_ORDER.__getitem__)
-    code_RWn = unpack_columns(word_RW, bits=_NIBBLE).view(num_rows, -1, len(AWQ_ORDER))
-    return code_RWn[:, :, back].reshape(num_rows, -1)
+    byte_RWca = word_RW.contiguous().reshape(-1).view(torch.uint8)
+    byte_RWca = byte_RWca.reshape(num_rows, -1, 2, 2)
+    half_RWcab = torch.stack((byte_RWca & 0xF, byte_RWca >> _NIBBLE), dim=-1)
+    return half_RWcab.permute(0, 1, 3, 4, 2).reshape(num_rows, -1)
 
 
 def pack_zeros(zero_GO: Tensor, *, bits: int) -> Tensor:
