@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from lmi_build.values.bounds import Bounds
+from lmi_build.values.model import TensorFact
 from lmi_build.values.recipe import Gates, VerifySpec
-from lmi_build.verify.stage import verify_params
-from packed import sample_recipe
+from lmi_build.verify.stage import verify_estimate, verify_params
+from packed import sample_facts, sample_recipe
 
 
 def test_lengths_never_exceed_the_bounds_and_say_so() -> None:
@@ -40,3 +41,44 @@ def test_lengths_within_the_bounds_are_kept() -> None:
         "min_top1_agreement": None,
         "max_abs_logit_error": None,
     }
+
+
+def _tensors(*named: tuple[str, int]) -> tuple[TensorFact, ...]:
+    return tuple(
+        TensorFact(name=name, dtype="bfloat16", shape=(count,), file="m")
+        for name, count in named
+    )
+
+
+def test_memory_is_one_block_and_not_the_model() -> None:
+    """A hundred blocks need what two need; one expert more means the whole model."""
+    params = verify_params(sample_recipe())
+    size = 50_000_000
+    few, many, mixed = (
+        verify_estimate(
+            sample_facts(tensors=_tensors(("model.embed.weight", size), *blocks)),
+            params,
+            engine_bytes=1,
+        )
+        for blocks in (
+            [(f"model.layers.{n}.up.weight", size) for n in range(2)],
+            [(f"model.layers.{n}.up.weight", size) for n in range(100)],
+            [(f"model.layers.{n}.experts.0.up.weight", size) for n in range(100)],
+        )
+    )
+
+    assert few == many
+    assert mixed.ram_bytes - many.ram_bytes == 6 * 101 * size - 4 * 2 * size
+    assert many.scratch_bytes == 4 * 8 * 96 * 300
+
+
+def test_memory_of_a_large_engine_decides() -> None:
+    """The two are never in memory together: the larger one counts."""
+    params = verify_params(sample_recipe())
+    facts = sample_facts(tensors=_tensors(("model.embed.weight", 10**9)))
+    small, same, large = (
+        verify_estimate(facts, params, engine_bytes=size).ram_bytes
+        for size in (1, 10**9, 10**10)
+    )
+
+    assert small == same < large
