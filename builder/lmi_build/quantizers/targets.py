@@ -1,5 +1,5 @@
 """
-Which tensors a recipe quantizes, and what each becomes on disk.
+Which tensors a recipe quantizes; `checkpoint.formats` says what each becomes on disk.
 
 Pure and light: the planner uses it to check and to estimate, the worker to decide, so
 that both always agree.
@@ -13,14 +13,12 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from lmi_build.catalog.architectures import architectures
-from lmi_build.checkpoint.writer import TensorPlan
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Mapping
 
     from lmi_build.catalog.architectures import Architecture
 
-WORD_BITS = 32
 FLOAT_DTYPES = frozenset({"float64", "float32", "float16", "bfloat16"})
 # A matrix inside a numbered block: what int8 rounds where no map is known.
 _BLOCK_MATRIX = re.compile(r"^(?P<block>.*?\.\d+)\.(?P<rest>.+)\.weight$")
@@ -159,53 +157,3 @@ def select(
         for linear in candidates(shapes, architecture=architecture)
         if not is_ignored(linear.name, patterns)
     )
-
-
-def group_len(linear: Linear, group_size: int) -> int:
-    """Input channels that share a scale."""
-    return linear.num_inputs if group_size == -1 else group_size
-
-
-def result_plans(
-    linear: Linear, *, bits: int, group_size: int
-) -> tuple[TensorPlan, ...]:
-    """What one linear becomes in the AutoGPTQ format, version 1."""
-    num_groups = linear.num_inputs // group_len(linear, group_size)
-    rows = linear.num_inputs * bits // WORD_BITS
-    columns = linear.num_outputs * bits // WORD_BITS
-    return (
-        TensorPlan(
-            name=f"{linear.name}.qweight",
-            dtype="int32",
-            shape=(rows, linear.num_outputs),
-        ),
-        TensorPlan(
-            name=f"{linear.name}.qzeros", dtype="int32", shape=(num_groups, columns)
-        ),
-        TensorPlan(
-            name=f"{linear.name}.scales",
-            dtype="float16",
-            shape=(num_groups, linear.num_outputs),
-        ),
-        TensorPlan(
-            name=f"{linear.name}.g_idx", dtype="int32", shape=(linear.num_inputs,)
-        ),
-    )
-
-
-def checkpoint_plans(
-    shapes: Mapping[str, tuple[str, tuple[int, ...]]],
-    linears: Iterable[Linear],
-    *,
-    bits: int,
-    group_size: int,
-) -> tuple[TensorPlan, ...]:
-    """Every tensor of the result: quantized ones and those that pass through."""
-    chosen = {f"{linear.name}.weight": linear for linear in linears}
-    plans: list[TensorPlan] = []
-    for name, (dtype, shape) in shapes.items():
-        if name in chosen:
-            plans += result_plans(chosen[name], bits=bits, group_size=group_size)
-        else:
-            plans.append(TensorPlan(name=name, dtype=dtype, shape=shape))
-    return tuple(plans)
