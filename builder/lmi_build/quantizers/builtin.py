@@ -207,10 +207,11 @@ def memory_need(spec: QuantSpec, model: ModelFacts) -> MemoryNeed:
 
 def _kv_plans(spec: QuantSpec, model: ModelFacts) -> tuple[TensorPlan, ...]:
     """The scales of an 8-bit cache, beside every attention."""
-    architecture = find_architecture(model.config)
+    names = {fact.name for fact in model.tensors}
+    architecture = find_architecture(model.config, names)
     if spec.kv_cache_dtype == "auto" or architecture is None:
         return ()
-    blocks = range(model.geometry.num_hidden_layers)
+    blocks = range(model.geometry.num_layers)
     return kv_cache_plans(architecture.attention(index) for index in blocks)
 
 

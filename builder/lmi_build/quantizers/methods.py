@@ -11,14 +11,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
+from lmi_build.numerics.awq import awq, search_awq_scales
+from lmi_build.numerics.fp8 import fp8_scale, quantize_fp8
 from lmi_build.numerics.gptq import gptq
 from lmi_build.numerics.grids import Grid
 from lmi_build.numerics.rtn import round_to_nearest
+from lmi_build.numerics.smooth import search_smoothing, static_scale
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lmi_build.numerics.gptq import Quantized
+    from lmi_build.numerics.observers import ChannelStats
     from lmi_build.quantizers.options import Options
     from lmi_build.values.quant import QuantScheme
 
@@ -34,6 +40,45 @@ def grid_of(num_inputs: int, options: Options, scheme: QuantScheme) -> Grid:
     )
 
 
+def search_scale(
+    w_IO: Tensor,
+    h_II: Tensor,
+    stats: ChannelStats,
+    options: Options,
+    scheme: QuantScheme,
+    *,
+    tie_I: Tensor | None,
+) -> Tensor:
+    """
+    The smoothing scale that a method wishes for, [I].
+
+    Args:
+        w_IO: float32 weights of everything that reads the inputs, side by side.
+        h_II: X' X / T of the inputs.
+        stats: Sizes of their channels, and some of them.
+        options: What the recipe decided.
+        scheme: What is written.
+        tie_I: Channels with equal numbers share their scale.
+    """
+    if options.method == "awq":
+        return search_awq_scales(
+            w_IO,
+            h_II,
+            stats.mean_abs_I,
+            grid=grid_of(w_IO.shape[0], options, scheme),
+            tie_I=tie_I,
+        )
+    return search_smoothing(
+        w_IO,
+        stats.sample_RI,
+        stats.absmax_I,
+        h_II.diagonal(),
+        static=options.activations == "static",
+        alpha=options.smoothing_strength,
+        tie_I=tie_I,
+    ).s_I
+
+
 def round_weights(
     w_IO: Tensor, h_II: Tensor | None, options: Options, scheme: QuantScheme
 ) -> Quantized:
@@ -41,7 +86,7 @@ def round_weights(
     Put a group's weights on their grid.
 
     Args:
-        w_IO: float32 weights, smoothed already; overwritten.
+        w_IO: float32 weights, smoothed already.
         h_II: X' X / T of the inputs they meet, for methods that need it; overwritten.
         options: What the recipe decided.
         scheme: What is written.
@@ -49,18 +94,48 @@ def round_weights(
     Raises:
         NotPositiveDefinite: H is not a product X' X.
     """
-    if options.method == "gptq" and h_II is not None:
-        return gptq(
+    if options.method == "fp8":
+        return quantize_fp8(
             w_IO,
-            h_II,
-            grid=grid_of(w_IO.shape[0], options, scheme),
-            desc_act=options.desc_act,
-            damp_percent=options.damp_percent,
+            per_channel=options.granularity == "channel",
+            search=True,
+            scale_dtype=scheme.scale_dtype,
         )
-    return round_to_nearest(
+    grid = grid_of(w_IO.shape[0], options, scheme)
+    if h_II is None:
+        return round_to_nearest(
+            w_IO,
+            bits=options.bits,
+            group_size=options.group_size,
+            sym=options.sym,
+            scale_dtype=scheme.scale_dtype,
+        )
+    if options.method == "awq" and not options.then_gptq:
+        return awq(w_IO, h_II, torch.ones_like(h_II[0]), grid=grid, clip=options.clip)
+    return gptq(
         w_IO,
-        bits=options.bits,
-        group_size=options.group_size,
-        sym=options.sym,
-        scale_dtype=scheme.scale_dtype,
+        h_II,
+        grid=grid,
+        desc_act=options.desc_act,
+        damp_percent=options.damp_percent,
     )
+
+
+def static_input_scale(
+    stats: ChannelStats, scale_I: Tensor | None, scheme: QuantScheme
+) -> Tensor:
+    """
+    The one scale of a layer's inputs, float32 [1].
+
+    Args:
+        stats: Of the inputs before smoothing.
+        scale_I: Their smoothing, or None.
+        scheme: What is written; its activations are static.
+    """
+    absmax_I, sample_RI = stats.absmax_I, stats.sample_RI.float()
+    if scale_I is not None:
+        absmax_I, sample_RI = absmax_I / scale_I, sample_RI / scale_I
+    if scheme.activation_dtype == "float":
+        return fp8_scale(absmax_I.amax()).reshape(1)
+    step = static_scale(sample_RI, float(absmax_I.amax()))
+    return torch.tensor([step], dtype=torch.float32)

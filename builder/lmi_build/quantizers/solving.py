@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from lmi_build.checkpoint.formats.codec import pack_linear
-from lmi_build.checkpoint.ledger import smoothed
+from lmi_build.checkpoint.formats.layout import KV_CACHE_PARTS
+from lmi_build.checkpoint.ledger import made, smoothed
 from lmi_build.errors import StageFailed
 from lmi_build.numerics.gptq import NotPositiveDefinite
 from lmi_build.numerics.grids import dequantize
-from lmi_build.numerics.observers import HessianObserver
+from lmi_build.numerics.kv_cache import CacheObserver
+from lmi_build.numerics.observers import ChannelObserver, HessianObserver
 from lmi_build.quantizers import methods
 from lmi_build.quantizers.smoothing import Smoothing
 
@@ -69,9 +71,7 @@ class Statistics:
         self.hessian = (
             HessianObserver(num_inputs, max_tokens=max_tokens) if hessian else None
         )
-        self.channels = (
-            methods.ChannelStatistics(num_inputs, device=device) if channels else None
-        )
+        self.channels = ChannelObserver(num_inputs, device=device) if channels else None
 
     def add(self, x_TI: Tensor) -> None:
         """Take in a chunk."""
@@ -156,6 +156,10 @@ class BlockWork:
         self.chosen = chosen
         self.solved: dict[str, Solved] = {}
         self.smoothing = Smoothing(block=block, prefix=prefix, reader=reader)
+        self.cache: CacheObserver | None = None
+        if options.kv_cache_dtype != "auto":
+            self.cache = CacheObserver(block.config.num_kv_heads)
+            block.kv_observer = self.cache.add
 
     def wanted(self, step: Step) -> bool:
         """Whether anything of a step needs statistics."""
@@ -202,7 +206,7 @@ class BlockWork:
         input_scale = None
         if self.options.activations == "static" and statistics.channels is not None:
             input_scale = methods.static_input_scale(
-                statistics.channels, scale_I, self.scheme
+                statistics.channels.stats(), scale_I, self.scheme
             )
         self._install(parts, quantized, scale_I, input_scale, statistics.num_tokens)
 
@@ -228,12 +232,13 @@ class BlockWork:
             self.smoothing.multiply(absorb, self._floats(step), known)
             return known
         searched = [part for part in step.searched if self._is_chosen(part)]
-        if not searched or not statistics.num_tokens:
+        if not searched or not statistics.num_tokens or h_II is None:
             return None
+        assert statistics.channels is not None  # noqa: S101 - a smoothing method's
         wish_I = methods.search_scale(
             self._searched_weights(searched),
             h_II,
-            statistics.channels,
+            statistics.channels.stats(),
             self.options,
             self.scheme,
             tie_I=absorb.rows_I,
@@ -316,4 +321,12 @@ class BlockWork:
         for name, tensor in self.smoothing.rewritten().items():
             result.tensors[name] = tensor
             result.rows.append(smoothed(self.reader.entry(name)))
+        if self.cache is not None:
+            scales = self.cache.scales(self.options.kv_cache_dtype)
+            output = f"{self.prefix}.{self.block.architecture.output}"
+            pairs = zip(KV_CACHE_PARTS, (scales.key, scales.value), strict=True)
+            for part, scale in pairs:
+                name = f"{output.rpartition('.')[0]}.{part}"
+                result.tensors[name] = scale.cpu()
+                result.rows.append(made(name))
         return result
