@@ -43,6 +43,7 @@ from bench.quantize_results import Results, scaling_costs, scaling_table, table
 from bench.quantize_rows import OURS, PEERS, Row
 from bench.usage import CommandFailed, environment, measure
 from bench.venvs import make_venv
+from lmi_build.quantizers.external.readable import make_readable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -56,6 +57,7 @@ RANDOM_LAYERS = 12
 SCALING = ((8, 8), (8, 16), (8, 32), (16, 8), (32, 8))
 
 REQUIREMENTS = {
+    "autoawq": HERE / "quantize_autoawq.requirements.txt",
     "llmcompressor": HERE / "quantize_llmcompressor.requirements.txt",
     # The environment that checkpoints are loaded in has what quantizing needs.
     "gptqmodel": HERE / "formats.requirements.txt",
@@ -107,8 +109,13 @@ def run_row(
         "date": time.strftime("%Y-%m-%d %H:%M"),
     }
     try:
+        model = row.model
+        if row.tool == "autoawq":
+            model = folder / "model"
+            model.mkdir()
+            make_readable(row.model, model, major=4)
         job = identity | {
-            "model": str(row.model),
+            "model": str(model),
             "windows": str(windows_file(row, work)),
             "out": str(folder / "out"),
             "threads": threads,

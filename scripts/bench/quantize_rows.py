@@ -51,6 +51,7 @@ PEERS: dict[str, dict[str, dict[str, Any]]] = {
             **_EIGHT,
         },
     },
+    "autoawq": {"awq-asym": {"method": "awq", "sym": False, **_FOUR}},
     "gptqmodel": {"gptq-sym": {"method": "gptq", "desc_act": False, **_FOUR, **_SYM}},
 }
 
