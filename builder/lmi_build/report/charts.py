@@ -22,7 +22,7 @@ _TRACK = (1.5, 98.5)
 _HEADROOM = 1.25
 # A panel of the errors: room for the axis' numbers to the left and below.
 _PANEL = (240.0, 130.0)
-_AREA = (34.0, 8.0, 232.0, 108.0)
+_AREA = (40.0, 8.0, 234.0, 108.0)
 _MAX_DECADES = 12
 # More dots than this touch each other; a line between them says nothing.
 _MAX_JOINED = 240
