@@ -66,6 +66,11 @@ CASES = [
     Case("gptqmodel", f"{GPTQ}, sym: false, desc_act: false", "gptq"),
     Case("gptqmodel", f"{GPTQ}, bits: 8, format: gptq_v2", "gptq_v2"),
     Case("gptqmodel", "method: gptq, group_size: -1, ignore: ['*.v_proj']", "gptq"),
+    Case(
+        "modelopt",
+        "method: fp8, granularity: tensor, activations: static",
+        "float-quantized",
+    ),
     Case("autoawq", f"{AWQ}", "awq"),
     Case("autoawq", f"{AWQ}, clip: false", "awq"),
 ]
