@@ -61,9 +61,11 @@ def attend(
     pairs, shared = samples * key_heads, heads // key_heads
     key_PLH = key_SKLH.reshape(pairs, length, width)
     value_PLH = value_SKLH.reshape(pairs, length, width)
-    query_PnLH = (query_SNLH * scores.scale).reshape(pairs, shared, length, width)
+    scale = scores.scale / (scores.softcap or 1.0)
+    query_PnLH = (query_SNLH * scale).reshape(pairs, shared, length, width)
     mixed_SLKnH = query_SNLH.new_empty(samples, length, key_heads, shared, width)
-    future_rr = _future(query_SNLH)
+    future_rr = _hidden(query_SNLH).triu(1)
+    past_rr = _hidden(query_SNLH).tril(-1)
     for start in range(0, length, QUERY_TILE):
         stop = min(start + QUERY_TILE, length)
         count = stop - start
@@ -72,7 +74,7 @@ def attend(
         score_PRC = torch.bmm(tile_PRH, key_PLH[:, first:stop].transpose(1, 2))
         score_PnrC = score_PRC.view(pairs, shared, count, stop - first)
         if scores.softcap is not None:
-            score_PnrC.div_(scores.softcap).tanh_().mul_(scores.softcap)
+            score_PnrC.tanh_().mul_(scores.softcap)
         if scores.bias_NL is not None:
             bias_KnC = scores.bias_NL[:, first:stop].view(key_heads, shared, -1)
             torch.unflatten(score_PnrC, 0, (samples, key_heads)).add_(
@@ -80,7 +82,7 @@ def attend(
             )
         score_PnrC[..., start - first :] += future_rr[:count, :count]
         if scores.window is not None:
-            _forget(score_PnrC, start, first, scores.window)
+            _forget(score_PnrC, first + scores.window - 1 - start, past_rr)
         weight_PRC = score_PnrC.softmax(-1).view(pairs, shared * count, stop - first)
         mixed_PRH = torch.bmm(weight_PRC, value_PLH[:, first:stop])
         mixed_SKnrH = mixed_PRH.view(samples, key_heads, shared, count, width)
@@ -88,21 +90,22 @@ def attend(
     return mixed_SLKnH.view(samples, length, heads * width)
 
 
-def _future(like: Tensor) -> Tensor:
-    mask_rr = like.new_full((QUERY_TILE, QUERY_TILE), -torch.inf)
-    return mask_rr.triu_(1)
+def _hidden(like: Tensor) -> Tensor:
+    return like.new_full((QUERY_TILE, QUERY_TILE), -torch.inf)
 
 
-def _forget(score_PnrC: Tensor, start: int, first: int, window: int) -> None:
-    """Mask the keys that left the window of some of a tile's queries."""
-    count = score_PnrC.shape[2]
-    num_keys = start + count - window - first
-    if num_keys <= 0:
-        return
-    device = score_PnrC.device
-    last_gone_r = torch.arange(count, device=device) + start - window - first
-    gone_rC = torch.arange(num_keys, device=device) <= last_gone_r[:, None]
-    score_PnrC[..., :num_keys].masked_fill_(gone_rC, -torch.inf)
+def _forget(score_PnrC: Tensor, before: int, past_rr: Tensor) -> None:
+    """
+    Mask the keys that left the window of some of a tile's queries.
+
+    Args:
+        score_PnrC: Changed in place.
+        before: Queries of the tile whose window reaches its first key.
+        past_rr: Minus infinity below the diagonal.
+    """
+    count = score_PnrC.shape[2] - before
+    if count > 1:
+        score_PnrC[:, :, before:, : count - 1] += past_rr[:count, : count - 1]
 
 
 def alibi_bias(
