@@ -30,7 +30,7 @@ _OUTLIER = 4.0
 # Calibration tokens from which on more of them change little (docs/concepts).
 _ENOUGH_TOKENS = 128 * 512
 _NUM_WORST = 5
-_MOST = 6
+_MOST = 7
 _CALIBRATED = frozenset({"gptq", "awq", "smoothquant"})
 _BUILTIN = "builtin:"
 
@@ -176,7 +176,7 @@ def _larger(
     if finer is not None and scheme.activation_bits >= _FLOAT_BITS:
         now = "a whole row" if size == -1 else str(size)
         cost = _FLOAT_BITS * (1 / finer - (0 if size == -1 else 1 / size))
-        yield f"`quantize.group_size: {finer}` (now {now}): {cost:.2f} bits a weight"
+        yield f"`quantize.group_size: {finer}` (now {now}): {cost:.2f} bits a weight more"
     if scheme.sym and bits < _INT8_BITS:
         yield "`quantize.sym: false`: a zero point for each group"
     if spec.method in {"gptq", "rtn"} and bits < _INT8_BITS:
