@@ -176,12 +176,13 @@ def _larger(
     if finer is not None and scheme.activation_bits >= _FLOAT_BITS:
         now = "a whole row" if size == -1 else str(size)
         cost = _FLOAT_BITS * (1 / finer - (0 if size == -1 else 1 / size))
-        yield f"`quantize.group_size: {finer}` (now {now}): {cost:.2f} bits a weight more"
+        more = f"{cost:.2f} bits a weight more"
+        yield f"`quantize.group_size: {finer}` (now {now}): {more}"
     if scheme.sym and bits < _INT8_BITS:
         yield "`quantize.sym: false`: a zero point for each group"
     if spec.method in {"gptq", "rtn"} and bits < _INT8_BITS:
-        more = next(n for n in (3, 4, 8) if n > bits)
-        yield f"`quantize.bits: {more}` (now {bits})"
+        wider = next(n for n in (3, 4, 8) if n > bits)
+        yield f"`quantize.bits: {wider}` (now {bits})"
     elif bits < _INT8_BITS:
         yield "`quantize.method: int8`: 8 bits a weight"
     if bits == _INT8_BITS and scheme.activation_bits < _FLOAT_BITS:
