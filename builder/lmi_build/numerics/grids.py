@@ -117,8 +117,8 @@ def search_scales(
     """
     group, num_outputs = grid.group_size, w_IO.shape[1]
     num_groups = w_IO.shape[0] // group
-    scale_GO = torch.empty(num_groups, num_outputs)
-    zero_GO = torch.empty(num_groups, num_outputs)
+    scale_GO = w_IO.new_empty(num_groups, num_outputs)
+    zero_GO = w_IO.new_empty(num_groups, num_outputs)
     for index in range(num_groups):
         rows = slice(index * group, (index + 1) * group)
         scale_GO[index], zero_GO[index] = search_group(
