@@ -63,7 +63,8 @@ if method == "gptq":
     more["quantization_config"] = GPTQConfig(bits=config["bits"], backend=backend)
 elif method == "awq":
     more["quantization_config"] = AwqConfig(bits=config["bits"], backend=backend)
-dtype = torch.float32 if backend == "float32" else torch.bfloat16
+dtypes = {"float32": torch.float32, "torch_awq": torch.float16}
+dtype = dtypes.get(backend, torch.bfloat16)
 model = AutoModelForCausalLM.from_pretrained(
     folder, dtype=dtype, device_map="cpu", **more).eval()
 mark = "weight_scale" if method == "compressed-tensors" else "qweight"
@@ -86,13 +87,16 @@ def weight_of(layer):
     return layer.weight
 
 with torch.inference_mode():
-    rows = [model(torch.tensor([ids])).logits[0].float().numpy()
-            for ids in json.load(open(windows))]
+    if method == "compressed-tensors":
+        # Weights are unpacked by the first call.
+        model(torch.tensor([[0]]))
     if backend != "auto":
         for name, layer in layers.items():
             weight = weight_of(layer).float().contiguous() + 0.0
             found["weights"][name + ".weight"] = hashlib.sha256(
                 weight.numpy().tobytes()).hexdigest()
+    rows = [model(torch.tensor([ids])).logits[0].float().numpy()
+            for ids in json.load(open(windows))]
 np.save(out + ".npy", np.stack(rows))
 json.dump(found, open(out + ".json", "w"))
 """

@@ -2,7 +2,9 @@
 What `quantize.py` has to reach, as data, and whether the rows at hand reach it.
 
 Every goal is a quotient of two measures of the same run, or one measure against a
-limit. A row that is missing leaves its goal open; nothing is filled in.
+limit. A row that is missing leaves its goal open; nothing is filled in. Where KL misses
+a quotient by less than twice the standard error of the difference, taken window by
+window, the goal is `level`: on this text the two cannot be told apart.
 """
 
 from __future__ import annotations
@@ -54,18 +56,22 @@ class Verdict:
         goal: What was to be reached.
         value: What was measured; None where a row is missing.
         note: What the value rests on, where that is not plain.
+        noise: How much more than the limit is still no difference.
     """
 
     goal: Goal
     value: float | None
     note: str = ""
+    noise: float = 0.0
 
     @property
     def word(self) -> str:
-        """`met`, `missed` or `open`."""
+        """`met`, `level`, `missed` or `open`."""
         if self.value is None:
             return "open"
-        return "met" if self.value <= self.goal.limit else "missed"
+        if self.value <= self.goal.limit:
+            return "met"
+        return "level" if self.value <= self.goal.limit + self.noise else "missed"
 
 
 _GPTQ_PEERS = (
@@ -219,31 +225,60 @@ def at_samples(
     return None, ""
 
 
+def _window_kl(rows: Rows, goal: Goal, name: str, samples: int) -> list[float]:
+    """KL of each held-out window, mean over seeds; empty where it was not kept."""
+    kept = [
+        row["score"]["window_kl"]
+        for row in rows.values()
+        if f"{row['tool']}:{row['method']}" == name
+        and row["reference"] == goal.reference
+        and row["samples"] == samples
+        and "window_kl" in row.get("score", {})
+    ]
+    return [statistics.fmean(values) for values in zip(*kept, strict=True)]
+
+
+def _noise(rows: Rows, goal: Goal, peer: str, samples: int) -> float:
+    """Twice the standard error of ours less the limit of theirs, over theirs."""
+    if goal.measure != "kl":
+        return 0.0
+    ours = _window_kl(rows, goal, goal.ours, samples)
+    theirs = _window_kl(rows, goal, peer, samples)
+    if len(ours) != len(theirs) or len(ours) < 2:  # noqa: PLR2004
+        return 0.0
+    gaps = [a - goal.limit * b for a, b in zip(ours, theirs, strict=True)]
+    error = statistics.stdev(gaps) / len(gaps) ** 0.5
+    return 2 * error / statistics.fmean(theirs)
+
+
+def _judge_one(rows: Rows, goal: Goal) -> Verdict:
+    ours = _values(rows, goal, goal.ours)
+    if not ours:
+        return Verdict(goal=goal, value=None)
+    samples = max(ours)
+    value = statistics.fmean(ours[samples])
+    if not goal.against:
+        return Verdict(goal=goal, value=value)
+    grows = goal.measure in {"cpu", "wall"}
+    peers = []
+    for peer in goal.against:
+        found, word = at_samples(_values(rows, goal, peer), samples, grows=grows)
+        if found is not None:
+            peers.append((found, peer, word))
+    if not peers:
+        return Verdict(goal=goal, value=None)
+    best, peer, word = min(peers)
+    return Verdict(
+        goal=goal,
+        value=value / best,
+        note=f"{peer} {word}".strip(),
+        noise=_noise(rows, goal, peer, samples),
+    )
+
+
 def judge(rows: Rows, goals: Sequence[Goal] = GOALS) -> list[Verdict]:
     """Every goal beside what the rows say."""
-    verdicts = []
-    for goal in goals:
-        ours = _values(rows, goal, goal.ours)
-        if not ours:
-            verdicts.append(Verdict(goal=goal, value=None))
-            continue
-        samples = max(ours)
-        value: float | None = statistics.fmean(ours[samples])
-        note = ""
-        if goal.against:
-            grows = goal.measure in {"cpu", "wall"}
-            peers = [
-                (found, peer, word)
-                for peer in goal.against
-                for found, word in [
-                    at_samples(_values(rows, goal, peer), samples, grows=grows)
-                ]
-                if found is not None
-            ]
-            value = None if not peers else value / min(peers)[0]  # type: ignore[operator]
-            note = " ".join(min(peers)[1:]).strip() if peers else ""
-        verdicts.append(Verdict(goal=goal, value=value, note=note))
-    return verdicts
+    return [_judge_one(rows, goal) for goal in goals]
 
 
 def goals_table(verdicts: Sequence[Verdict]) -> str:
@@ -255,5 +290,7 @@ def goals_table(verdicts: Sequence[Verdict]) -> str:
         if x.value is not None
     ]
     words = [x.word for x in verdicts]
-    counts = ", ".join(f"{words.count(w)} {w}" for w in ("met", "missed", "open"))
+    counts = ", ".join(
+        f"{words.count(w)} {w}" for w in ("met", "level", "missed", "open")
+    )
     return "\n".join([*lines, "", f"Goals: {counts}."])

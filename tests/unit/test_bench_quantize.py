@@ -182,6 +182,7 @@ def row(name: str, **measures: Any) -> dict[str, Any]:
     if "kl" in measures:
         found["score"] = {"kl": measures["kl"], "kl_stderr": 0.0, "top1": 1.0}
         found["score"] |= {"perplexity": 1.0, "reference_perplexity": 1.0}
+        found["score"]["window_kl"] = measures.get("window_kl", [])
     return found
 
 
@@ -208,7 +209,23 @@ def test_goals_divide_by_the_best_library() -> None:
 
     assert [x.word for x in verdicts] == ["met", "missed", "met", "open", "open"]
     assert [x.value for x in verdicts[:3]] == pytest.approx([0.5, 1.25, 0.1])
-    assert "Goals: 2 met, 1 missed, 2 open." in goals_table(verdicts)
+    assert "Goals: 2 met, 0 level, 1 missed, 2 open." in goals_table(verdicts)
+
+
+@pytest.mark.parametrize(("shift", "word"), [(0.001, "level"), (0.1, "missed")])
+def test_a_difference_within_noise_is_none(shift: float, word: str) -> None:
+    """Windows differ by more than the tools do, or the tools differ in every window."""
+    theirs = [0.1 + 0.01 * window for window in range(20)]
+    ours = [x + shift + 0.004 * (-1) ** at for at, x in enumerate(theirs)]
+    rows = {
+        "a": row("ours:gptq-sym", kl=sum(ours) / 20, window_kl=ours),
+        "b": row("x:gptq-sym", kl=sum(theirs) / 20, window_kl=theirs),
+    }
+    goal = Goal(
+        text="", measure="kl", ours="ours:gptq-sym", limit=1, against=("x:gptq-sym",)
+    )
+
+    assert [x.word for x in judge(rows, [goal])] == [word]
 
 
 def test_cost_grows_along_a_line() -> None:
