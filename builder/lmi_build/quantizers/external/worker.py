@@ -34,10 +34,14 @@ from lmi_build.quantizers.targets import find_architecture, select
 from lmi_build.values.quant import QuantScheme
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from lmi_build.events import Emit
     from lmi_build.spi import Job
 
-_TAIL_LINES = 15
+# Kept of a driver's output, and shown of it: a traceback may be long.
+_KEPT_LINES, _TAIL_LINES = 200, 8
+_TRACE = ("Traceback (most recent", "Current thread", "Thread 0x")
 _MARKER = "toolchain.json"
 _SIGKILL = -9
 # Drivers of libraries that refuse to quantize without a GPU.
@@ -69,7 +73,12 @@ def run(job: Job, emit: Emit) -> None:
         native.mkdir(parents=True)
         _run_library(job, emit, native, version)
         done.touch()
-    _take_over(job, native)
+    try:
+        _take_over(job, native)
+    except StageFailed:
+        # What is wrong once may be right when it is made again.
+        done.unlink()
+        raise
 
 
 def _list(value: Any) -> list[Any]:
@@ -139,14 +148,15 @@ def _run_library(job: Job, emit: Emit, native: Path, version: str) -> None:
         if "calibration" in params:
             readable = replace(job, inputs={**job.inputs, "model": model})
             windows = read_windows(readable, emit)
-        threads = params.get("threads") or len(os.sched_getaffinity(0))
+        # Where the bytes hang on the number it is in the key; else the launcher's.
+        threads = params.get("threads") or os.environ.get("OMP_NUM_THREADS")
         request = Path(folder) / "request.json"
         Request(
             model=model,
             out=native,
             options=params["native"],
             windows=tuple(tuple(window) for window in windows),
-            threads=int(threads),
+            threads=int(threads or len(os.sched_getaffinity(0))),
         ).save(request)
         status, tail = _run_driver(params["driver"], request)
     if status == _SIGKILL:
@@ -166,7 +176,7 @@ def _run_library(job: Job, emit: Emit, native: Path, version: str) -> None:
 
 def _run_driver(module: str, request: Path) -> tuple[int, list[str]]:
     """Run a driver; its output goes to the log, and its last lines come back."""
-    tail: deque[str] = deque(maxlen=_TAIL_LINES)
+    tail: deque[str] = deque(maxlen=_KEPT_LINES)
     process = subprocess.Popen(
         [sys.executable, "-X", "faulthandler", "-m", module, str(request)],
         stdin=subprocess.DEVNULL,
@@ -181,7 +191,21 @@ def _run_driver(module: str, request: Path) -> tuple[int, list[str]]:
             text = line.decode("utf-8", "replace").rstrip()
             # Progress bars write one line over and over.
             tail.append(text.rpartition("\r")[2])
-    return process.wait(), [line for line in tail if line.strip()]
+    return process.wait(), last_words(tail)
+
+
+def last_words(lines: Iterable[str]) -> list[str]:
+    """The end of a log without the frames of tracebacks, which the log file has."""
+    told: list[str] = []
+    inside = False
+    for line in lines:
+        if line.startswith(_TRACE):
+            inside = True
+        elif not (inside and (not line.strip() or line.startswith(" "))):
+            inside = False
+            if line.strip():
+                told.append(line)
+    return told[-_TAIL_LINES:]
 
 
 def _take_over(job: Job, native: Path) -> None:
