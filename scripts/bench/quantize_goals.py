@@ -247,7 +247,7 @@ def _noise(rows: Rows, goal: Goal, peer: str, samples: int) -> float:
     if len(ours) != len(theirs) or len(ours) < 2:  # noqa: PLR2004
         return 0.0
     gaps = [a - goal.limit * b for a, b in zip(ours, theirs, strict=True)]
-    error = statistics.stdev(gaps) / len(gaps) ** 0.5
+    error: float = statistics.stdev(gaps) / len(gaps) ** 0.5
     return 2 * error / statistics.fmean(theirs)
 
 
