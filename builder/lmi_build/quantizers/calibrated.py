@@ -80,7 +80,7 @@ class CalibratedWork:
         width = enter(slice(0, 1)).shape[2]
         folder = _spill_folder(job, linears, tokens_NL, width=width, dtype=dtype)
         samples, length = tokens_NL.shape
-        self.num_blocks = int(config["num_hidden_layers"])
+        self.num_blocks = decoder.num_layers
         self.x: Activations
         if folder is None:
             self.x = HeldActivations(
