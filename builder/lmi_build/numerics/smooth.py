@@ -14,6 +14,12 @@ the first sum is the rounding of the activations, taken as it really is on a sam
 tokens (channels far below the step lose what they hold, not d^2 / 12); the second is
 that of the weights, one step d_o per output.
 
+Measured on 11 linears of SmolLM2 by the outputs of tokens that were not searched on:
+the strength that this model chooses leaves 0.33 of the error without smoothing, the
+best strength there is 0.31, a strength of 0.5 everywhere 0.37. Rounding the weights by
+GPTQ at 8 bits brings 0.33 down to 0.24, where there is an H to do it with; searching
+their steps for less than the full range gains nothing.
+
 int8 here is what compressed-tensors stores and kernels compute: codes from -128 to
 127, a largest magnitude of 127.5 steps for weights, 127 for activations.
 
@@ -84,9 +90,9 @@ def search_smoothing(
     w_IO: Tensor,
     sample_RI: Tensor,
     absmax_I: Tensor,
-    mean_square_I: Tensor,
     *,
     static: bool,
+    mean_square_I: Tensor | None = None,
     alpha: float | None = None,
     tie_I: Tensor | None = None,
 ) -> Smoothing:
@@ -97,8 +103,9 @@ def search_smoothing(
         w_IO: float32 weights of all linears that share the input, side by side.
         sample_RI: Some tokens' inputs.
         absmax_I: Largest magnitude of each input channel over all tokens.
-        mean_square_I: Mean square of each input channel, the diagonal of H.
         static: One step for all tokens instead of one per token.
+        mean_square_I: Mean square of each input channel, the diagonal of H; the
+            sample's own where None.
         alpha: A strength that is not to be searched.
         tie_I: int64, channels with equal values share their scale.
 
@@ -107,11 +114,12 @@ def search_smoothing(
     """
     x_RI = sample_RI.to(torch.float32)
     row_I = w_IO.square().sum(dim=1)
+    square_I = x_RI.square().mean(dim=0) if mean_square_I is None else mean_square_I
     plain_I = torch.ones_like(absmax_I)
 
     def expect(s_I: Tensor) -> float:
         step = float((absmax_I / s_I).amax()) / INT8_MAX if static else None
-        return expected_error(w_IO, x_RI, mean_square_I, row_I, s_I, step=step)
+        return expected_error(w_IO, x_RI, square_I, row_I, s_I, step=step)
 
     plain_error = expect(plain_I)
     best = Smoothing(
