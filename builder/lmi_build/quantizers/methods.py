@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lmi_build.numerics.awq import awq, search_awq_scales
+from lmi_build.numerics.awq import awq, search_awq_scales, search_gptq_scales
 from lmi_build.numerics.fp8 import fp8_scale, quantize_fp8
 from lmi_build.numerics.gptq import gptq
 from lmi_build.numerics.grids import Grid
@@ -60,6 +60,15 @@ def search_scale(
         scheme: What is written.
         tie_I: Channels with equal numbers share their scale.
     """
+    if options.method == "awq" and options.then_gptq:
+        return search_gptq_scales(
+            w_IO,
+            h_II,
+            grid=grid_of(w_IO.shape[0], options, scheme),
+            desc_act=options.desc_act,
+            damp_percent=options.damp_percent,
+            tie_I=tie_I,
+        )
     if options.method == "awq":
         return search_awq_scales(
             w_IO,
@@ -72,7 +81,7 @@ def search_scale(
         w_IO,
         stats.sample_RI,
         stats.absmax_I,
-        h_II.diagonal(),
+        mean_square_I=h_II.diagonal(),
         static=options.activations == "static",
         alpha=options.smoothing_strength,
         tie_I=tie_I,
