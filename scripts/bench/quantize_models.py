@@ -39,6 +39,7 @@ GRID_TOLERANCE = 0.1
 # SmolLM2's own norms give channels within a factor of ten of each other; large models
 # have a handful of channels 20 to 100 times as large as the rest.
 OUTLIER_CHANNELS, OUTLIER_FACTOR = 6, 32.0
+RANDOM_WIDTH = 1024
 READERS = {
     "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
@@ -152,7 +153,7 @@ def derive(kind: str, source: Path, out: Path) -> Path:
     return out
 
 
-def make_random(out: Path, *, num_layers: int, hidden_size: int = 1024) -> Path:
+def make_random(out: Path, *, num_layers: int, hidden_size: int = RANDOM_WIDTH) -> Path:
     """A Llama with 16.8M random weights a block at its default width."""
     shutil.rmtree(out, ignore_errors=True)
     return make_tiny_model(
@@ -167,6 +168,18 @@ def make_random(out: Path, *, num_layers: int, hidden_size: int = 1024) -> Path:
     )
 
 
+def memory_bound(num_tokens: int, *, hidden_size: int = RANDOM_WIDTH) -> float:
+    """
+    Bytes that quantizing a random model may hold, however deep it is.
+
+    Four times a block, the residual stream and the widest input inside a block for all
+    tokens in bfloat16, and half a gigabyte.
+    """
+    inner = 4 * hidden_size
+    block = 2 * (4 * hidden_size**2 + 3 * hidden_size * inner)
+    return 4 * block + 2 * num_tokens * (hidden_size + inner) + 0.5e9
+
+
 def main() -> None:
     """Make one model."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[1])
@@ -178,7 +191,7 @@ def main() -> None:
     command = commands.add_parser("random")
     command.add_argument("out", type=Path)
     command.add_argument("--layers", type=int, default=12)
-    command.add_argument("--hidden-size", type=int, default=1024)
+    command.add_argument("--hidden-size", type=int, default=RANDOM_WIDTH)
     args = parser.parse_args()
     if args.kind == "random":
         make_random(args.out, num_layers=args.layers, hidden_size=args.hidden_size)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.quantize_goals import line_through
+from bench.quantize_models import memory_bound
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -148,9 +149,11 @@ def scaling_costs(rows: Mapping[str, Mapping[str, Any]]) -> list[Cost]:
 
 def scaling_table(costs: Sequence[Cost]) -> str:
     """Cost against layers and tokens, with the line through it and what is off it."""
-    lines = ["| layers | tokens | CPU s | wall s | peak MB |", "|---" * 5 + "|"]
+    head = ("layers", "tokens", "CPU s", "wall s", "peak MB", "allowed MB")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     lines += [
-        f"| {x.layers} | {x.tokens} | {x.cpu:.1f} | {x.wall:.1f} | {x.peak:.0f} |"
+        f"| {x.layers} | {x.tokens} | {x.cpu:.1f} | {x.wall:.1f} | {x.peak:.0f}"
+        f" | {memory_bound(x.tokens) / 1e6:.0f} |"
         for x in costs
     ]
     fewest = min(x.tokens for x in costs), min(x.layers for x in costs)
