@@ -132,7 +132,7 @@ def test_absorbing_scales_changes_nothing(name: str, folders: Folders) -> None:
     expected = run(block, x_NLD, visit=lambda step, _: found.append(step))
     generator = torch.Generator().manual_seed(2)
     for step in found:
-        if step.absorb is not None:
+        if step.absorb is not None and step.searched:
             scale(scaled, step, step.absorb, generator)
 
     assert any(step.absorb for step in found)
@@ -271,6 +271,28 @@ def test_an_expert_without_tokens_has_steps_of_nothing(folders: Folders) -> None
     assert counts[2] == [0, 0]
     assert sum(counts[e][0] for e in range(5)) == 2 * num_tokens
     assert bool(torch.isfinite(out).all())
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe"])
+def test_experts_share_the_scale_of_their_norm(name: str, folders: Folders) -> None:
+    """It is searched once, with all that read the norm; the experts then name it."""
+    decoder = Decoder(folders(name))
+    block = decoder.block(1 if name == "qwen2_moe" else 0)
+    found: list[Step] = []
+
+    run(block, noise(block).float(), visit=lambda step, _: found.append(step))
+
+    searches = [step for step in found if not step.parts]
+    assert len(searches) == 1
+    absorb = searches[0].absorb
+    assert absorb is not None
+    later = [step for step in found if step.absorb == absorb and step.parts]
+    assert not any(step.searched for step in later)
+    assert [part for step in later for part in step.parts] == [*searches[0].searched]
+    assert len(later) == decoder.config.num_experts + ("shared" in str(searches))
+    kept = {decoder.architecture.shared_router, block.router} - {""}
+    assert set(absorb.readers) == kept
+    assert found.index(searches[0]) < found.index(later[0])
 
 
 def test_prefixes_may_be_left_out(folders: Folders) -> None:

@@ -250,7 +250,7 @@ class Block:
         return Step(
             parts=linears,
             searched=searched,
-            num_inputs=self.num_inputs(searched[0]),
+            num_inputs=self.num_inputs((linears or searched)[0]),
             inputs=lambda: (chunk.flatten(0, -2) for chunk in chunks()),
             absorb=absorb,
             expert=expert,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from lmi_build.quantizers.decoder import Block
-    from lmi_build.quantizers.steps import Activations, Room, Step
+    from lmi_build.quantizers.steps import Absorb, Activations, Room, Step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,17 +128,18 @@ def steps(
     )
     each = [arch.expert(prefix, number) for number in range(block.config.num_experts)]
     shared = (arch.shared_gate, arch.shared_up) if arch.shared_router else ()
+    readers = (block.router, *((arch.shared_router,) if shared else ()))
+    absorb = block.absorb_in_norm(block.mlp_norm, readers=readers)
     if smoothing:
-        readers = (block.router, *((arch.shared_router,) if shared else ()))
         yield block.step(
             (),
             lambda: (block.norm(block.mlp_norm, out.load(part)) for part in parts),
-            block.absorb_in_norm(block.mlp_norm, readers=readers),
+            absorb,
             searched=(*shared, *(name for names in each for name in names[:2])),
         )
     total = room(out.shape[2], slot=1)
     if shared:
-        yield from _shared_steps(block, out, total, parts=parts, room=room)
+        yield from _shared_steps(block, absorb, out, total, parts=parts, room=room)
     else:
         for part in parts:
             total.store(part, torch.zeros_like(out.load(part)))
@@ -147,6 +148,7 @@ def steps(
             block,
             names,
             number,
+            absorb=absorb,
             routing=routing.of(number),
             stream=_Rows(out, parts),
             total=_Rows(total, parts),
@@ -187,6 +189,7 @@ def _route(
 
 def _shared_steps(
     block: Block,
+    absorb: Absorb | None,
     out: Activations,
     total: Activations,
     *,
@@ -199,7 +202,8 @@ def _shared_steps(
     yield block.step(
         widening,
         lambda: (block.norm(block.mlp_norm, out.load(part)) for part in parts),
-        None,
+        absorb,
+        searched=(),
     )
     inner = room(block.num_inputs(arch.shared_down), slot=0)
 
@@ -223,6 +227,7 @@ def _expert_steps(
     names: tuple[str, str, str],
     number: int,
     *,
+    absorb: Absorb | None,
     routing: tuple[Tensor, Tensor],
     stream: _Rows,
     total: _Rows,
@@ -237,7 +242,8 @@ def _expert_steps(
     yield block.step(
         names[:2],
         lambda: (gather(here) for _, here in stream.chunks(count)),
-        None,
+        absorb,
+        searched=(),
         expert=number,
     )
     width = block.num_inputs(down)

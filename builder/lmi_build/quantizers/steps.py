@@ -84,7 +84,8 @@ class Step:
     Args:
         parts: The linears, relative to the block; none in a step that is only there to
             search a smoothing.
-        searched: The linears a smoothing must weigh: `parts`, or those of all experts.
+        searched: The linears a smoothing must weigh: `parts`, or those of all experts;
+            none where a step before had the same `absorb` and its scale holds.
         num_inputs: I.
         inputs: Makes the chunks [T, I], in the dtype of the computation. To be called
             once and used up before the next step is asked for. A chunk is to be read
