@@ -217,7 +217,9 @@ def quantize_folder_as(
         tensors |= encode(layer, codes, slice(None), form, input_scale=scale)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((out / "config.json").read_bytes())
-    config["quantization_config"] = quantization_config(form, left=left, method="test")
+    config["quantization_config"] = quantization_config(
+        form, left=left, linears=list(dense), method="test"
+    )
     (out / "config.json").write_text(json.dumps(config), "utf-8")
     return dense
 

@@ -70,6 +70,20 @@ def test_what_stays_float_is_named_for_every_reader() -> None:
     assert dense["ignore"] == list(left)
 
 
+def test_what_is_quantized_is_named_by_its_ending() -> None:
+    """Readers match endings: short ones unless a kept layer has the same."""
+    linears = ["model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"]
+
+    def endings(left: str) -> object:
+        config = quantization_config(
+            scheme("gptq"), left=("lm_head", left), linears=linears, method="gptq"
+        )
+        return config["modules_in_block_to_quantize"]
+
+    assert endings("model.layers.0.mlp.gate") == [["mlp.up_proj"]]
+    assert endings("model.layers.2.mlp.up_proj") == [linears]
+
+
 def test_float_linears_are_found_by_shape() -> None:
     """Routers and the head count; tables, norms and what is quantized do not."""
     shapes = {

@@ -76,6 +76,7 @@ def assemble(
     entry = quantization_config(
         scheme,
         left=float_linears(shapes, names),
+        linears=names,
         method=params["method"],
         options=params,
     )

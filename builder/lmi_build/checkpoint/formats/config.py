@@ -4,7 +4,8 @@ The `quantization_config` of a `config.json`, written for its readers and read.
 Light: the planner reads it from other tools' checkpoints. What each reader looks at:
 
 - transformers: `GPTQConfig` and `AwqConfig` through gptqmodel, and
-  `CompressedTensorsConfig`.
+  `CompressedTensorsConfig`. Of GPTQ's lists it looks at
+  `modules_in_block_to_quantize` alone, endings of the names of what is quantized.
 - vLLM: `gptq`/`gptq_marlin`, `awq`/`awq_marlin`, `compressed_tensors`. AWQ's
   `modules_to_not_convert` match as substrings, compressed-tensors' `ignore` as whole
   names; both work with full names.
@@ -20,6 +21,7 @@ Sources: transformers 5.23 `utils/quantization_config.py`; compressed-tensors 0.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from lmi_build.checkpoint.formats.layout import AUTOGPTQ, BITS
@@ -50,6 +52,8 @@ _TABLES = frozenset(
         "relative_attention_bias",
     }
 )
+# What comes before a module's name inside its numbered block.
+_IN_BLOCK = re.compile(r"^.*?\.\d+\.")
 _FLOAT8 = {"fp8": "float", "int8": "int"}
 
 
@@ -81,6 +85,7 @@ def quantization_config(
     left: Sequence[str],
     method: str,
     options: Mapping[str, Any] | None = None,
+    linears: Sequence[str] = (),
 ) -> dict[str, Any]:
     """
     The entry of `config.json` that the format's readers expect.
@@ -90,16 +95,22 @@ def quantization_config(
         left: Linears that stay in float, as `float_linears` gives them.
         method: Who chose the numbers, for people who read the file.
         options: How: `damp_percent`, `true_sequential`; only AutoGPTQ has a place.
+        linears: What is quantized; only transformers asks for it, and only for
+            AutoGPTQ checkpoints of which some linears stay in float.
     """
     if scheme.packing in AUTOGPTQ:
-        return _gptq_config(scheme, left, method, options or {})
+        return _gptq_config(scheme, left, method, options or {}, linears)
     if scheme.packing == "awq":
         return _awq_config(scheme, left)
     return _compressed_config(scheme, left)
 
 
 def _gptq_config(
-    scheme: QuantScheme, left: Sequence[str], method: str, options: Mapping[str, Any]
+    scheme: QuantScheme,
+    left: Sequence[str],
+    method: str,
+    options: Mapping[str, Any],
+    linears: Sequence[str],
 ) -> dict[str, Any]:
     """
     `desc_act` speaks of the group index on disk, not of the order of the walk.
@@ -124,7 +135,16 @@ def _gptq_config(
     if kept:
         config["modules_to_not_convert"] = kept
         config["dynamic"] = {f"-:^{_escape(name)}$": {} for name in kept}
+    if kept and linears:
+        config["modules_in_block_to_quantize"] = [_endings(linears, kept)]
     return config
+
+
+def _endings(linears: Sequence[str], kept: Sequence[str]) -> list[str]:
+    """Ends of names that fit what is quantized and nothing else, as few as will do."""
+    short = {_IN_BLOCK.sub("", name, count=1) for name in linears}
+    same = any(name.endswith(tuple(short)) for name in kept)
+    return sorted(linears if same else short)
 
 
 def _escape(name: str) -> str:

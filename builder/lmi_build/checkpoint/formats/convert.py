@@ -429,12 +429,12 @@ def _write_config(
 ) -> None:
     old = config["quantization_config"]
     meta = old.get("meta") if isinstance(old.get("meta"), dict) else {}
+    names = [linear.name for linear in linears]
+    shapes = {name: (plan.dtype, plan.shape) for name, plan in kept.items()}
     new = quantization_config(
         target,
-        left=float_linears(
-            {name: (plan.dtype, plan.shape) for name, plan in kept.items()},
-            [linear.name for linear in linears],
-        ),
+        left=float_linears(shapes, names),
+        linears=names,
         method=str(meta.get("method") or old["quant_method"]),
         options=old if old["quant_method"] == "gptq" else {},
     )
