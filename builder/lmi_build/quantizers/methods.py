@@ -81,7 +81,6 @@ def search_scale(
         w_IO,
         stats.sample_RI,
         stats.absmax_I,
-        mean_square_I=h_II.diagonal(),
         static=options.activations == "static",
         alpha=options.smoothing_strength,
         tie_I=tie_I,
