@@ -251,29 +251,41 @@ def _noise(rows: Rows, goal: Goal, peer: str, samples: int) -> float:
     return 2 * error / statistics.fmean(theirs)
 
 
-def _judge_one(rows: Rows, goal: Goal) -> Verdict:
-    ours = _values(rows, goal, goal.ours)
-    if not ours:
-        return Verdict(goal=goal, value=None)
-    samples = max(ours)
-    value = statistics.fmean(ours[samples])
-    if not goal.against:
-        return Verdict(goal=goal, value=value)
+def _beside(rows: Rows, goal: Goal, peer: str) -> Verdict | None:
+    """
+    Ours over one peer's, with as many calibration samples as both were run on.
+
+    Where they share no number of samples, the peer's cost is extrapolated along its
+    own rows, and its KL is taken as it is; the note says so.
+    """
+    ours, theirs = _values(rows, goal, goal.ours), _values(rows, goal, peer)
+    if not ours or not theirs:
+        return None
+    most = max(ours)
+    samples = max(ours.keys() & theirs.keys(), default=most)
     grows = goal.measure in {"cpu", "wall"}
-    peers = []
-    for peer in goal.against:
-        found, word = at_samples(_values(rows, goal, peer), samples, grows=grows)
-        if found is not None:
-            peers.append((found, peer, word))
-    if not peers:
-        return Verdict(goal=goal, value=None)
-    best, peer, word = min(peers)
+    found, word = at_samples(theirs, samples, grows=grows)
+    assert found is not None
+    if samples != most:
+        word = f"both with {samples} samples"
     return Verdict(
         goal=goal,
-        value=value / best,
+        value=statistics.fmean(ours[samples]) / found,
         note=f"{peer} {word}".strip(),
         noise=_noise(rows, goal, peer, samples),
     )
+
+
+def _judge_one(rows: Rows, goal: Goal) -> Verdict:
+    ours = _values(rows, goal, goal.ours)
+    if not goal.against:
+        value = statistics.fmean(ours[max(ours)]) if ours else None
+        return Verdict(goal=goal, value=value)
+    beside = [_beside(rows, goal, peer) for peer in goal.against]
+    found = [(x.value, x) for x in beside if x is not None and x.value is not None]
+    if not found:
+        return Verdict(goal=goal, value=None)
+    return max(found, key=lambda pair: pair[0])[1]
 
 
 def judge(rows: Rows, goals: Sequence[Goal] = GOALS) -> list[Verdict]:

@@ -212,6 +212,23 @@ def test_goals_divide_by_the_best_library() -> None:
     assert "Goals: 2 met, 0 level, 1 missed, 2 open." in goals_table(verdicts)
 
 
+def test_tools_are_compared_on_equal_samples() -> None:
+    """A library too slow for 64 samples stands beside ours with as few as it had."""
+    rows = {
+        "a": row("ours:awq-asym", cpu=100.0),
+        "b": row("ours:awq-asym", cpu=20.0, samples=4),
+        "c": row("x:awq-asym", cpu=80.0, samples=4),
+    }
+    goal = Goal(
+        text="", measure="cpu", ours="ours:awq-asym", limit=1, against=("x:awq-asym",)
+    )
+
+    (verdict,) = judge(rows, [goal])
+
+    assert verdict.value == pytest.approx(0.25)
+    assert verdict.note == "x:awq-asym both with 4 samples"
+
+
 @pytest.mark.parametrize(("shift", "word"), [(0.001, "level"), (0.1, "missed")])
 def test_a_difference_within_noise_is_none(shift: float, word: str) -> None:
     """Windows differ by more than the tools do, or the tools differ in every window."""
