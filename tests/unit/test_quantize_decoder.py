@@ -311,6 +311,28 @@ def test_prefixes_may_be_left_out(folders: Folders) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_plans_take_every_model(name: str, folders: Folders, tmp_path: Path) -> None:
+    """What a map says agrees with the shapes that `sources` expects of a model."""
+    from lmi_build.quantizers.decoder_config import check_config
+    from lmi_build.sources.cache import FactsCache
+    from lmi_build.sources.local import resolve_folder
+    from lmi_build.values.recipe import ModelSpec
+
+    folder = folders(name)
+
+    facts = resolve_folder(
+        folder, spec=ModelSpec(source=str(folder)), cache=FactsCache(tmp_path)
+    )
+
+    names = {fact.name for fact in facts.tensors}
+    found = find_architecture(facts.config, names)
+    assert found is not None
+    assert not list(check_config(found, facts.config))
+    assert not list(check_tensors(found, names))
+    assert facts.geometry.num_layers == tiny_architectures.NUM_LAYERS
+
+
 def test_fused_experts_are_refused(folders: Folders) -> None:
     """One tensor for all experts is refused by name."""
     from lmi_build.errors import Unsupported
