@@ -18,6 +18,7 @@ _PROJECT = _ROOT.parent.parent / "pyproject.toml"
 # Module to distribution, where the names differ.
 _DISTRIBUTIONS = {
     "awq": "autoawq",
+    "modelopt": "nvidia_modelopt",
     "botocore": "boto3",
     "pydantic_core": "pydantic",
     "ruamel": "ruamel.yaml",
