@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lmi_build.checkpoint.reader import CheckpointReader
-from lmi_build.quantizers.decoder import Block, embed, load_block, read_config
+from lmi_build.quantizers.block_loading import load_block
+from lmi_build.quantizers.decoder import Block, embed, read_config
 from lmi_build.quantizers.targets import find_architecture
 
 if TYPE_CHECKING:

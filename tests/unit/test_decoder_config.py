@@ -9,7 +9,8 @@ import torch
 
 from lmi_build.catalog.architectures import Architecture, architectures
 from lmi_build.errors import Unsupported
-from lmi_build.quantizers.decoder_config import Rope, check_config, read_config
+from lmi_build.quantizers.decoder_config import check_config, read_config
+from lmi_build.quantizers.rope_config import Rope
 from lmi_build.quantizers.rotary import rotary_tables, rotate
 
 BASE: dict[str, Any] = {

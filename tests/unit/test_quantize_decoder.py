@@ -11,7 +11,7 @@ import torch
 import tiny_architectures
 from decoder_walks import Decoder, run
 from lmi_build.catalog.architectures import architectures
-from lmi_build.quantizers.decoder import load_block
+from lmi_build.quantizers.block_loading import load_block
 from lmi_build.quantizers.decoder_config import check_tensors
 from lmi_build.quantizers.targets import candidates, find_architecture
 

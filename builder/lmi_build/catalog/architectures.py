@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,6 +27,13 @@ _OUTER = (
 )
 # What a table of the data file may say beside the fields of `Architecture`.
 _BASE = "base"
+
+
+class Names(Protocol):
+    """Whatever knows which tensors a checkpoint has: a set, a table, a reader."""
+
+    def __contains__(self, name: str, /) -> bool:
+        """Whether there is a tensor of that name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,7 +167,7 @@ class Architecture:
         """Module of one block's attention."""
         return f"{self.block(index)}.{self.output.rpartition('.')[0]}"
 
-    def linears(self, names: Container[str], index: int) -> tuple[str, ...]:
+    def linears(self, names: Names, index: int) -> tuple[str, ...]:
         """
         Every linear of one block that a file has, in the order of computation.
 
@@ -188,7 +195,7 @@ class Architecture:
         gate, up, down = (f"{experts}.{number}.{part}" for part in parts)
         return gate, up, down
 
-    def _expert_linears(self, names: Container[str], block: str) -> Iterator[str]:
+    def _expert_linears(self, names: Names, block: str) -> Iterator[str]:
         for experts in self.experts:
             number = 0
             while True:
@@ -198,7 +205,7 @@ class Architecture:
                 yield from linears
                 number += 1
 
-    def locate(self, names: Container[str]) -> Architecture:
+    def locate(self, names: Names) -> Architecture:
         """
         The same map for a file that leaves out the prefix.
 

@@ -8,17 +8,30 @@ later. Whatever would change the computation and is not known is refused by name
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lmi_build.errors import Problem, Unsupported
+from lmi_build.errors import Unsupported
+from lmi_build.quantizers.config_values import (
+    FULL,
+    LAYER_TYPES,
+    NO_MAP,
+    NONE,
+    SLIDING,
+    Values,
+    or_one,
+    unknown,
+)
+from lmi_build.quantizers.rope_config import check_ropes, read_ropes
 from lmi_build.quantizers.targets import find_architecture
 from lmi_build.text import join_words
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
-    from lmi_build.catalog.architectures import Architecture
+    from lmi_build.catalog.architectures import Architecture, Names
+    from lmi_build.errors import Problem
+    from lmi_build.quantizers.rope_config import Rope
 
 ACTIVATIONS = (
     "gelu",
@@ -30,63 +43,6 @@ ACTIVATIONS = (
     "silu",
     "swish",
 )
-ROPE_TYPES = ("default", "dynamic", "linear", "llama3", "longrope", "yarn")
-# Older names of LongRoPE; Phi-3 called it so before it had a paper.
-_OLD_ROPE_TYPES = {"su": "longrope"}
-# What each type cannot do without.
-_ROPE_NEEDS = {
-    "linear": ("factor",),
-    "dynamic": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
-    "longrope": ("short_factor", "long_factor"),
-    "yarn": ("factor",),
-}
-FULL, SLIDING = "full_attention", "sliding_attention"
-_LAYER_TYPES = (FULL, SLIDING)
-NO_MAP = "use `method: int8` or `method: rtn`, which need no forward pass"
-# How `config.json` usually spells what is wanted here.
-_USUAL = {
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "max_positions": "max_position_embeddings",
-    "norm_eps": "rms_norm_eps",
-    "activation": "hidden_act",
-    "original_positions": "original_max_position_embeddings",
-    "rope_local_theta": "rope_local_base_freq",
-    "score_scalar": "query_pre_attn_scalar",
-    "score_multiplier": "attention_multiplier",
-    "score_softcap": "attn_logit_softcapping",
-    "scores_scaled": "scale_attn_weights",
-    "scores_scaled_by_layer": "scale_attn_by_inverse_layer_idx",
-    "num_experts_per_token": "num_experts_per_tok",
-    "norm_expert_weights": "norm_topk_prob",
-    "window_pattern": "sliding_window_pattern",
-}
-# TOML has no null.
-_NONE = "none"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rope:
-    """
-    A rotary embedding.
-
-    Args:
-        kind: One of `ROPE_TYPES`.
-        theta: Base of the wavelengths.
-        width: Channels of a head that turn; even.
-        positions: Positions the model was made for.
-        original_positions: Positions it was trained for before it was stretched.
-        options: What else the type takes, such as `factor`.
-    """
-
-    kind: str
-    theta: float
-    width: int
-    positions: int
-    original_positions: int
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,43 +126,41 @@ def check_config(
     """
     for key, allowed in architecture.must.items():
         value = config.get(key)
-        known = [None if x == _NONE else x for x in allowed]
+        known = [None if x == NONE else x for x in allowed]
         if key in config and value not in known:
-            yield _problem(
+            yield unknown(
                 "quantize.architecture",
                 f"`{architecture.name}` with `{key}: {_say(value)}` is not known to"
                 f" `builtin`, only with `{_say(known[0])}`",
             )
-    values = _Values(architecture, config)
+    values = Values(architecture, config)
     width = config.get("word_embed_proj_dim")
     if width is not None and width != values.get("hidden_size"):
-        yield _problem(
+        yield unknown(
             "quantize.architecture",
             f"embeddings of {width} channels that are projected to"
             f" {values.get('hidden_size')} are not known to `builtin`",
         )
     activation = _activation(architecture, values)
     if activation not in ACTIVATIONS:
-        yield _problem(
+        yield unknown(
             "quantize.activation",
             f"activation `{activation}` of this model is not known to `builtin`, which"
             f" knows {join_words(ACTIVATIONS, last='and')}",
         )
     kinds = values.get("layer_types") or ()
-    wrong = sorted(set(kinds) - set(_LAYER_TYPES)) if architecture.windows else ()
+    wrong = sorted(set(kinds) - set(LAYER_TYPES)) if architecture.windows else ()
     for kind in wrong:
-        yield _problem(
+        yield unknown(
             "quantize.architecture",
             f"blocks of type `{kind}` are not known to `builtin`",
         )
     if architecture.rotary and not values.special("alibi"):
-        for layer_type in _rope_types(architecture):
-            options = _rope_options(architecture, values, layer_type)
-            yield from _check_rope(architecture, options)
+        yield from check_ropes(architecture, values)
 
 
 def check_tensors(
-    architecture: Architecture, names: Container[str], index: int = 0
+    architecture: Architecture, names: Names, index: int = 0
 ) -> Iterator[Problem]:
     """
     Every reason why a decoder's tensors cannot be read, by their names alone.
@@ -222,7 +176,7 @@ def check_tensors(
     for part in architecture.fused_experts:
         name = f"{architecture.block(index)}.{part}"
         if name in names:
-            yield _problem(
+            yield unknown(
                 "quantize.architecture",
                 f"`{name}` holds all experts in one tensor; `builtin` reads one matrix"
                 " per expert, as transformers' `save_pretrained` writes them",
@@ -253,7 +207,7 @@ def read_config(
         )
     for problem in check_config(architecture, config):
         raise Unsupported(problem.message, code=problem.code, hints=(problem.hint,))
-    values = _Values(architecture, config)
+    values = Values(architecture, config)
     hidden, heads = int(values["hidden_size"]), int(values["num_heads"])
     head_dim = int(values.get("head_dim") or hidden // heads)
     positions = values.get("max_positions")
@@ -272,7 +226,9 @@ def read_config(
         score_softcap=values.special("score_softcap"),
         layer_types=_layer_types(architecture, values),
         window=_window(values),
-        ropes={} if alibi or not architecture.rotary else _ropes(architecture, values),
+        ropes={}
+        if alibi or not architecture.rotary
+        else read_ropes(architecture, values),
         alibi=architecture.model_type if alibi else "",
         parallel=bool(
             values.special("parallel") or values.special("new_decoder_architecture")
@@ -280,47 +236,12 @@ def read_config(
         embedding_scale=(
             math.sqrt(hidden)
             if values.special("scaled_embedding")
-            else float(_or_one(values.special("embedding_multiplier")))
+            else float(or_one(values.special("embedding_multiplier")))
         ),
-        residual_scale=float(_or_one(values.special("residual_multiplier"))),
+        residual_scale=float(or_one(values.special("residual_multiplier"))),
         num_experts=int(values.special("num_experts") or 0),
         num_experts_per_token=int(values.special("num_experts_per_token") or 0),
         norm_expert_weights=bool(values.special("norm_expert_weights")),
-    )
-
-
-class _Values:
-    """`config.json` by our names: as the map spells them, as usual, by default."""
-
-    def __init__(self, architecture: Architecture, config: Mapping[str, Any]) -> None:
-        self._architecture = architecture
-        self._config = config
-
-    def get(self, name: str, default: Any = None) -> Any:
-        for key in (self._architecture.keys.get(name), _USUAL.get(name, name)):
-            if key is not None and key in self._config:
-                return self._config[key]
-        value = self._architecture.defaults.get(name, default)
-        return None if value == _NONE else value
-
-    def special(self, name: str) -> Any:
-        """What only some architectures look at: those that have a default for it."""
-        return self.get(name) if name in self._architecture.defaults else None
-
-    def __getitem__(self, name: str) -> Any:
-        value = self.get(name)
-        if value is None:
-            raise KeyError(_USUAL.get(name, name))
-        return value
-
-
-def _problem(code: str, message: str) -> Problem:
-    return Problem(
-        code=code,
-        message=message,
-        path="quantize.method",
-        hint=NO_MAP,
-        unsupported=True,
     )
 
 
@@ -328,16 +249,12 @@ def _say(value: object) -> str:
     return {None: "null", True: "true", False: "false"}.get(value, str(value))  # type: ignore[call-overload,no-any-return]
 
 
-def _or_one(value: Any) -> Any:
-    return 1.0 if value is None else value
-
-
-def _activation(architecture: Architecture, values: _Values) -> str:
+def _activation(architecture: Architecture, values: Values) -> str:
     name = str(values.get("activation") or "silu")
     return architecture.activations.get(name, name)
 
 
-def _num_kv_heads(values: _Values, heads: int) -> int:
+def _num_kv_heads(values: Values, heads: int) -> int:
     """Falcon's first layout has one key head or as many as query heads."""
     if values.special("multi_query") is not None and not values.get(
         "new_decoder_architecture"
@@ -346,7 +263,7 @@ def _num_kv_heads(values: _Values, heads: int) -> int:
     return int(values.get("num_kv_heads") or heads)
 
 
-def _score_scale(values: _Values, head_dim: int) -> float:
+def _score_scale(values: Values, head_dim: int) -> float:
     multiplier = values.special("score_multiplier")
     if multiplier is not None:
         return float(multiplier)
@@ -355,14 +272,14 @@ def _score_scale(values: _Values, head_dim: int) -> float:
     return 1.0 / math.sqrt(float(values.special("score_scalar") or head_dim))
 
 
-def _window(values: _Values) -> int | None:
+def _window(values: Values) -> int | None:
     if values.get("use_sliding_window") is False:
         return None
     window = values.get("sliding_window")
     return None if window is None else int(window)
 
 
-def _layer_types(architecture: Architecture, values: _Values) -> tuple[str, ...]:
+def _layer_types(architecture: Architecture, values: Values) -> tuple[str, ...]:
     count = int(values["num_layers"])
     if not architecture.windows or _window(values) is None:
         named = values.get("layer_types") if architecture.windows else None
@@ -380,91 +297,3 @@ def _layer_types(architecture: Architecture, values: _Values) -> tuple[str, ...]
         "pattern": [(index + 1) % every != 0 for index in range(count)],
     }[architecture.windows]
     return tuple(SLIDING if slide else FULL for slide in slides)
-
-
-def _rope_types(architecture: Architecture) -> tuple[str, ...]:
-    """Layer types whose rotary embeddings may differ."""
-    return _LAYER_TYPES if "rope_local_theta" in architecture.defaults else (FULL,)
-
-
-def _rope_options(
-    architecture: Architecture, values: _Values, layer_type: str
-) -> dict[str, Any]:
-    """
-    The entries of `rope_parameters` for one layer type.
-
-    transformers 4 kept the base and the partial factor beside `rope_scaling`, which
-    for models with two kinds of blocks meant those that see everything.
-    """
-    given = values.get("rope_parameters")
-    local = layer_type == SLIDING
-    if isinstance(given, dict) and isinstance(given.get(layer_type), dict):
-        options = dict(given[layer_type])
-    elif isinstance(given, dict) and not any(x in given for x in _LAYER_TYPES):
-        options = dict(given)
-    else:
-        options = {} if local else dict(values.get("rope_scaling") or {})
-    kind = str(options.get("rope_type", options.get("type", "default")))
-    options["rope_type"] = _OLD_ROPE_TYPES.get(kind, kind)
-    theta = values.get("rope_local_theta" if local else "rope_theta", 10000.0)
-    options.setdefault("rope_theta", theta)
-    partial = _or_one(values.get("partial_rotary_factor"))
-    options.setdefault("partial_rotary_factor", partial)
-    original = values.get("original_positions")
-    if original is not None:
-        options["original_max_position_embeddings"] = original
-    if architecture.model_type == "phi3" and options["rope_type"] == "yarn":
-        options["rope_type"] = "longrope"
-    return options
-
-
-def _check_rope(
-    architecture: Architecture, options: Mapping[str, Any]
-) -> Iterator[Problem]:
-    partial = options["partial_rotary_factor"]
-    if partial != 1.0 and "partial_rotary_factor" not in architecture.defaults:
-        yield _problem(
-            "quantize.rope",
-            f"`{architecture.name}` with `partial_rotary_factor: {partial}` is not"
-            " known to `builtin`",
-        )
-    kind = options["rope_type"]
-    if kind not in ROPE_TYPES:
-        yield _problem(
-            "quantize.rope",
-            f"rotary embedding `{kind}` of this model is not known to `builtin`, which"
-            f" knows {join_words(ROPE_TYPES, last='and')}",
-        )
-        return
-    missing = [key for key in _ROPE_NEEDS.get(kind, ()) if options.get(key) is None]
-    if missing:
-        yield _problem(
-            "quantize.rope",
-            f"rotary embedding `{kind}` of this model lacks"
-            f" {join_words(tuple(missing), last='and')} in `config.json`",
-        )
-
-
-def _ropes(architecture: Architecture, values: _Values) -> dict[str, Rope]:
-    kinds = _rope_types(architecture)
-    ropes = {kind: _rope(architecture, values, kind) for kind in kinds}
-    return {kind: ropes.get(kind, ropes[FULL]) for kind in _LAYER_TYPES}
-
-
-def _rope(architecture: Architecture, values: _Values, layer_type: str) -> Rope:
-    options = _rope_options(architecture, values, layer_type)
-    head_dim = int(
-        values.get("head_dim") or values["hidden_size"] // values["num_heads"]
-    )
-    share = float(options.pop("partial_rotary_factor"))
-    width = int(values.special("rotary_dim") or head_dim * share)
-    positions = int(values["max_positions"])
-    original = options.pop("original_max_position_embeddings", None)
-    return Rope(
-        kind=options.pop("rope_type"),
-        theta=float(options.pop("rope_theta")),
-        width=width,
-        positions=positions,
-        original_positions=int(original or positions),
-        options=options,
-    )

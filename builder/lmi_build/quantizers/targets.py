@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from lmi_build.catalog.architectures import architectures
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from lmi_build.catalog.architectures import Architecture
+    from lmi_build.catalog.architectures import Architecture, Names
 
 FLOAT_DTYPES = frozenset({"float64", "float32", "float16", "bfloat16"})
 # A matrix inside a numbered block: what int8 rounds where no map is known.
@@ -65,7 +65,7 @@ def is_ignored(name: str, patterns: Iterable[str]) -> bool:
 
 
 def find_architecture(
-    config: Mapping[str, object], names: Container[str] | None = None
+    config: Mapping[str, object], names: Names | None = None
 ) -> Architecture | None:
     """
     The map of a model's architecture, if there is one.

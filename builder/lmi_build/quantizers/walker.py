@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lmi_build.errors import StageFailed
-from lmi_build.quantizers.decoder import load_block
+from lmi_build.quantizers.block_loading import load_block
 from lmi_build.quantizers.finite import read_finite
 from lmi_build.quantizers.solving import BlockWork, Statistics
 
