@@ -67,9 +67,10 @@ def make_job(root: Path, model: Path, spec: QuantSpec) -> Job:
     out.mkdir(parents=True)
     inputs = {"model": model}
     if spec.calibration is not None:
-        spec = replace(spec, calibration=pinned(spec.calibration, root))
-        if spec.calibration.facts is not None:
-            inputs["calibration"] = bring(spec.calibration.facts, root)
+        calibration = pinned(spec.calibration, root)
+        spec = replace(spec, calibration=calibration)
+        if calibration.facts is not None:
+            inputs["calibration"] = bring(calibration.facts, root)
     return Job(
         stage="tiny/quantize",
         params=json.loads(json.dumps(PROVIDER.lower(spec, facts(model)))),

@@ -17,6 +17,7 @@ from lmi_build.quantizers.calibration import (
     calibration_params,
     calibration_settings,
 )
+from lmi_build.quantizers.decoder_config import read_config
 from lmi_build.quantizers.memory import MemoryNeed, walk_need
 from lmi_build.quantizers.options import Options
 from lmi_build.quantizers.targets import find_architecture
@@ -195,9 +196,12 @@ def worker_options(spec: QuantSpec) -> Options:
 def memory_need(spec: QuantSpec, model: ModelFacts) -> MemoryNeed:
     """What the worker will keep in memory."""
     calibration = spec.calibration or CalibrationSpec()
+    options = worker_options(spec)
+    parallel = options.calibrates and read_config(model.config).parallel
     return walk_need(
         linears_of(spec, model),
-        options=worker_options(spec),
+        options=options,
+        parallel=parallel,
         num_tokens=calibration.num_samples * calibration.max_seq_len,
         seq_len=calibration.max_seq_len,
         hidden_size=model.geometry.hidden_size,

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lmi_build.checkpoint.ledger import LedgerRow
     from lmi_build.checkpoint.reader import CheckpointReader
     from lmi_build.quantizers.activations import Activations
+    from lmi_build.quantizers.memory import MemoryNeed
     from lmi_build.quantizers.state import BlockState
     from lmi_build.quantizers.targets import Linear
     from lmi_build.spi import Job
@@ -78,7 +79,16 @@ class CalibratedWork:
         decoder = read_config(config)
         enter = embed(architecture, decoder, reader, tokens_NL, dtype)
         width = enter(slice(0, 1)).shape[2]
-        folder = _spill_folder(job, linears, tokens_NL, width=width, dtype=dtype)
+        need = walk_need(
+            linears,
+            options=options_from_params(params),
+            num_tokens=tokens_NL.numel(),
+            seq_len=tokens_NL.shape[1],
+            hidden_size=width,
+            item_bytes=dtype.itemsize,
+            parallel=decoder.parallel,
+        )
+        folder = _spill_folder(job, need)
         samples, length = tokens_NL.shape
         self.num_blocks = decoder.num_layers
         self.x: Activations
@@ -115,23 +125,8 @@ class CalibratedWork:
         return result.tensors, tuple(result.rows), None if last else self.x
 
 
-def _spill_folder(
-    job: Job,
-    linears: tuple[Linear, ...],
-    tokens_NL: Tensor,
-    *,
-    width: int,
-    dtype: torch.dtype,
-) -> Path | None:
+def _spill_folder(job: Job, need: MemoryNeed) -> Path | None:
     """Where activations go when memory does not hold them; None where it does."""
-    need = walk_need(
-        linears,
-        options=options_from_params(job.params),
-        num_tokens=tokens_NL.numel(),
-        seq_len=tokens_NL.shape[1],
-        hidden_size=width,
-        item_bytes=dtype.itemsize,
-    )
     stated = int(str(job.settings.get("memory_bytes") or 0))
     limit = stated or int(available_bytes() * USABLE_SHARE)
     if not decide_spill(need, limit_bytes=limit, stated=bool(stated)):

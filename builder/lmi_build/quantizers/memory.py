@@ -25,6 +25,7 @@ BASE_BYTES = 330 * MiB
 # A machine's memory is never wholly ours; what is left lets the kernel cache files.
 USABLE_SHARE = 0.9
 FLOAT_BYTES = 4
+_EXPERTS = ".experts."
 # Tokens of a chunk, and what attention and norms hold of it, in residual widths.
 CHUNK_TOKENS, CHUNK_WIDTHS = 512, 16
 # Alive at once while the widest layer is solved: H, its factor and the inverse of that;
@@ -79,6 +80,7 @@ def walk_need(
     seq_len: int,
     hidden_size: int,
     item_bytes: int,
+    parallel: bool = False,
 ) -> MemoryNeed:
     """
     What quantizing these linears keeps in memory.
@@ -90,17 +92,18 @@ def walk_need(
         seq_len: Tokens of one sample.
         hidden_size: Width of the residual stream.
         item_bytes: Bytes of one activation.
+        parallel: Attention and the feed-forward part read the same residual, so that
+            the inputs of both projections are kept at once.
     """
     copies = H_COPIES if options.needs_hessian else 0
     # Linears that share an input are solved side by side; those of one width in a
-    # block are at least as many.
+    # module are at least as many.
     outputs: dict[tuple[str, int], int] = {}
     for x in linears:
-        place = x.block, x.num_inputs
-        outputs[place] = outputs.get(place, 0) + x.num_outputs
+        outputs[_place(x)] = outputs.get(_place(x), 0) + x.num_outputs
 
     def size(x: Linear) -> int:
-        weights = W_COPIES * x.num_inputs * outputs[x.block, x.num_inputs]
+        weights = W_COPIES * x.num_inputs * outputs[_place(x)]
         return FLOAT_BYTES * (copies * x.num_inputs**2 + weights)
 
     largest = max(linears, key=size, default=None)
@@ -118,14 +121,23 @@ def walk_need(
     for x in linears:
         blocks[x.block] = blocks.get(x.block, 0) + x.num_inputs * x.num_outputs
     inner = max((x.num_inputs for x in linears), default=hidden_size)
+    widths = hidden_size + inner
+    if parallel:
+        widths += inner
+    if not options.true_sequential or any(_EXPERTS in x.name for x in linears):
+        widths += hidden_size
     chunk = max(seq_len, CHUNK_TOKENS)
     return MemoryNeed(
         block_bytes=item_bytes * max(blocks.values(), default=0),
         work_bytes=work_bytes,
-        activation_bytes=num_tokens * (hidden_size + inner) * item_bytes,
+        activation_bytes=num_tokens * widths * item_bytes,
         chunk_bytes=chunk * (CHUNK_WIDTHS * hidden_size + 3 * inner) * item_bytes,
         largest=name,
     )
+
+
+def _place(x: Linear) -> tuple[str, int]:
+    return x.name.rpartition(".")[0], x.num_inputs
 
 
 def decide_spill(need: MemoryNeed, *, limit_bytes: int, stated: bool) -> bool:

@@ -9,16 +9,25 @@ Shape suffixes: I input channels, O output channels, G groups of I.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from lmi_build.numerics.awq import awq, search_awq_scales, search_gptq_scales
-from lmi_build.numerics.fp8 import fp8_scale, quantize_fp8
+from lmi_build.numerics.fp8 import (
+    fake_quantize_fp8_per_token,
+    fp8_scale,
+    quantize_fp8,
+)
 from lmi_build.numerics.gptq import gptq
-from lmi_build.numerics.grids import Grid
+from lmi_build.numerics.grids import Grid, dequantize
 from lmi_build.numerics.rtn import round_to_nearest
-from lmi_build.numerics.smooth import search_smoothing, static_scale
+from lmi_build.numerics.smooth import (
+    fake_quantize_per_token,
+    search_smoothing,
+    static_scale,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +51,7 @@ def grid_of(num_inputs: int, options: Options, scheme: QuantScheme) -> Grid:
 
 def search_scale(
     w_IO: Tensor,
-    h_II: Tensor,
+    h_II: Tensor | None,
     stats: ChannelStats,
     options: Options,
     scheme: QuantScheme,
@@ -54,13 +63,13 @@ def search_scale(
 
     Args:
         w_IO: float32 weights of everything that reads the inputs, side by side.
-        h_II: X' X / T of the inputs.
+        h_II: X' X / T of the inputs, for AWQ.
         stats: Sizes of their channels, and some of them.
         options: What the recipe decided.
         scheme: What is written.
         tie_I: Channels with equal numbers share their scale.
     """
-    if options.method == "awq" and options.then_gptq:
+    if h_II is not None and options.then_gptq:
         return search_gptq_scales(
             w_IO,
             h_II,
@@ -69,7 +78,7 @@ def search_scale(
             damp_percent=options.damp_percent,
             tie_I=tie_I,
         )
-    if options.method == "awq":
+    if h_II is not None:
         return search_awq_scales(
             w_IO,
             h_II,
@@ -129,15 +138,56 @@ def round_weights(
     )
 
 
+def measured(
+    quantized: Quantized,
+    w_IO: Tensor,
+    stats: ChannelStats,
+    scale_I: Tensor | None,
+    scheme: QuantScheme,
+) -> Quantized:
+    """
+    A result with the error of its outputs on the sampled tokens, in place of weights'.
+
+    8-bit activations are rounded as a kernel would, so that their share is counted.
+
+    Args:
+        quantized: Codes of smoothed weights.
+        w_IO: float32 weights, smoothed.
+        stats: Of the inputs before smoothing; it holds the sample.
+        scale_I: Their smoothing, or None.
+        scheme: What is written.
+    """
+    x_RI = stats.sample_RI.float()
+    if scale_I is not None:
+        x_RI = x_RI / scale_I
+    value_IO = dequantize(quantized.code_IO, quantized.scale_GO, quantized.zero_GO)
+    rounded_RI = x_RI
+    if scheme.activation_scheme == "dynamic":
+        is_float = scheme.activation_dtype == "float"
+        rounds = fake_quantize_fp8_per_token if is_float else fake_quantize_per_token
+        rounded_RI = rounds(x_RI)
+    y_RO = x_RI @ w_IO
+    miss_RO = (rounded_RI @ value_IO).sub_(y_RO)
+    return replace(
+        quantized,
+        error_O=miss_RO.square_().sum(dim=0),
+        power_O=y_RO.square_().sum(dim=0),
+    )
+
+
 def static_input_scale(
-    stats: ChannelStats, scale_I: Tensor | None, scheme: QuantScheme
+    stats: ChannelStats,
+    quantized: Quantized,
+    scale_I: Tensor | None,
+    scheme: QuantScheme,
 ) -> Tensor:
     """
     The one scale of a layer's inputs, float32 [1].
 
     Args:
         stats: Of the inputs before smoothing.
-        scale_I: Their smoothing, or None.
+        quantized: Codes of smoothed weights: what an error in a channel costs.
+        scale_I: The inputs' smoothing, or None.
         scheme: What is written; its activations are static.
     """
     absmax_I, sample_RI = stats.absmax_I, stats.sample_RI.float()
@@ -145,5 +195,7 @@ def static_input_scale(
         absmax_I, sample_RI = absmax_I / scale_I, sample_RI / scale_I
     if scheme.activation_dtype == "float":
         return fp8_scale(absmax_I.amax()).reshape(1)
-    step = static_scale(sample_RI, float(absmax_I.amax()))
+    value_IO = dequantize(quantized.code_IO, quantized.scale_GO, quantized.zero_GO)
+    price_I = value_IO.square_().sum(dim=1)
+    step = static_scale(sample_RI, float(absmax_I.amax()), weight_I=price_I)
     return torch.tensor([step], dtype=torch.float32)

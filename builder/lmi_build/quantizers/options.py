@@ -66,7 +66,7 @@ class Options:
     @property
     def needs_hessian(self) -> bool:
         """Whether X' X of every layer is summed up."""
-        return self.method in {"gptq", "awq", "smoothquant"}
+        return self.method in {"gptq", "awq"}
 
     @property
     def needs_channels(self) -> bool:

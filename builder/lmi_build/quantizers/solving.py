@@ -14,6 +14,7 @@ side), R output rows of one linear, G groups of I, D norm channels, T tokens.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,8 @@ from lmi_build.quantizers import methods
 from lmi_build.quantizers.smoothing import Smoothing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from lmi_build.checkpoint.ledger import LedgerRow
@@ -185,7 +188,8 @@ class BlockWork:
         if self.options.needs_hessian:
             h_II = statistics.take_hessian()
             self._check_used(step, h_II)
-        scale_I = self._scale(step, statistics, h_II)
+        with self._told(step):
+            scale_I = self._scale(step, statistics, h_II)
         parts = [part for part in step.parts if self._is_chosen(part)]
         if not parts:
             return
@@ -194,21 +198,31 @@ class BlockWork:
             w_IO.mul_(scale_I[:, None])
             if h_II is not None:
                 h_II.div_(scale_I[:, None]).div_(scale_I)
-        try:
+        with self._told(step):
             quantized = methods.round_weights(w_IO, h_II, self.options, self.scheme)
+        if statistics.channels is not None and h_II is None:
+            quantized = methods.measured(
+                quantized, w_IO, statistics.channels.stats(), scale_I, self.scheme
+            )
+        del w_IO, h_II
+        input_scale = None
+        if self.options.activations == "static" and statistics.channels is not None:
+            input_scale = methods.static_input_scale(
+                statistics.channels.stats(), quantized, scale_I, self.scheme
+            )
+        self._install(parts, quantized, scale_I, input_scale, statistics.num_tokens)
+
+    @contextmanager
+    def _told(self, step: Step) -> Iterator[None]:
+        """Name the layer whose inputs leave no Hessian that can be factored."""
+        try:
+            yield
         except NotPositiveDefinite as error:
             raise StageFailed(
                 f"the inputs of `{self.where(step)}` leave no stable Hessian: {error}",
                 code="quantize.damp",
                 hints=("raise `quantize.calibration.num_samples`",),
             ) from error
-        del w_IO, h_II
-        input_scale = None
-        if self.options.activations == "static" and statistics.channels is not None:
-            input_scale = methods.static_input_scale(
-                statistics.channels.stats(), scale_I, self.scheme
-            )
-        self._install(parts, quantized, scale_I, input_scale, statistics.num_tokens)
 
     def _check_used(self, step: Step, h_II: Tensor) -> None:
         if bool((h_II.diagonal() > 0).any()):
@@ -232,7 +246,7 @@ class BlockWork:
             self.smoothing.multiply(absorb, self._floats(step), known)
             return known
         searched = [part for part in step.searched if self._is_chosen(part)]
-        if not searched or not statistics.num_tokens or h_II is None:
+        if not searched or not statistics.num_tokens:
             return None
         assert statistics.channels is not None  # noqa: S101 - a smoothing method's
         wish_I = methods.search_scale(
