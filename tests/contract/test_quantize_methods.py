@@ -11,9 +11,11 @@ import torch
 import tiny_architectures
 from lmi_build.checkpoint.ledger import read_ledger
 from lmi_build.checkpoint.reader import CheckpointReader
+from lmi_build.events import ignore
+from lmi_build.quantizers import builtin_worker
 from lmi_build.quantizers.builtin import PROVIDER
 from lmi_build.values.recipe import CalibrationSpec, QuantSpec
-from stage_jobs import model_facts, quantize, unpacked
+from stage_jobs import model_facts, quantize, quantize_job, unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -202,3 +204,39 @@ def test_static_activations_have_one_scale_a_layer(
         query, key = f"{block}.self_attn.q_proj", f"{block}.self_attn.k_proj"
         assert scales[query] == scales[key]
         assert scales[query] != scales[f"{block}.mlp.down_proj"]
+
+
+@pytest.mark.parametrize("method", ["rtn", "int8", "fp8"])
+def test_threads_change_no_byte_of_what_looks_at_weights_alone(
+    method: str, folders: Folders, tmp_path: Path
+) -> None:
+    """So their keys have no number of threads."""
+    spec = QuantSpec(method=method, bits=4, group_size=-1 if method == "fp8" else 32)
+    one = quantize(tmp_path / "one", folders("llama"), spec, threads=1)
+    two = quantize(tmp_path / "two", folders("llama"), spec, threads=2)
+
+    assert method not in PROVIDER.info.threaded_methods
+    for path in sorted(one.iterdir()):
+        assert (two / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize("spec", [SMOOTH, AWQ, FOUR])
+def test_as_many_threads_as_the_key_says_give_the_same_bytes(
+    spec: QuantSpec, folders: Folders, tmp_path: Path
+) -> None:
+    """The planner's number goes before the machine's, and repeats to the byte."""
+    assert spec.method in PROVIDER.info.threaded_methods
+    model = folders("mistral")
+    runs = []
+    for name, threads in (("a", 1), ("b", 2)):
+        job = quantize_job(tmp_path / name, model, spec, threads=threads)
+        builtin_worker.run(replace(job, params={**job.params, "threads": 2}), ignore)
+        runs.append({p.name: p.read_bytes() for p in sorted(job.out.iterdir())})
+
+    assert runs[0] == runs[1]
+
+
+def test_every_method_that_calibrates_by_itself_counts_threads() -> None:
+    """A new method cannot forget to say whether its sums hang on threads."""
+    free = {"rtn", "int8", "fp8"}
+    assert set(PROVIDER.info.threaded_methods) == set(PROVIDER.info.methods) - free
