@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
+# How torch says it on one system and another; it has no class of its own for it.
+_NO_MEMORY = ("not enough memory", "can't allocate memory")
+
+
 def main(argv: list[str]) -> int:
     """Run the stage that the request describes; returns the exit status."""
     request = json.loads(Path(argv[1]).read_bytes())
@@ -92,7 +96,7 @@ def _translate(error: Exception, stage: str) -> LmiBuildError:
             code="store.disk-full",
             hints=("free some space or choose another disk: `--cache-dir DIR`",),
         )
-    if isinstance(error, MemoryError) or "not enough memory" in str(error):
+    if isinstance(error, MemoryError) or any(x in str(error) for x in _NO_MEMORY):
         return DoesNotFit(
             f"out of memory: {error}",
             code="stage.out-of-memory",

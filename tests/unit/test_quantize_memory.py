@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -170,3 +172,25 @@ def test_a_container_limits_what_is_free(tmp_path: Path) -> None:
     limit.write_text("max\n")
     assert available_bytes(meminfo, files) == 4 * GiB
     assert available_bytes(tmp_path / "none", files) > 1 << 60
+
+
+def test_memory_that_cannot_be_had_is_told_before_the_first_block() -> None:
+    """The largest layer's share is taken once; a limit of the process refuses it."""
+    code = (
+        "import resource\n"
+        "from lmi_build.quantizers.calibrated import _try_largest\n"
+        "from lmi_build.quantizers.memory import MemoryNeed\n"
+        "from lmi_build.errors import DoesNotFit\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))\n"
+        "need = MemoryNeed(block_bytes=0, work_bytes=16 << 30, activation_bytes=0,"
+        " chunk_bytes=0, largest='mlp.down_proj')\n"
+        "try:\n    _try_largest(need)\n"
+        "except DoesNotFit as error:\n    print(error.code, error.message)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.startswith("quantize.memory ")
+    assert "16.0 GiB" in done.stdout
+    assert "`mlp.down_proj`" in done.stdout

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lmi_build.errors import StageFailed
+from lmi_build.errors import DoesNotFit, StageFailed
 from lmi_build.quantizers.activations import (
     HeldActivations,
     Room,
@@ -22,6 +22,7 @@ from lmi_build.quantizers.memory import (
 from lmi_build.quantizers.options import options_from_params
 from lmi_build.quantizers.targets import find_architecture
 from lmi_build.quantizers.walker import Walker
+from lmi_build.units import format_bytes
 from lmi_build.values.quant import QuantScheme
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class CalibratedWork:
             parallel=decoder.parallel,
         )
         folder = _spill_folder(job, need)
+        _try_largest(need)
         samples, length = tokens_NL.shape
         self.num_blocks = decoder.num_layers
         self.x: Activations
@@ -123,6 +125,24 @@ class CalibratedWork:
         result = self._walker.quantize_block(index)
         last = index + 1 == self.num_blocks
         return result.tensors, tuple(result.rows), None if last else self.x
+
+
+def _try_largest(need: MemoryNeed) -> None:
+    """
+    Take the memory of the largest layer once, before the first block.
+
+    What is free is only a promise until it is written to; a machine that breaks it
+    does so now, not when that layer's turn comes.
+    """
+    try:
+        torch.empty(need.block_bytes + need.work_bytes, dtype=torch.uint8).fill_(1)
+    except RuntimeError as error:
+        raise DoesNotFit(
+            f"this process cannot get the {format_bytes(need.work_bytes)} that the "
+            f"largest layer `{need.largest}` takes: {str(error).splitlines()[0]}",
+            code="quantize.memory",
+            hints=("free memory, raise the process's limit, or use a larger machine",),
+        ) from error
 
 
 def _spill_folder(job: Job, need: MemoryNeed) -> Path | None:
