@@ -140,7 +140,7 @@ def test_missed_gate_fails_the_stage_with_numbers(built: Built, tmp_path: Path) 
         _verify(built, built.package, tmp_path / "v", max_perplexity_ratio=0.5)
 
     assert caught.value.code == "verify.gate-missed"
-    assert "max_perplexity_ratio: 1, allowed at most 0.5" in caught.value.message
+    assert "max_perplexity_ratio: 1 [1, 1], allowed at most 0.5" in caught.value.message
     assert "KL 0.0000" in caught.value.message
 
 
