@@ -1,0 +1,1 @@
+"""TensorRT-LLM: checkpoints, engines, what serves them."""
