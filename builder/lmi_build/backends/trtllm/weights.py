@@ -9,7 +9,8 @@ checkpoint is quantized, such as `lm_head`, is laid out with the algorithm `""`:
     ""              weight D [N, K]
     W4A16_AWQ       module `int4_layout`
     W8A8_SQ_*       module `int8_layout`
-    W8A16, W4A16    weight D [N, K]: `trtllm-build` rounds it itself, see below
+    W8A16, W4A16    codes: module `kernel_order`; float: weight D [N, K], which
+                    `trtllm-build` rounds itself
 
 each with a `bias` D [N] where the linear has one. K is the inputs of the rank, N its
 outputs, D the dtype of the checkpoint. Experts have the same tensors with one more axis
@@ -17,10 +18,11 @@ in front.
 
 Nothing is rounded here: what a layout cannot say exactly is refused.
 
-Float weights under W8A16 or W4A16 are rounded by `trtllm-build` with the scale
-max |w| / 2^(bits - 1) of each row, so codes from -127 to 127 do not come back: a row
-whose largest code is 127 gets a step 127 / 128 as wide. See `kernel_order` for codes
-that stay as they are.
+Float weights under W8A16 or W4A16 are rounded on a grid of `trtllm-build`'s own, with
+the step max |w| / 2^(bits - 1) in each row. Weights that lie on our grid do not stay
+there: where a row reaches from -127 to 127, its steps become 127 / 128 as wide and half
+of its codes change. So codes are written in the kernels' order, and float weights only
+where no method has chosen codes.
 
 Sources: TensorRT-LLM 0.8.0, 0.10.0, 0.11 to 0.16: quantization/layers.py (what is
 declared), models/modeling_utils.py `preprocess_weights` and commands/build.py of 0.8
@@ -44,9 +46,12 @@ from lmi_build.backends.trtllm.int8_layout import (
     smoothquant_shapes,
     smoothquant_tensors,
 )
+from lmi_build.backends.trtllm.kernel_order import (
+    weight_only_shapes,
+    weight_only_tensors,
+)
 from lmi_build.backends.trtllm.linear import (
     FusedLinear,
-    Inexact,
     Role,
     exactly,
     join_outputs,
@@ -96,7 +101,7 @@ def linear_tensors(linear: FusedLinear, algorithm: str) -> dict[str, Tensor]:
             input_scale=linear.input_scale,
         )
     elif algorithm in WEIGHT_ONLY:
-        raise Inexact(f"{algorithm} has no codes before the kernels' order")
+        tensors = weight_only_tensors(joined, algorithm, dtype)
     else:
         raise ValueError(f"no layout for codes under the algorithm `{algorithm}`")
     if linear.bias is not None:
@@ -104,7 +109,7 @@ def linear_tensors(linear: FusedLinear, algorithm: str) -> dict[str, Tensor]:
     return tensors
 
 
-def linear_shapes(
+def linear_shapes(  # noqa: PLR0913
     num_inputs: int,
     num_outputs: int,
     algorithm: str,
@@ -114,6 +119,7 @@ def linear_shapes(
     has_bias: bool,
     role: Role = "column",
     zero_points: bool = False,
+    coded: bool = True,
 ) -> Shapes:
     """
     What `linear_tensors` gives, before any weight is read.
@@ -127,6 +133,7 @@ def linear_shapes(
         has_bias: Whether there is a bias.
         role: Where the linear stands.
         zero_points: Whether the checkpoint says `has_zero_point`.
+        coded: Whether a W8A16 or W4A16 linear comes as codes; otherwise it is float.
 
     Returns:
         Dtype and shape by what follows the linear's name.
@@ -139,6 +146,8 @@ def linear_shapes(
         shapes = smoothquant_shapes(
             num_inputs, num_outputs, algorithm, dtype, role=role
         )
+    elif algorithm in WEIGHT_ONLY and coded:
+        shapes = weight_only_shapes(num_inputs, num_outputs, algorithm, dtype)
     else:
         shapes = {"weight": (dtype, (num_outputs, num_inputs))}
     if has_bias:
