@@ -1,0 +1,141 @@
+"""Releases of TensorRT-LLM and of the LMI images that carry it, read from data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping  # noqa: TC003 - read_row reads annotations
+from dataclasses import dataclass, field
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+from lmi_build.catalog.tables import read_row, read_tables
+
+FILE = "releases.toml"
+CONTAINERS = ("djl-tensorrtllm", "tensorrt-llm")
+LAYOUTS = ("triton", "engine", "")
+BUILDERS = ("toolkit", "llmapi", "trtllm-build")
+ARTIFACTS = ("engine", "hf-quantized")
+# Our names of what an artifact promises, for which a release may have a key.
+BOUNDS = (
+    "max_input_len",
+    "max_output_len",
+    "max_seq_len",
+    "max_batch_size",
+    "max_num_tokens",
+    "max_beam_width",
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "dtype",
+    "quantization",
+    "kv_cache_fraction",
+    "kv_cache_reuse",
+    "chunked_context",
+    "backend",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Release:
+    """
+    What one image, or one release of TensorRT-LLM without an image, can build and load.
+
+    Args:
+        name: `djl-tensorrtllm-0.33.0`, or `tensorrt-llm-1.0.0` where no LMI image is.
+        container: One of `CONTAINERS`.
+        lmi: Version of the LMI image; empty without one.
+        tag: Its tag in the registry; empty where none was published.
+        published: The image can be pulled, or the release can be installed.
+        trtllm: Version of TensorRT-LLM.
+        tensorrt: Version of TensorRT.
+        cuda: Version of CUDA.
+        python: Version of Python.
+        layout: Which folder the image takes for compiled: `triton` (a model repository
+            for Triton), `engine` (an engine folder of the LLM API) or empty for none.
+        builder: What compiles: `toolkit` or `llmapi` in the image, or `trtllm-build`.
+        artifacts: What this release loads of the kinds this project builds.
+        flags: Row of `trtllm_flags.toml` with the options of its `trtllm-build`; empty
+            where it has none that reads the unified checkpoint.
+        properties: Keys of `serving.properties` that the image reads, without
+            `option.`, by our name of what they mean (one of `BOUNDS`). What is absent
+            the image ignores or takes from the engine.
+        end_of_life: What its makers said about its end.
+        note: What else matters.
+        source: Where it was read.
+    """
+
+    name: str
+    container: str
+    trtllm: str
+    builder: str
+    source: str
+    flags: str
+    artifacts: tuple[str, ...]
+    published: bool
+    lmi: str = ""
+    tag: str = ""
+    tensorrt: str = ""
+    cuda: str = ""
+    python: str = ""
+    layout: str = ""
+    properties: Mapping[str, str] = field(default_factory=dict)
+    end_of_life: str = ""
+    note: str = ""
+
+
+@cache
+def releases() -> Mapping[str, Release]:
+    """
+    Every known release by name, newest first, LMI images before bare releases.
+
+    Raises:
+        ValueError: The data file is wrong; a fault of the package.
+    """
+    return MappingProxyType(
+        {name: _release(name, table) for name, table in read_tables(FILE).items()}
+    )
+
+
+def release(name: str) -> Release:
+    """
+    One release.
+
+    Args:
+        name: As in `releases()`.
+
+    Raises:
+        KeyError: There is none of that name.
+    """
+    return releases()[name]
+
+
+def newest(container: str = "djl-tensorrtllm") -> Release:
+    """
+    The newest published release of one container.
+
+    Args:
+        container: One of `CONTAINERS`.
+
+    Raises:
+        KeyError: No published release has that container.
+    """
+    for found in releases().values():
+        if found.container == container and found.published:
+            return found
+    raise KeyError(container)
+
+
+def _release(name: str, table: Mapping[str, Any]) -> Release:
+    where = f"{FILE}: [{name}]"
+    row = read_row(Release, {"name": name, **table}, where=where)
+    allowed = (
+        ("container", (row.container,), CONTAINERS),
+        ("layout", (row.layout,), LAYOUTS),
+        ("builder", (row.builder,), BUILDERS),
+        ("artifacts", row.artifacts, ARTIFACTS),
+        ("properties", tuple(row.properties), BOUNDS),
+    )
+    for key, values, known in allowed:
+        wrong = [value for value in values if value not in known]
+        if wrong:
+            raise ValueError(f"{where}, `{key}` has {wrong}; known: {list(known)}")
+    return row

@@ -1,0 +1,114 @@
+"""Data files of the catalogue, read strictly: a fault names its file and its table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from importlib.resources import files
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Row = TypeVar("Row", bound="DataclassInstance")
+_SCALARS = (str, int, float, bool)
+
+
+def read_tables(name: str) -> dict[str, dict[str, Any]]:
+    """
+    The tables of one file of the catalogue, in its order.
+
+    Args:
+        name: File name, such as `releases.toml`.
+
+    Raises:
+        ValueError: The file has something beside tables; a fault of the package.
+    """
+    text = files("lmi_build.catalog").joinpath(name).read_text("utf-8")
+    return parse_tables(text, name)
+
+
+def parse_tables(text: str, name: str) -> dict[str, dict[str, Any]]:
+    """
+    The tables of one text, in its order.
+
+    Args:
+        text: TOML.
+        name: What messages call it.
+
+    Raises:
+        ValueError: It is no TOML, or has something beside tables.
+    """
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as fault:
+        raise ValueError(f"{name}: {fault}") from fault
+    loose = [key for key, table in tables.items() if not isinstance(table, dict)]
+    if loose:
+        raise ValueError(f"{name} has {loose} outside of tables")
+    return tables
+
+
+def read_row(cls: type[Row], table: Mapping[str, Any], *, where: str) -> Row:
+    """
+    A dataclass from a table, with every value of its declared type.
+
+    Known types are `str`, `int`, `float`, `bool`, a union of them, `None` in a union
+    (for a key that is left out), `tuple[X, ...]` and `Mapping[str, X]`.
+
+    Args:
+        cls: A dataclass.
+        table: Its fields by name.
+        where: File and table, for messages.
+
+    Raises:
+        ValueError: A key is unknown or missing, or a value has another type.
+    """
+    hints = get_type_hints(cls)
+    known = {item.name: item for item in fields(cls)}
+    unknown = sorted(set(table) - set(known))
+    if unknown:
+        raise ValueError(f"{where} has unknown keys {unknown}; known: {sorted(known)}")
+    missing = [
+        name
+        for name, item in known.items()
+        if name not in table
+        and item.default is MISSING
+        and item.default_factory is MISSING
+    ]
+    if missing:
+        raise ValueError(f"{where} lacks {missing}")
+    values = {
+        name: _typed(value, hints[name], f"{where}, `{name}`")
+        for name, value in table.items()
+    }
+    return cls(**values)
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """A value of the declared type; lists become tuples, tables read-only."""
+    origin = get_origin(hint)
+    if origin is tuple and isinstance(value, list):
+        item = get_args(hint)[0]
+        return tuple(_typed(entry, item, where) for entry in value)
+    if origin is Mapping and isinstance(value, dict):
+        item = get_args(hint)[1]
+        return MappingProxyType(
+            {key: _typed(entry, item, f"{where}.{key}") for key, entry in value.items()}
+        )
+    allowed = [kind for kind in (get_args(hint) or (hint,)) if kind in _SCALARS]
+    # bool is a subclass of int, and neither is meant where the other is declared.
+    if type(value) in allowed:
+        return value
+    raise ValueError(f"{where} is {value!r}, not {_words(hint)}")
+
+
+def _words(hint: Any) -> str:
+    return getattr(hint, "__name__", "") if isinstance(hint, type) else str(hint)
