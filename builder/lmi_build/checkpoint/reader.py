@@ -128,6 +128,30 @@ class CheckpointReader:
             self._fill(piece, name, entry.begin + row * row_bytes)
         return data.view(getattr(torch, entry.dtype))
 
+    def read_into(self, name: str, view: memoryview, offset: int) -> None:
+        """
+        Part of a tensor's bytes into memory of the caller.
+
+        Args:
+            name: The tensor.
+            view: What to fill; it ends inside the tensor.
+            offset: First byte, counted from the tensor's start.
+
+        Raises:
+            SourceInvalid: It is missing, or its file became shorter.
+        """
+        self._fill(view, name, self.entry(name).begin + offset)
+
+    def descriptor(self, name: str) -> int:
+        """The open file that holds a tensor; it belongs to the reader."""
+        self.entry(name)
+        return self._descriptor(self._places[name][0])
+
+    def position(self, name: str) -> tuple[str, int]:
+        """File and first byte of a tensor: sorted by it, reading never goes back."""
+        begin = self.entry(name).begin
+        return self._places[name][0], begin
+
     def stream(self, name: str) -> Iterator[bytes]:
         """The bytes of a tensor, in pieces of at most one chunk."""
         entry = self.entry(name)

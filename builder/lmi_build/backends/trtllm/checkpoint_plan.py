@@ -1,0 +1,430 @@
+"""
+Every tensor of every rank of a TensorRT-LLM checkpoint, planned from shapes alone.
+
+Sources: TensorRT-LLM 0.8.0 to 0.16, models/{llama,qwen,gemma,gpt,opt,gptneox}/model.py
+(what is declared) and the converters named in models.toml (what is filled in).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lmi_build.backends.trtllm.checkpoint_shards import (
+    Block,
+    Cut,
+    Mapping2D,
+    RankLinear,
+    ShardTensor,
+    bias_shard,
+    head_ranges,
+    joined,
+    key_heads,
+    query_heads,
+    share,
+    table_shard,
+    vector_shard,
+    weight_shard,
+)
+from lmi_build.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from lmi_build.backends.trtllm.models import TrtllmModel
+    from lmi_build.catalog.architectures import Architecture
+    from lmi_build.values.model import ModelGeometry
+
+# Routers decide in float32 in a checkpoint of any dtype (models/llama/convert.py).
+ROUTER_DTYPE = "float32"
+# Tables and constants that older files hold and no computation reads.
+_UNUSED = re.compile(r"\.(rotary_emb\.inv_freq|(attn|attention)\.(bias|masked_bias))$")
+# So many names are enough in one message.
+_SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceModel:
+    """
+    What is converted.
+
+    Args:
+        row: What TensorRT-LLM has for it.
+        architecture: Where its parts are, located in these files.
+        geometry: Its sizes.
+        shapes: Shape of every tensor of the files.
+        dtype: Of the checkpoint.
+        num_experts: Experts of a block; 0 where there are none.
+        quantized: Linears that the files hold as codes.
+    """
+
+    row: TrtllmModel
+    architecture: Architecture
+    geometry: ModelGeometry
+    shapes: Mapping[str, tuple[int, ...]]
+    dtype: str
+    num_experts: int = 0
+    quantized: frozenset[str] = frozenset()
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding."""
+        head = f"{self.architecture.head}.weight"
+        return self.geometry.tie_word_embeddings or head not in self.shapes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankPlan:
+    """
+    What one rank's file holds.
+
+    Args:
+        rank: Its number.
+        tensors: Everything that is copied.
+        linears: Linears that come as codes; their biases are among the tensors.
+    """
+
+    rank: int
+    tensors: tuple[ShardTensor, ...]
+    linears: tuple[RankLinear, ...] = ()
+
+
+def plan_checkpoint(model: SourceModel, mapping: Mapping2D) -> tuple[RankPlan, ...]:
+    """
+    Plan all ranks.
+
+    Args:
+        model: What is converted.
+        mapping: How it is split; its sizes divide the model's (`checkpoint_problems`).
+
+    Returns:
+        One plan per rank, in order.
+    """
+    return tuple(
+        _plan_rank(model, mapping, stage, position)
+        for stage in range(mapping.pp)
+        for position in range(mapping.tp)
+    )
+
+
+def _plan_rank(
+    model: SourceModel, mapping: Mapping2D, stage: int, position: int
+) -> RankPlan:
+    tensors: list[ShardTensor] = []
+    linears: list[RankLinear] = []
+    layers = mapping.layers(stage, model.geometry.num_layers)
+    if stage == 0:
+        tensors += _embeddings(model, mapping, position)
+    for local, layer in enumerate(layers):
+        prefix = f"{model.row.names['blocks']}.{local}"
+        tensors += _norms(model, prefix, layer)
+        tensors += _experts(model, prefix, layer, mapping.tp, position)
+        for linear in _linears(model, prefix, layer, mapping.tp, position):
+            tensors += _biases(model, linear)
+            if all(cut.module in model.quantized for cut in linear.cuts):
+                linears.append(linear)
+            else:
+                tensors.append(_weight(model, linear))
+    if stage == mapping.pp - 1:
+        tensors += _norm(model, model.architecture.final_norm, "final_norm", "")
+        tensors.append(_head(model, mapping.tp, position))
+    return RankPlan(
+        rank=stage * mapping.tp + position,
+        tensors=tuple(tensors),
+        linears=tuple(linears),
+    )
+
+
+def _embeddings(
+    model: SourceModel, mapping: Mapping2D, position: int
+) -> Iterator[ShardTensor]:
+    geometry, architecture = model.geometry, model.architecture
+    full = (geometry.vocab_size, geometry.hidden_size)
+    parts = mapping.tp if model.row.parallel_embedding else 1
+    yield table_shard(
+        f"{model.row.names['embedding']}.weight",
+        f"{architecture.embedding}.weight",
+        full,
+        share(full[0], parts, position if parts > 1 else 0),
+        model.dtype,
+    )
+    if architecture.positions:
+        first, count = architecture.position_offset, geometry.max_position_embeddings
+        yield table_shard(
+            f"{model.row.names['positions']}.weight",
+            f"{architecture.positions}.weight",
+            (first + count, geometry.hidden_size),
+            (first, first + count),
+            model.dtype,
+        )
+
+
+def _head(model: SourceModel, tp: int, position: int) -> ShardTensor:
+    geometry, architecture = model.geometry, model.architecture
+    module = architecture.embedding if model.tied else architecture.head
+    padded = -(-geometry.vocab_size // tp) * tp
+    return table_shard(
+        f"{model.row.names['head']}.weight",
+        f"{module}.weight",
+        (geometry.vocab_size, geometry.hidden_size),
+        share(padded, tp, position),
+        model.dtype,
+    )
+
+
+def _norms(model: SourceModel, prefix: str, layer: int) -> Iterator[ShardTensor]:
+    block = model.architecture.block(layer)
+    for part in ("attention_norm", "mlp_norm"):
+        module = getattr(model.architecture, part)[0]
+        yield from _norm(model, f"{block}.{module}", part, f"{prefix}.")
+
+
+def _norm(
+    model: SourceModel, module: str, part: str, prefix: str
+) -> Iterator[ShardTensor]:
+    kind, size = model.architecture.norm, model.geometry.hidden_size
+    for suffix in ("weight", "bias") if kind == "layer" else ("weight",):
+        yield vector_shard(
+            f"{prefix}{model.row.names[part]}.{suffix}",
+            f"{module}.{suffix}",
+            size,
+            model.dtype,
+            plus_one=kind == "rms-plus-one",
+        )
+
+
+def _linears(
+    model: SourceModel, prefix: str, layer: int, tp: int, position: int
+) -> Iterator[RankLinear]:
+    geometry, architecture = model.geometry, model.architecture
+    block = architecture.block(layer)
+    hidden = geometry.hidden_size
+    names = {part: f"{prefix}.{name}" for part, name in model.row.names.items()}
+    yield RankLinear(
+        name=names["qkv"], role="qkv", cuts=_qkv(model, block, tp, position)
+    )
+    width = geometry.num_attention_heads * geometry.head_dim
+    yield _row(
+        names["output"], f"{block}.{architecture.output}", width, tp, position, hidden
+    )
+    if model.num_experts:
+        return
+    inner = geometry.intermediate_size
+    for part in ("gate", "up"):
+        module = getattr(architecture, part)
+        if module:
+            cut = Cut(
+                module=f"{block}.{module}",
+                full=(inner, hidden),
+                outputs=(share(inner, tp, position),),
+                inputs=(0, hidden),
+            )
+            yield RankLinear(name=names[part], role="column", cuts=(cut,))
+    yield _row(
+        names["down"], f"{block}.{architecture.down}", inner, tp, position, hidden
+    )
+
+
+def _row(
+    name: str, module: str, width: int, tp: int, position: int, hidden: int
+) -> RankLinear:
+    cut = Cut(
+        module=module,
+        full=(hidden, width),
+        outputs=((0, hidden),),
+        inputs=share(width, tp, position),
+    )
+    return RankLinear(name=name, role="row", cuts=(cut,))
+
+
+def _qkv(
+    model: SourceModel, block: str, tp: int, position: int
+) -> tuple[Cut, Cut, Cut]:
+    """Queries, keys and values of one rank's heads."""
+    geometry, architecture = model.geometry, model.architecture
+    heads, keys = geometry.num_attention_heads, geometry.num_key_value_heads
+    width, hidden = geometry.head_dim, geometry.hidden_size
+    mine, shared = query_heads(heads, tp, position), key_heads(keys, tp, position)
+
+    def cut(module: str, rows: int, outputs: tuple[tuple[int, int], ...]) -> Cut:
+        return Cut(
+            module=f"{block}.{module}",
+            full=(rows, hidden),
+            outputs=outputs,
+            inputs=(0, hidden),
+        )
+
+    if not architecture.fused_qkv:
+        return (
+            cut(architecture.query, heads * width, head_ranges(mine, width)),
+            cut(architecture.key, keys * width, head_ranges(shared, width)),
+            cut(architecture.value, keys * width, head_ranges(shared, width)),
+        )
+    fused, total = architecture.fused_qkv, (heads + 2 * keys) * width
+    if architecture.fused_layout == "concat":
+        starts = (heads * width, (heads + keys) * width)
+        queries = head_ranges(mine, width)
+        stride = width
+    else:
+        group = heads // keys
+        stride = (group + 2) * width
+        starts = (group * width, (group + 1) * width)
+        rows = (head // group * stride + head % group * width for head in mine)
+        queries = joined((row, row + width) for row in rows)
+    first, second = (
+        head_ranges(shared, width, stride=stride, start=start) for start in starts
+    )
+    return (
+        cut(fused, total, queries),
+        cut(fused, total, first),
+        cut(fused, total, second),
+    )
+
+
+def _experts(
+    model: SourceModel, prefix: str, layer: int, tp: int, position: int
+) -> Iterator[ShardTensor]:
+    """All experts of a block in two tensors, each cut for the rank; up before gate."""
+    if not model.num_experts:
+        return
+    geometry, architecture = model.geometry, model.architecture
+    block, hidden = architecture.block(layer), geometry.hidden_size
+    inner, count = geometry.intermediate_size, model.num_experts
+    mine = share(inner, tp, position)
+    name = _first(model, block, architecture.router)
+    router = (count, hidden)
+    yield table_shard(
+        f"{prefix}.{model.row.names['router']}.weight",
+        f"{name}.weight",
+        router,
+        (0, count),
+        ROUTER_DTYPE,
+    )
+    folder = _folder(model, block)
+    widening: list[Block] = []
+    narrowing: list[Block] = []
+    for number in range(count):
+        gate, up, down = (
+            f"{block}.{part}.weight" for part in architecture.expert(folder, number)
+        )
+        widening += [
+            Block(source=source, full=(inner, hidden), rows=mine, cols=(0, hidden))
+            for source in (up, gate)
+        ]
+        narrowing.append(
+            Block(source=down, full=(hidden, inner), rows=(0, hidden), cols=mine)
+        )
+    share_size = mine[1] - mine[0]
+    for part, blocks, shape in (
+        ("experts_in", widening, (count, 2 * share_size, hidden)),
+        ("experts_out", narrowing, (count, hidden, share_size)),
+    ):
+        yield ShardTensor(
+            name=f"{prefix}.{model.row.names[part]}.weight",
+            dtype=model.dtype,
+            shape=shape,
+            blocks=tuple(blocks),
+        )
+
+
+def _first(model: SourceModel, block: str, modules: Sequence[str]) -> str:
+    """Of several names for a part the one that the files have, else the first."""
+    for module in modules:
+        if f"{block}.{module}.weight" in model.shapes:
+            return f"{block}.{module}"
+    return f"{block}.{modules[0]}"
+
+
+def _folder(model: SourceModel, block: str) -> str:
+    """Where the experts are, relative to a block."""
+    for folder in model.architecture.experts:
+        if any(name.startswith(f"{block}.{folder}.") for name in model.shapes):
+            return folder
+    return model.architecture.experts[0]
+
+
+def _weight(model: SourceModel, linear: RankLinear) -> ShardTensor:
+    return weight_shard(linear, model.dtype, transposed=model.architecture.transposed)
+
+
+def _biases(model: SourceModel, linear: RankLinear) -> Iterator[ShardTensor]:
+    """The bias of a linear, if its first part has one."""
+    if f"{linear.cuts[0].module}.bias" in model.shapes:
+        yield bias_shard(linear, model.dtype)
+
+
+def source_problems(model: SourceModel, plans: Sequence[RankPlan]) -> Iterator[Problem]:
+    """
+    What the files lack, have in another shape, or have too much.
+
+    Args:
+        model: What is converted.
+        plans: All ranks.
+    """
+    wanted = _wanted(plans)
+    missing = sorted(name for name in wanted if name not in model.shapes)
+    if missing:
+        yield _listed(
+            "trtllm.missing-tensor",
+            missing,
+            f"the model lacks {len(missing)} of {len(wanted)} tensors",
+            "fetch the model again, or correct its config.json",
+        )
+    wrong = [
+        f"{name} {list(model.shapes[name])}, expected {list(shape)}"
+        for name, shape in sorted(wanted.items())
+        if name in model.shapes and model.shapes[name] != shape
+    ]
+    if wrong:
+        yield _listed(
+            "trtllm.wrong-shape",
+            wrong,
+            f"{len(wrong)} tensors of the model have another shape than its config.json"
+            " says",
+            "correct config.json, or fetch the model again",
+        )
+    extra = sorted(set(model.shapes) - set(wanted) - set(unused(model)))
+    extra = [name for name in extra if name.rpartition(".")[0] not in model.quantized]
+    if extra:
+        yield _listed(
+            "trtllm.unexpected-tensor",
+            extra,
+            f"`{model.row.name}` has no place for {len(extra)} tensors of the model",
+            "name the right architecture in config.json, or remove the tensors",
+        )
+
+
+def unused(model: SourceModel) -> tuple[str, ...]:
+    """Tensors of the files that no computation reads: a tied head, old constants."""
+    head = f"{model.architecture.head}.weight"
+    return tuple(
+        sorted(
+            name
+            for name in model.shapes
+            if _UNUSED.search(name) or (name == head and model.tied)
+        )
+    )
+
+
+def _wanted(plans: Sequence[RankPlan]) -> dict[str, tuple[int, ...]]:
+    """Every source of a copied tensor with the shape it has to have."""
+    wanted: dict[str, tuple[int, ...]] = {}
+    for plan in plans:
+        for tensor in plan.tensors:
+            for block in tensor.blocks:
+                full = block.full
+                if len(tensor.shape) == 1:
+                    wanted[block.source] = full[:1]
+                else:
+                    wanted[block.source] = full[::-1] if tensor.transposed else full
+    wanted.pop("", None)
+    return wanted
+
+
+def _listed(code: str, names: Sequence[str], message: str, hint: str) -> Problem:
+    shown = ", ".join(f"`{name}`" for name in names[:_SHOWN])
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return Problem(
+        code=code, message=f"{message}: {shown}{more}", path="model", hint=hint
+    )
