@@ -1,5 +1,7 @@
 """
-Write docs/reference/ from the code: commands, errors, recipe fields, support matrix.
+Write docs/reference/ from the code and its data.
+
+Commands, errors, recipe fields, the support matrix, releases and instance types.
 
 `scripts/gen_docs.py` writes; `--check` only compares, and fails when a page is stale.
 """
@@ -46,7 +48,9 @@ def pages() -> dict[str, str]:
     return {
         "cli.md": NOTE + cli_page(),
         "errors.md": NOTE + errors_page(),
+        "instances.md": NOTE + instances_page(),
         "recipe.md": NOTE + recipe_page(),
+        "releases.md": NOTE + releases_page(),
         "support.md": NOTE + support_page(),
     }
 
@@ -224,6 +228,96 @@ def support_page() -> str:
             f"| `{row.name}` | {row.kind} | {offers} | {row.proof} | {row.note} |"
         )
     return "\n".join([*lines, *architecture_lines()]) + "\n"
+
+
+def releases_page() -> str:
+    """What each LMI image and each release of TensorRT-LLM builds and reads."""
+    from lmi_build.catalog.releases import releases
+    from lmi_build.catalog.trtllm_flags import flag_rows
+
+    rows = list(releases().values())
+    images = [row for row in rows if row.properties]
+    lines = [
+        "# Releases\n",
+        (
+            "LMI images with TensorRT-LLM, and releases of TensorRT-LLM without an"
+            " image; newest first. *Layout*: the folder that an image takes for"
+            " compiled. *GPUs*: compute capabilities of the release's own support"
+            " matrix.\n"
+        ),
+        (
+            "| release | TensorRT-LLM | TensorRT | CUDA | Python | layout | artifacts"
+            " | GPUs | note |"
+        ),
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        note = " ".join(
+            text
+            for text in (
+                "" if row.published else "Not published.",
+                row.note,
+                row.end_of_life,
+            )
+            if text
+        )
+        lines.append(
+            f"| `{row.name}` | {row.trtllm} | {row.tensorrt} | {row.cuda} |"
+            f" {row.python} | {row.layout} | {', '.join(row.artifacts)} |"
+            f" {', '.join(row.compute_capabilities)} | {note} |"
+        )
+    lines += [
+        "\n## Keys of `serving.properties`\n",
+        "What each published image reads, by what it means.\n",
+        "| meaning | " + " | ".join(row.lmi for row in images) + " |",
+        "| --- " * (len(images) + 1) + "|",
+    ]
+    meanings = dict.fromkeys(key for row in images for key in row.properties)
+    for meaning in meanings:
+        keys = (row.properties.get(meaning, "") for row in images)
+        cells = (f"`option.{key}`" if key else "" for key in keys)
+        lines.append(f"| {meaning} | {' | '.join(cells)} |")
+    lines += [
+        "\n## Options of `trtllm-build`\n",
+        (
+            "*run*: the release's own parser was executed. *documented*: read in its"
+            " reference. *interpolated*: the parser of main around the release was"
+            " executed.\n"
+        ),
+        "| row | TensorRT-LLM | options | known by | read in |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {x.name} | {x.version} | {len(x.flags)} | {x.read} | {x.source} |"
+        for x in flag_rows().values()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def instances_page() -> str:
+    """Instance types and their devices."""
+    from lmi_build.catalog.instances import GIB, instances
+
+    lines = [
+        "# Instance types\n",
+        (
+            "What the planner knows of SageMaker's instances. Memory is nominal;"
+            " *cores* are the parts a model can be split into.\n"
+        ),
+        (
+            "| instance | devices | GiB of each | cores | compute capability | vCPUs |"
+            " host GiB |"
+        ),
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in instances().values():
+        device = f"{row.num_devices} {row.device}" if row.device else ""
+        memory = row.device_memory_bytes // GIB if row.device else ""
+        lines.append(
+            f"| `{row.name}` | {device} | {memory} | {row.num_cores or ''} |"
+            f" {row.compute_capability} | {row.num_vcpus} | {row.memory_bytes // GIB} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def architecture_lines() -> list[str]:

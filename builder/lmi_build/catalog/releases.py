@@ -53,6 +53,8 @@ class Release:
             for Triton), `engine` (an engine folder of the LLM API) or empty for none.
         builder: What compiles: `toolkit` or `llmapi` in the image, or `trtllm-build`.
         artifacts: What this release loads of the kinds this project builds.
+        compute_capabilities: Of the GPUs its support matrix names, newest first; 7.0
+            was called experimental and is left out.
         flags: Row of `trtllm_flags.toml` with the options of its `trtllm-build`; empty
             where it has none that reads the unified checkpoint.
         properties: Keys of `serving.properties` that the image reads, without
@@ -70,6 +72,7 @@ class Release:
     source: str
     flags: str
     artifacts: tuple[str, ...]
+    compute_capabilities: tuple[str, ...]
     published: bool
     lmi: str = ""
     tag: str = ""

@@ -6,8 +6,16 @@ import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from importlib.resources import files
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+from types import MappingProxyType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -18,6 +26,7 @@ else:
     import tomli as tomllib
 
 Row = TypeVar("Row", bound="DataclassInstance")
+_UNIONS = (UnionType, Union)
 _SCALARS = (str, int, float, bool)
 
 
@@ -103,7 +112,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         return MappingProxyType(
             {key: _typed(entry, item, f"{where}.{key}") for key, entry in value.items()}
         )
-    allowed = [kind for kind in (get_args(hint) or (hint,)) if kind in _SCALARS]
+    kinds = get_args(hint) if origin in _UNIONS else (hint,)
+    allowed = [kind for kind in kinds if kind in _SCALARS]
     # bool is a subclass of int, and neither is meant where the other is declared.
     if type(value) in allowed:
         return value

@@ -11,6 +11,7 @@ from typing import Any
 from lmi_build.catalog.tables import read_row, read_tables
 
 FILE = "trtllm_flags.toml"
+READ = ("run", "interpolated", "documented")
 KINDS = ("int", "float", "str", "switch", "enable", "choice")
 
 
@@ -50,8 +51,7 @@ class FlagRow:
     Args:
         name: Row, such as `0.16`.
         version: Version of TensorRT-LLM whose code was read, or that is meant.
-        read: How it is known: `run` (its parser ran and agreed), `read` (its code was
-            read) or `interpolated` (its neighbours on both sides agree).
+        read: How it is known, one of `READ`; the data file says what they mean.
         source: Which code.
         flags: Every option by name.
     """
@@ -100,7 +100,7 @@ def _row(
     base, removes = own.pop("base", ""), own.pop("removes", [])
     added = own.pop("flags", {})
     if base and base not in earlier:
-        raise ValueError(f"{where}, `base` is {base!r}, which no table before it is")
+        raise ValueError(f"{where}, `base` is {base!r}, which is no table before it")
     flags = dict(earlier[base].flags) if base else {}
     for gone in removes:
         if gone not in flags:
@@ -111,6 +111,8 @@ def _row(
         if base and flags[key] == earlier[base].flags.get(key):
             raise ValueError(f"{where}, `{key}` says what {base!r} says already")
     row = read_row(FlagRow, {"name": name, **own}, where=where)
+    if row.read not in READ:
+        raise ValueError(f"{where}, `read` is {row.read!r}; known: {list(READ)}")
     return FlagRow(
         name=name,
         version=row.version,

@@ -1,0 +1,101 @@
+"""SageMaker instance types: the names are SageMaker's, the numbers hold together."""
+
+from __future__ import annotations
+
+import botocore.session
+import pytest
+
+from lmi_build.catalog import instances as module
+from lmi_build.catalog.instances import GIB, Instance, instance, instances
+
+ROWS = list(instances().values())
+# Host memory in GiB for each vCPU, by the letter of a family without a device.
+GIB_PER_VCPU = {"c": 2, "m": 4, "r": 8}
+
+
+def known_names() -> set[str]:
+    """Instance types of SageMaker's API, for endpoints, training and processing."""
+    model = botocore.session.get_session().get_service_model("sagemaker")
+    shapes = (
+        "ProductionVariantInstanceType",
+        "TrainingInstanceType",
+        "ProcessingInstanceType",
+    )
+    return {name for shape in shapes for name in model.shape_for(shape).enum}
+
+
+def test_every_name_is_one_of_sagemaker() -> None:
+    assert set(instances()) <= known_names()
+
+
+def test_no_size_of_a_listed_accelerator_is_missing() -> None:
+    families = {row.name.split(".")[1] for row in ROWS if row.accelerator != "none"}
+    listed = {name for name in known_names() if name.split(".")[1] in families}
+    assert listed <= set(instances())
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_an_instance_holds_together(row: Instance) -> None:
+    has_device = row.accelerator != "none"
+    assert has_device is (row.num_devices > 0)
+    assert has_device is bool(row.device)
+    assert has_device is (row.device_memory_bytes > 0)
+    assert has_device is (row.num_cores > 0)
+    assert (row.accelerator == "gpu") is bool(row.compute_capability)
+    assert row.num_vcpus > 0
+    assert row.memory_bytes >= 8 * GIB
+    family = row.name.split(".")[1]
+    if not has_device:
+        assert row.memory_bytes == row.num_vcpus * GIB_PER_VCPU[family[0]] * GIB
+
+
+@pytest.mark.parametrize(
+    ("name", "devices", "total_gib", "capability"),
+    [
+        ("ml.g4dn.12xlarge", 4, 64, "7.5"),
+        ("ml.g5.12xlarge", 4, 96, "8.6"),
+        ("ml.g5.48xlarge", 8, 192, "8.6"),
+        ("ml.g6.48xlarge", 8, 192, "8.9"),
+        ("ml.g6e.48xlarge", 8, 384, "8.9"),
+        ("ml.p4d.24xlarge", 8, 320, "8.0"),
+        ("ml.p4de.24xlarge", 8, 640, "8.0"),
+        ("ml.p5.48xlarge", 8, 640, "9.0"),
+        ("ml.p5en.48xlarge", 8, 1128, "9.0"),
+        ("ml.inf2.48xlarge", 12, 384, ""),
+        ("ml.trn1.32xlarge", 16, 512, ""),
+        ("ml.trn2.48xlarge", 16, 1536, ""),
+    ],
+)
+def test_totals_are_those_of_the_vendor(
+    name: str, devices: int, total_gib: int, capability: str
+) -> None:
+    row = instance(name)
+    assert row.num_devices == devices
+    assert row.num_devices * row.device_memory_bytes == total_gib * GIB
+    assert row.compute_capability == capability
+
+
+def test_cores_are_what_a_model_can_be_split_into() -> None:
+    assert instance("ml.inf2.48xlarge").num_cores == 24
+    assert instance("ml.trn1.32xlarge").num_cores == 32
+    assert instance("ml.g5.12xlarge").num_cores == 4
+
+
+def test_a_name_may_lack_its_prefix() -> None:
+    assert instance("g5.xlarge") is instance("ml.g5.xlarge")
+    with pytest.raises(KeyError):
+        instance("ml.g5.3xlarge")
+
+
+def test_faults_of_the_data_name_the_family() -> None:
+    good = {"accelerator": "none", "source": "a test", "sizes": {"xlarge": [0, 4, 8]}}
+    assert module._family("c9", good)[0].name == "ml.c9.xlarge"
+    for table, words in (
+        ({**good, "accelerator": "tpu"}, "`accelerator` is 'tpu'"),
+        ({**good, "sizes": {"xlarge": [0, 4]}}, "`sizes.xlarge` has 2 numbers"),
+        ({**good, "sizes": {"xlarge": [0, 4, 7.5]}}, "`sizes`"),
+        ({**good, "vcpus": 4}, "unknown keys"),
+    ):
+        with pytest.raises(ValueError, match=r"instances\.toml: \[c9\]") as caught:
+            module._family("c9", table)
+        assert words in str(caught.value)
