@@ -1,0 +1,298 @@
+"""
+From what a quantized checkpoint is to the algorithm TensorRT-LLM computes it with.
+
+Four-bit groups become `W4A16_AWQ` whoever chose their numbers: its kernel is the one of
+`W4A16_GPTQ`, its layout is the only one that belongs to no GPU, and it carries zero
+points (`int4_layout`). `W4A16_GPTQ` is what NVIDIA's converter makes of a GPTQ folder,
+for the architectures that only it converts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from lmi_build.backends.trtllm.models import is_since, known_architectures
+from lmi_build.catalog.tables import parse_tables, read_row
+from lmi_build.errors import Problem
+from lmi_build.text import join_words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from lmi_build.backends.trtllm.models import TrtllmModel
+    from lmi_build.catalog.instances import Instance
+    from lmi_build.catalog.releases import Release
+    from lmi_build.digest import JSONValue
+    from lmi_build.values.quant import QuantScheme
+
+FILE = "algorithms.toml"
+NONE = "NONE"
+WRITERS = ("ours", "nvidia")
+_INT4, _INT8 = 4, 8
+# Least compute capability with FP8 in hardware.
+_FP8 = "8.9"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Row:
+    """One table of the data file; its fields are explained there."""
+
+    since: str
+    needs: tuple[str, ...] = ()
+    groups: tuple[int, ...] = ()
+    ours: bool = False
+    converter: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Algorithm:
+    """
+    How one checkpoint is quantized, in TensorRT-LLM's words.
+
+    Args:
+        quant_algo: Entry of its enumeration; empty for a float checkpoint.
+        kv_cache_quant_algo: `INT8`, `FP8` or empty.
+        writer: `ours`, or `nvidia` for its convert_checkpoint.py on the GPU machine.
+        source: What the writer reads: `weights` (what quantization left) or `fetch`
+            (the model as it came, which the converter rounds itself).
+        group_size: Inputs that share a scale; 0 where there are no groups.
+        has_zero_point: Groups have zero points.
+    """
+
+    quant_algo: str
+    kv_cache_quant_algo: str
+    writer: str
+    source: str = "weights"
+    group_size: int = 0
+    has_zero_point: bool = False
+
+    def to_json(self) -> dict[str, JSONValue]:
+        """The algorithm as it stands in keys and manifests."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@cache
+def algorithm_rows() -> Mapping[str, _Row]:
+    """
+    Every algorithm's data by `quant_algo`.
+
+    Raises:
+        ValueError: The data file is wrong; a fault of the package.
+    """
+    text = files("lmi_build.backends.trtllm").joinpath(FILE).read_text("utf-8")
+    tables = parse_tables(text, FILE)
+    return {
+        name: read_row(_Row, table, where=f"{FILE}: [{name}]")
+        for name, table in tables.items()
+    }
+
+
+def choose(scheme: QuantScheme, model: TrtllmModel, release: Release) -> Algorithm:
+    """
+    The algorithm of a checkpoint that `algorithm_problems` found nothing wrong with.
+
+    Args:
+        scheme: What quantization left.
+        model: The architecture.
+        release: For which release.
+
+    Raises:
+        ValueError: There is none: `algorithm_problems` was not asked.
+    """
+    name, why = _name(scheme)
+    writable = model.writable(release.trtllm)
+    if not writable and scheme.packing == "gptq":
+        name = "W4A16_GPTQ"
+    row = algorithm_rows().get(name)
+    if row is None or why:
+        raise ValueError(why or f"no algorithm `{name}`")
+    ours = writable and row.ours
+    rounded = not ours and row.converter == "float" and name != NONE
+    return Algorithm(
+        quant_algo="" if name == NONE else name,
+        kv_cache_quant_algo={"auto": ""}.get(
+            scheme.kv_cache_dtype, scheme.kv_cache_dtype.upper()
+        ),
+        writer="ours" if ours else "nvidia",
+        source="fetch" if rounded else "weights",
+        group_size=scheme.group_size if row.groups else 0,
+        has_zero_point=bool(row.groups) and not scheme.sym,
+    )
+
+
+def algorithm_problems(
+    scheme: QuantScheme,
+    model: TrtllmModel,
+    release: Release,
+    instance: Instance | None = None,
+) -> Iterator[Problem]:
+    """
+    Why a quantized model cannot become an engine of a release, with the way out.
+
+    Args:
+        scheme: What quantization left.
+        model: The architecture.
+        release: For which release.
+        instance: For which machine; None leaves GPUs out.
+    """
+    version = release.trtllm
+    if not model.supported(version):
+        yield _unsupported(
+            f"TensorRT-LLM {version} has no engine for `{model.name}`",
+            "model.source",
+            f"use a model of {known_architectures(version)}",
+        )
+        return
+    name, why = _name(scheme)
+    if why:
+        yield _unsupported(why, "quantize", _way_out(scheme))
+        return
+    algorithm = choose(scheme, model, release)
+    row = algorithm_rows()[algorithm.quant_algo or NONE]
+    name = algorithm.quant_algo
+    if not is_since(version, row.since):
+        yield _unsupported(
+            f"TensorRT-LLM {version} does not have `{name}`, which came with"
+            f" {row.since}",
+            "compile.release",
+            f"choose a release with TensorRT-LLM {row.since} or later",
+        )
+    if row.needs and not set(row.needs) & set(model.quantization):
+        yield _unsupported(
+            f"`{model.name}` has no {join_words(row.needs)} in TensorRT-LLM",
+            "quantize.method",
+            _methods(model),
+        )
+    elif algorithm.writer == "nvidia":
+        yield from _converter_problems(scheme, algorithm, row, model)
+    if row.groups and scheme.group_size not in row.groups:
+        sizes = join_words([str(size) for size in row.groups])
+        yield _unsupported(
+            f"`group_size` is {scheme.group_size}, kernels of `{name}` have {sizes}",
+            "quantize.group_size",
+            f"set `group_size: {row.groups[-1]}`",
+        )
+    if instance is not None:
+        yield from _gpu_problems(scheme, release, instance)
+
+
+def _name(scheme: QuantScheme) -> tuple[str, str]:
+    """The algorithm of a scheme, or why there is none."""
+    if scheme.packing == "none":
+        return NONE, ""
+    if scheme.weight_dtype == "float":
+        return "", "lmi-build writes no FP8 checkpoint for engines of TensorRT-LLM"
+    if scheme.act_order:
+        return "", "groups hold channels in activation order, which kernels do not read"
+    if scheme.activation_dtype == "int" and scheme.weight_bits == _INT8:
+        return _smoothquant(scheme), ""
+    if scheme.activation_dtype != "none":
+        return "", (
+            f"{scheme.weight_bits}-bit weights with"
+            f" {scheme.activation_bits}-bit activations have no kernel"
+        )
+    if scheme.weight_bits == _INT4:
+        return "W4A16_AWQ", ""
+    if scheme.weight_bits == _INT8 and scheme.group_size == -1 and scheme.sym:
+        return "W8A16", ""
+    return "", (
+        f"{scheme.weight_bits}-bit weights in groups of {scheme.group_size},"
+        f" {'without' if scheme.sym else 'with'} zero points, have no kernel"
+    )
+
+
+def _smoothquant(scheme: QuantScheme) -> str:
+    """The plugins' name: what shares a scale of the weights, then of the inputs."""
+    weights = "CHANNEL" if scheme.granularity == "channel" else "TENSOR"
+    inputs = "TOKEN" if scheme.activation_scheme == "dynamic" else "TENSOR"
+    shared = weights if weights == inputs else f"{weights}_PER_{inputs}"
+    return f"W8A8_SQ_PER_{shared}_PLUGIN"
+
+
+def _way_out(scheme: QuantScheme) -> str:
+    if scheme.weight_dtype == "float":
+        return "set `compile.artifact: hf-quantized`, or `quantize.method: smoothquant`"
+    if scheme.act_order:
+        return "use a model that was quantized without it (`desc_act: false`)"
+    if scheme.activation_dtype != "none":
+        return "set `bits: 8` with activations, or `activations: none`"
+    return "set `bits: 4` with `group_size: 128`, or `method: int8`"
+
+
+def _methods(model: TrtllmModel) -> str:
+    methods = {"int8": "int8", "awq": "awq", "gptq": "gptq", "smoothquant": ""}
+    names = [methods[key] or key for key in model.quantization if key in methods]
+    return f"set `method:` to {join_words(['none', *names])}"
+
+
+def _converter_problems(
+    scheme: QuantScheme, algorithm: Algorithm, row: _Row, model: TrtllmModel
+) -> Iterator[Problem]:
+    """What NVIDIA's converter cannot take over from us."""
+    name = algorithm.quant_algo
+    if not row.converter:
+        yield _unsupported(
+            f"lmi-build writes no checkpoint of `{model.name}`, and NVIDIA's converter"
+            f" makes `{name}` only with a calibration of its own",
+            "quantize.method",
+            "set `method:` to `none`, `int8` or `gptq`",
+        )
+    elif row.converter == "gptq" and scheme.packing != "gptq":
+        yield _unsupported(
+            f"NVIDIA's converter reads four-bit weights packed as `gptq` only, these"
+            f" are packed as `{scheme.packing}`",
+            "quantize.format",
+            "set `method: gptq` and `format: gptq`",
+        )
+    if algorithm.kv_cache_quant_algo:
+        yield _unsupported(
+            f"a key-value cache in {scheme.kv_cache_dtype} needs scales that NVIDIA's"
+            f" converter of `{model.name}` does not take over",
+            "quantize.kv_cache_dtype",
+            "set `kv_cache_dtype: auto`",
+        )
+
+
+def _gpu_problems(
+    scheme: QuantScheme, release: Release, instance: Instance
+) -> Iterator[Problem]:
+    if instance.accelerator != "gpu":
+        yield _unsupported(
+            f"`{instance.name}` has no NVIDIA GPU",
+            "compile.target",
+            "choose an instance such as `ml.g5.2xlarge`",
+        )
+        return
+    has = instance.compute_capability
+    if release.compute_capabilities and has not in release.compute_capabilities:
+        known = ", ".join(sorted(release.compute_capabilities, key=_capability))
+        yield _unsupported(
+            f"`{instance.name}` has an {instance.device} of compute capability {has},"
+            f" TensorRT-LLM {release.trtllm} is made for {known}",
+            "compile.target",
+            "choose an instance such as `ml.g5.2xlarge`, or another release",
+        )
+    if scheme.kv_cache_dtype == "fp8" and _capability(has) < _capability(_FP8):
+        yield _unsupported(
+            f"a key-value cache in fp8 needs compute capability {_FP8}, the"
+            f" {instance.device} of `{instance.name}` has {has}",
+            "quantize.kv_cache_dtype",
+            "set `kv_cache_dtype: int8`, or choose an instance such as `ml.g6.2xlarge`",
+        )
+
+
+def _capability(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))
+
+
+def _unsupported(message: str, path: str, hint: str) -> Problem:
+    return Problem(
+        code="compile.unsupported",
+        message=message,
+        path=path,
+        hint=hint,
+        unsupported=True,
+    )
