@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from lmi_build.events import Emit
     from lmi_build.plan.explain import Change
     from lmi_build.plan.planner import World
+    from lmi_build.spi import Host
     from lmi_build.store.store import Store
     from lmi_build.values.dataset import DatasetFacts
     from lmi_build.values.model import ModelFacts
@@ -171,12 +172,25 @@ def _world(
         backend=registry.backend,
         versions=_versions,
         handler_digest=handler_digest,
-        architecture=platform.machine(),
+        host=_host(settings),
         num_cores=len(os.sched_getaffinity(0)),
         settings=settings,
         toolchain=lambda name: pinned_toolchain(name, settings),
     )
     return _pin_calibration(recipes, settings), world
+
+
+def _host(settings: Settings) -> Host:
+    """This machine, as far as backends may know it."""
+    from lmi_build.execute.ask import ask
+    from lmi_build.spi import Host
+
+    return Host(
+        architecture=platform.machine(),
+        runner=settings.runner,
+        versions=_versions,
+        ask=ask,
+    )
 
 
 def _pin_calibration(recipes: Sequence[Recipe], settings: Settings) -> list[Recipe]:

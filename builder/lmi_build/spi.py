@@ -8,7 +8,7 @@ and `compile` are heavy and run in a worker process of their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lmi_build.values.model import ModelFacts
     from lmi_build.values.quant import QuantScheme
     from lmi_build.values.recipe import QuantSpec, Recipe
-    from lmi_build.values.stage import Estimate
+    from lmi_build.values.stage import Blocker, Estimate, Note
 
 Params: TypeAlias = Mapping[str, JSONValue]
 
@@ -98,12 +98,21 @@ class Serving:
     What a backend needs in a package to be served by DJL Serving.
 
     Args:
-        handler: Name of a file in `package/handlers/`, shipped as `model.py`.
+        handler: Name of a file in `package/handlers/`, shipped as `model.py`; empty
+            where a handler of the container answers.
         requirements: Pinned packages of the serving container.
-        properties: `serving.properties` entries of this backend, without defaults.
-        engine_dir: Folder inside the package that holds the engine.
+        properties: `serving.properties` entries of this backend. With a handler of
+            ours the layout adds those that name it.
+        engine_dir: Folder inside the package that holds the engine; `.` is its root.
         settings: What the handler reads from `lmi_build.json` beside it: bounds,
             end-of-sequence ids and the backend's own values.
+        tokenizer_dir: Folder inside the package for the tokenizer's files.
+        model_files: Further files of the model that lie beside its tokenizer, by
+            name; those the model does not have are left out.
+        files: Small texts written into the package, by path.
+        compatibility: What the engine is bound to beside processor and device, for
+            the manifest.
+        rehearsal: The engine was only rehearsed: `publish` refuses the artifact.
     """
 
     handler: str
@@ -111,6 +120,85 @@ class Serving:
     properties: Mapping[str, str]
     engine_dir: str
     settings: Params
+    tokenizer_dir: str = "."
+    model_files: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+    compatibility: Params = field(default_factory=dict)
+    rehearsal: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackendStage:
+    """
+    One step of a backend, between the checkpoint and the package.
+
+    Args:
+        kind: `checkpoint` (weights as the compiler wants them) or `compile`.
+        entry: `module:attribute` of the worker's callable.
+        salt: Bumped when its code changes meaning.
+        params: Lowered parameters; everything that may change a byte.
+        inputs: Role to the kind of stage that makes it: `fetch`, `weights` (what
+            `quantize` or else `fetch` left) or an earlier kind of this backend.
+        distributions: Python packages whose installed versions enter the key.
+        tools: Versions that a release pins, whatever is installed here.
+        estimate: Bytes on disk and in memory.
+        settings: What may not change a byte.
+        blocker: Why it cannot run on this machine, or None.
+        notes: Said by `plan`.
+        anywhere: Its bytes are the same on every machine.
+    """
+
+    kind: str
+    entry: str
+    salt: int
+    params: Params
+    inputs: Mapping[str, str]
+    estimate: Estimate
+    distributions: tuple[str, ...] = ()
+    tools: Mapping[str, str] = field(default_factory=dict)
+    settings: Params = field(default_factory=dict)
+    blocker: Blocker | None = None
+    notes: tuple[Note, ...] = ()
+    anywhere: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Proof:
+    """
+    How an artifact of a backend is tried.
+
+    Args:
+        distributions: Python packages that it needs beside those of every proof.
+        entry: `module:attribute` of the worker's callable; empty where the engine is
+            loaded here, asked, and compared with the float model.
+        params: What it is told, beside the recipe's own `verify` section.
+        estimate: Bytes in memory; None takes that of loading the engine here.
+    """
+
+    distributions: tuple[str, ...]
+    entry: str = ""
+    params: Params = field(default_factory=dict)
+    estimate: Estimate | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Host:
+    """
+    What a backend may know of the machine that plans.
+
+    Args:
+        architecture: Its processor, `x86_64` or `aarch64`.
+        runner: Where stages run that need another machine's toolchain: `local` or
+            `container`.
+        versions: Versions of installed distributions; None for what is absent.
+        ask: What a small program prints, such as `nvidia-smi`; None where it cannot
+            be started or fails.
+    """
+
+    architecture: str
+    runner: str
+    versions: Callable[[Iterable[str]], Mapping[str, str | None]]
+    ask: Callable[[Sequence[str]], str | None]
 
 
 @runtime_checkable
@@ -146,15 +234,20 @@ class Backend(Protocol):
     ) -> Iterator[Problem]:
         """Yield every reason why this cannot be built, by dotted recipe path."""
 
-    def lower(self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme) -> Params:
-        """The worker's parameters; the only place where native names appear."""
+    def stages(
+        self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme, host: Host
+    ) -> tuple[BackendStage, ...]:
+        """
+        The steps from a checkpoint to what is packed, in order.
+
+        The only place where native names appear. The last one's result is packed as
+        the engine.
+        """
 
     def serving(
         self, recipe: Recipe, model: ModelFacts, versions: Mapping[str, str]
     ) -> Serving:
         """What the package needs; `versions` maps distributions to versions."""
 
-    def estimate(
-        self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme
-    ) -> Estimate:
-        """Bytes on disk and in memory."""
+    def proof(self, recipe: Recipe, model: ModelFacts) -> Proof:
+        """How the packed artifact is tried."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lmi_build.errors import Problem
-from lmi_build.spi import Params, ProviderInfo, Serving
+from lmi_build.spi import BackendStage, Params, Proof, ProviderInfo, Serving
 from lmi_build.text import did_you_mean, join_words
 from lmi_build.values.quant import PACKINGS
 from lmi_build.values.stage import Estimate
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from lmi_build.digest import JSONValue
+    from lmi_build.spi import Host
     from lmi_build.values.model import ModelFacts, ModelGeometry
     from lmi_build.values.quant import QuantScheme
     from lmi_build.values.recipe import Recipe
@@ -127,6 +128,28 @@ class OnnxRuntimeBackend:
             "qkv_accuracy_level": options.qkv_accuracy_level,
         }
 
+    def stages(
+        self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme, host: Host
+    ) -> tuple[BackendStage, ...]:
+        """One: ONNX Runtime's builder reads the checkpoint as it is."""
+        del host
+        return (
+            BackendStage(
+                kind="compile",
+                entry=self.info.entry,
+                salt=self.info.salt,
+                params=self.lower(recipe, model, scheme),
+                inputs={"checkpoint": "weights"},
+                distributions=self.info.distributions,
+                estimate=self.estimate(recipe, model, scheme),
+            ),
+        )
+
+    def proof(self, recipe: Recipe, model: ModelFacts) -> Proof:
+        """It is loaded, asked and compared with the float model."""
+        del recipe, model
+        return Proof(distributions=self.info.distributions)
+
     def serving(
         self, recipe: Recipe, model: ModelFacts, versions: Mapping[str, str]
     ) -> Serving:
@@ -211,6 +234,12 @@ def _target_problems(recipe: Recipe) -> Iterator[Problem]:
             f"`onnxruntime` has no releases in the catalogue, `{spec.release}` is set",
             "compile.release",
             "remove the line",
+        )
+    if spec.artifact not in {"auto", "engine"}:
+        yield _unsupported(
+            f"`onnxruntime` makes engines, not `{spec.artifact}`",
+            "compile.artifact",
+            "write `artifact: engine`, or remove the line",
         )
     for name in ("tensor_parallel_size", "pipeline_parallel_size"):
         size = getattr(spec, name)

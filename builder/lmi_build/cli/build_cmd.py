@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--until",
-    type=click.Choice(["fetch", "quantize", "compile", "package", "verify"]),
+    type=click.Choice(["fetch", "quantize", "checkpoint", "compile", "package", "verify"]),
     help="Stop after this stage.",
 )
 @click.option(

@@ -9,10 +9,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lmi_build import events
-from lmi_build.errors import DoesNotFit, Interrupted, LmiBuildError, ToolMissing
+from lmi_build.errors import (
+    DoesNotFit,
+    Interrupted,
+    LmiBuildError,
+    ToolMissing,
+    UsageInvalid,
+)
 from lmi_build.execute.launch import Attempt, run_worker
 from lmi_build.execute.record import RunRecord
 from lmi_build.execute.redact import Redactor
+from lmi_build.text import join_words
 from lmi_build.units import format_bytes
 from lmi_build.values.result import BuildResult, StageResult, StageRow
 
@@ -119,6 +126,13 @@ def _wanted(plan: Plan, until: str | None) -> list[Stage]:
     if until is None:
         return list(plan.stages)
     wanted: set[Digest] = {s.key for s in plan.stages if s.kind == until}
+    if not wanted:
+        kinds = tuple(dict.fromkeys(s.kind for s in plan.stages))
+        raise UsageInvalid(
+            f"the plan has no stage `{until}`",
+            code="usage.no-stage",
+            hints=(f"use {join_words(kinds)}",),
+        )
     for stage in reversed(plan.stages):
         if stage.key in wanted:
             wanted |= set(stage.inputs.values())

@@ -34,10 +34,13 @@ def djl_properties(recipe: Recipe, serving: Serving) -> dict[str, str]:
     Raises:
         ValueError: The backend set a key that belongs to the layout.
     """
-    own = {
+    handler = {
         "engine": "Python",
         "option.entryPoint": "model.py",
         "option.rolling_batch": "disable",
+    }
+    own = {
+        **(handler if serving.handler else {}),
         "option.model_loading_timeout": str(recipe.serve.model_loading_timeout),
         "option.predict_timeout": str(recipe.serve.predict_timeout),
     }
@@ -55,7 +58,7 @@ def layout_problems(recipe: Recipe, serving: Serving) -> Iterator[Problem]:
         yield _unknown("package.layout", recipe.package.layout, LAYOUTS)
     if recipe.package.format not in FORMATS:
         yield _unknown("package.format", recipe.package.format, FORMATS)
-    if recipe.serve.rolling_batch not in _HANDLER_BATCHING:
+    if serving.handler and recipe.serve.rolling_batch not in _HANDLER_BATCHING:
         yield Problem(
             code="package.rolling-batch-unused",
             message=f"`{recipe.serve.rolling_batch}` is a scheduler of LMI's built-in"

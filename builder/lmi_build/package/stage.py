@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ENTRY = "lmi_build.package.worker:run"
 # Bumped when the worker lays out other bytes for the same parameters.
-PACKAGE_SALT = 2
+PACKAGE_SALT = 3
 
 # Sources that name a place on the builder's disk; only their last part may stay.
 _LOCAL_KINDS = frozenset({"folder", "gguf"})
@@ -39,7 +39,7 @@ def package_params(  # noqa: PLR0913 - each moves the key on its own
     serving: Serving,
     keys: Mapping[str, str],
     tools: Mapping[str, Mapping[str, str]],
-    handler_digest: Digest,
+    handler_digest: Digest | None,
     architecture: str,
     device: str = "cpu",
 ) -> Params:
@@ -54,7 +54,8 @@ def package_params(  # noqa: PLR0913 - each moves the key on its own
         serving: What the backend needs to be served.
         keys: Stage kind to key of fetch, quantize and compile.
         tools: Stage kind to distribution to version.
-        handler_digest: Content of the handler's file, `handler_files.handler_digest`.
+        handler_digest: Content of the handler's file, `handler_files.handler_digest`;
+            None where a handler of the container answers.
         architecture: Processor the engine runs on, `x86_64` or `aarch64`.
         device: `cpu` or an accelerator's name.
     """
@@ -83,11 +84,16 @@ def package_params(  # noqa: PLR0913 - each moves the key on its own
             "os": "linux",
             "python": ">=3.10",
             "requirements": list(serving.requirements),
+            **serving.compatibility,
         },
         "serving": {
             "handler": serving.handler,
             "handler_digest": handler_digest,
             "engine_dir": serving.engine_dir,
+            "tokenizer_dir": serving.tokenizer_dir,
+            "model_files": list(serving.model_files),
+            "files": dict(serving.files),
+            "rehearsal": serving.rehearsal,
             "requirements": list(serving.requirements),
             "properties": djl_properties(recipe, serving),
             "settings": dict(serving.settings),

@@ -36,7 +36,7 @@ from lmi_build.values.manifest import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from lmi_build.digest import JSONValue
@@ -72,9 +72,15 @@ def run(job: Job, emit: Emit) -> None:
     """
     params = cast("dict[str, Any]", job.params)
     out = job.out
-    _lay_engine(job.inputs["engine"], out / params["serving"]["engine_dir"])
-    _lay_handler(params["serving"], out)
-    _lay_tokenizer(job.inputs["checkpoint"], job.inputs["model"], out)
+    serving = params["serving"]
+    _lay_engine(job.inputs["engine"], out / serving["engine_dir"])
+    _lay_handler(serving, out)
+    _lay_tokenizer(
+        job.inputs["checkpoint"],
+        job.inputs["model"],
+        out / serving["tokenizer_dir"],
+        further=serving["model_files"],
+    )
     _lay_papers(job.inputs["model"], out, params)
     ledger = _lay_layers(job.inputs["checkpoint"], out)
     entries = _list_files(job, emit)
@@ -97,7 +103,7 @@ def make_manifest(
 ) -> Manifest:
     """Join what was planned with what lies there."""
     head = cast("dict[str, Any]", dict(params))
-    settings = ("settings", "handler_digest")
+    settings = ("settings", "handler_digest", "files", "model_files")
     serving = {k: v for k, v in head["serving"].items() if k not in settings}
     return Manifest(
         **{**head, "serving": serving},
@@ -157,6 +163,17 @@ def _lay_engine(engine: Path, to: Path) -> None:
 
 
 def _lay_handler(serving: Mapping[str, Any], out: Path) -> None:
+    """What tells DJL Serving how to answer, and the backend's own small texts."""
+    _write(out / PROPERTIES_NAME, render_properties(serving["properties"]))
+    _write(out / SETTINGS_NAME, _pretty(serving["settings"]))
+    for path, text in serving["files"].items():
+        _write(out / path, text.encode())
+    if serving["handler"]:
+        _lay_own_handler(serving, out)
+
+
+def _lay_own_handler(serving: Mapping[str, Any], out: Path) -> None:
+    """`model.py` and the packages it needs."""
     source = handler_path(serving["handler"])
     found = digest_file(source)
     if found != serving["handler_digest"]:
@@ -169,20 +186,21 @@ def _lay_handler(serving: Mapping[str, Any], out: Path) -> None:
     _write(out / HANDLER_NAME, source.read_bytes())
     lines = "".join(f"{line}\n" for line in sorted(serving["requirements"]))
     _write(out / REQUIREMENTS_NAME, lines.encode())
-    _write(out / SETTINGS_NAME, _pretty(serving["settings"]))
-    _write(out / PROPERTIES_NAME, render_properties(serving["properties"]))
 
 
-def _lay_tokenizer(checkpoint: Path, model: Path, out: Path) -> None:
-    for name in _TOKENIZER_FILES:
+def _lay_tokenizer(
+    checkpoint: Path, model: Path, out: Path, *, further: Iterable[str]
+) -> None:
+    for name in (*_TOKENIZER_FILES, *further):
         source = next(
             (d / name for d in (checkpoint, model) if (d / name).is_file()), None
         )
-        if source is not None:
+        # What the engine's own folder holds under that name stays.
+        if source is not None and not (out / name).exists():
             place(source, out / name)
     if not (out / "tokenizer.json").is_file():
         raise SourceInvalid(
-            "the model has no tokenizer.json, which the handler reads",
+            "the model has no tokenizer.json, which the server reads",
             code="package.no-tokenizer",
             hints=(
                 (

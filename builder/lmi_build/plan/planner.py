@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from lmi_build.digest import Digest, JSONValue
-    from lmi_build.spi import Backend, Params, Quantizer
+    from lmi_build.spi import Backend, Host, Params, Quantizer
     from lmi_build.toolchains.environment import Pinned
     from lmi_build.values.model import ModelFacts
     from lmi_build.values.recipe import Recipe
@@ -63,7 +63,7 @@ class World:
         backend: Finds a backend by name.
         versions: Versions of installed packages.
         handler_digest: Content of a serving handler by name.
-        architecture: Processor of this host, `x86_64` or `aarch64`.
+        host: The machine, as far as backends may know it.
         num_cores: Cores this process may use: the threads of a worker by default.
         settings: The user's environment.
         toolchain: Pins of a private environment by name, installed or not.
@@ -74,10 +74,15 @@ class World:
     backend: Callable[[str], Backend]
     versions: Callable[[Iterable[str]], Mapping[str, str | None]]
     handler_digest: Callable[[str], Digest]
-    architecture: str
+    host: Host
     num_cores: int
     settings: Settings
     toolchain: Callable[[str], Pinned] | None = None
+
+    @property
+    def architecture(self) -> str:
+        """Processor of this host, `x86_64` or `aarch64`."""
+        return self.host.architecture
 
 
 def make_plan(name: str, recipes: Sequence[Recipe], world: World) -> Plan:
@@ -205,7 +210,6 @@ def _chain(recipe: Recipe, world: World) -> list[Stage]:
     facts = world.facts[recipe.name]
     chain = [_fetch(recipe, facts, world)]
     scheme = float_scheme(facts)
-    checkpoint = chain[0]
     if recipe.quantize.method != "none":
         quantizer = world.quantizer(recipe.quantize.provider)
         scheme = quantizer.scheme(recipe.quantize, facts)
@@ -213,10 +217,10 @@ def _chain(recipe: Recipe, world: World) -> list[Stage]:
         checkpoint = _quantize(recipe, facts, quantizer, chain[0], dataset, world)
         chain += [stage for stage in (dataset, checkpoint) if stage is not None]
     backend = world.backend(recipe.compile.backend)
-    engine = _compile(recipe, facts, scheme, backend, checkpoint, world)
-    chain.append(engine)
+    chain += _backend_stages(recipe, facts, scheme, backend, chain, world)
+    engine = chain[-1]
     package = _package(recipe, facts, scheme, backend, chain, world)
-    chain += [package, _verify(recipe, facts, package, engine, world)]
+    chain += [package, _verify(recipe, facts, backend, package, engine, world)]
     return chain
 
 
@@ -236,14 +240,18 @@ def _stage(  # noqa: PLR0913 - one place makes stages; the names say the rest
     secrets: tuple[str, ...] = (),
     notes: tuple[Note, ...] = (),
     toolchain: str = "",
+    pinned: Mapping[str, str] | None = None,
+    blocker: Blocker | None = None,
 ) -> Stage:
     if toolchain and world.toolchain is not None:
-        pinned = world.toolchain(toolchain)
-        versions: dict[str, str | None] = {**pinned.versions}
-        blocker = pinned.blocker
+        found = world.toolchain(toolchain)
+        versions: dict[str, str | None] = {**found.versions}
+        blocker = found.blocker
     else:
         versions = dict(world.versions(distributions))
-        blocker = missing_blocker(versions)
+        blocker = missing_blocker(versions) or blocker
+        # What a release brings is the same wherever the stage is planned.
+        versions |= pinned or {}
     if blocker is None and secrets and world.settings.offline:
         blocker = Blocker(
             code="tool.offline",
@@ -341,26 +349,41 @@ def _quantize(
     )
 
 
-def _compile(
+def _backend_stages(
     recipe: Recipe,
     facts: ModelFacts,
     scheme: QuantScheme,
     backend: Backend,
-    checkpoint: Stage,
+    chain: Sequence[Stage],
     world: World,
-) -> Stage:
-    return _stage(
-        recipe,
-        "compile",
-        world,
-        params=backend.lower(recipe, facts, scheme),
-        inputs={"checkpoint": checkpoint.key},
-        distributions=backend.info.distributions,
-        platform=f"linux-{world.architecture}-{recipe.compile.target}",
-        salt=backend.info.salt,
-        entry=backend.info.entry,
-        estimate=backend.estimate(recipe, facts, scheme),
-    )
+) -> list[Stage]:
+    """The steps from the checkpoint to what is packed."""
+    made = {"fetch": chain[0], "weights": chain[-1]}
+    found = []
+    for step in backend.stages(recipe, facts, scheme, world.host):
+        stage = _stage(
+            recipe,
+            step.kind,
+            world,
+            params=step.params,
+            inputs={role: made[kind].key for role, kind in step.inputs.items()},
+            distributions=step.distributions,
+            platform=(
+                "any"
+                if step.anywhere
+                else f"linux-{world.architecture}-{recipe.compile.target}"
+            ),
+            salt=step.salt,
+            entry=step.entry,
+            estimate=step.estimate,
+            job=step.settings,
+            notes=step.notes,
+            pinned=step.tools,
+            blocker=step.blocker,
+        )
+        made[step.kind] = stage
+        found.append(stage)
+    return found
 
 
 def _package(
@@ -373,7 +396,7 @@ def _package(
 ) -> Stage:
     by_kind = {stage.kind: stage for stage in chain}
     checkpoint = by_kind.get("quantize", by_kind["fetch"])
-    engine = by_kind["compile"]
+    engine = chain[-1]
     serving = backend.serving(recipe, facts, engine.tools)
     params = package_params(
         recipe=recipe,
@@ -382,7 +405,9 @@ def _package(
         serving=serving,
         keys={kind: stage.key for kind, stage in by_kind.items()},
         tools={kind: stage.tools for kind, stage in by_kind.items()},
-        handler_digest=world.handler_digest(serving.handler),
+        handler_digest=(
+            world.handler_digest(serving.handler) if serving.handler else None
+        ),
         architecture=world.architecture,
     )
     inputs = {"model": chain[0].key, "checkpoint": checkpoint.key, "engine": engine.key}
@@ -405,21 +430,25 @@ def _package(
 
 
 def _verify(
-    recipe: Recipe, facts: ModelFacts, package: Stage, engine: Stage, world: World
+    recipe: Recipe,
+    facts: ModelFacts,
+    backend: Backend,
+    package: Stage,
+    engine: Stage,
+    world: World,
 ) -> Stage:
-    engine_tools = tuple(world.backend(recipe.compile.backend).info.distributions)
-    params = verify_params(recipe)
+    proof = backend.proof(recipe, facts)
+    params = {**verify_params(recipe), **proof.params}
     return _stage(
         recipe,
         "verify",
         world,
         params=params,
         inputs={"package": package.key, "model": package.inputs["model"]},
-        distributions=tuple(sorted({*VERIFY_DISTRIBUTIONS, *engine_tools})),
+        distributions=tuple(sorted({*VERIFY_DISTRIBUTIONS, *proof.distributions})),
         platform=package.platform,
         salt=VERIFY_SALT,
-        entry=VERIFY_ENTRY,
-        estimate=verify_estimate(
-            facts, params, engine_bytes=engine.estimate.disk_bytes
-        ),
+        entry=proof.entry or VERIFY_ENTRY,
+        estimate=proof.estimate
+        or verify_estimate(facts, params, engine_bytes=engine.estimate.disk_bytes),
     )

@@ -345,6 +345,12 @@ class CompileSection(Section):
         description="Row of the catalogue of LMI containers; the newest by default.",
         examples=["djl-tensorrtllm-0.33.0"],
     )
+    artifact: Literal["auto", "engine", "checkpoint", "hf-quantized"] = Field(
+        default="auto",
+        description="What is made: an engine, the checkpoint that an engine is built "
+        "from, or a Hugging Face folder that the server quantizes nothing of; `auto` "
+        "is an engine where the release has one.",
+    )
     tensor_parallel_size: Annotated[int, Field(ge=1, le=1024)] = Field(
         default=1, description="Ranks that a layer is split over."
     )

@@ -98,7 +98,7 @@ def stage_costs(
         cached: Stage kind to whether this build found it; what is not named is not
             known.
     """
-    order = ("fetch", "quantize", "compile", "package", "verify")
+    order = ("fetch", "quantize", "checkpoint", "compile", "package", "verify")
     return tuple(
         StageCost(
             kind=kind,
@@ -265,7 +265,8 @@ def _sizes(
     """Bytes on the way; what no record tells is left out."""
     source: Any = manifest.model["files"]
     made = {stage.kind: stage.out_bytes for stage in stages}
-    engine = f"{manifest.serving['engine_dir']}/"
+    folder = manifest.serving["engine_dir"]
+    engine = "" if folder == "." else f"{folder}/"
     rows = [
         ("Source model", sum(int(file["size"] or 0) for file in source)),
         ("Quantized checkpoint", made.get("quantize", 0)),

@@ -117,6 +117,7 @@ class CompileSpec:
         backend: Name of a backend provider.
         target: `cpu` or an instance type.
         release: Row of the catalogue; None takes the newest.
+        artifact: `auto`, `engine`, `checkpoint` or `hf-quantized`.
         tensor_parallel_size: Ranks a layer is split over.
         pipeline_parallel_size: Ranks the layers are split over.
         options: The backend's own options, checked by the backend.
@@ -125,6 +126,7 @@ class CompileSpec:
     backend: str
     target: str = "cpu"
     release: str | None = None
+    artifact: str = "auto"
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     options: Mapping[str, JSONValue] = field(default_factory=dict)

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmi_build.errors import UsageInvalid
+from lmi_build.text import join_words
 from lmi_build.units import parse_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+RUNNERS = ("local", "container")
 DEFAULT_HF_ENDPOINT = "https://huggingface.co"
 
 # Handed to every worker: what a process needs to start, and nothing that names a
@@ -68,6 +70,8 @@ class Settings:
         offline: Whether the network may be used at all.
         threads: Threads of a worker; 0 takes every core this process may use.
         memory_bytes: Memory a worker may use; 0 takes what the machine has free.
+        runner: Where stages run whose toolchain is a container's: `local`, when this
+            is that container, or `container`.
         toolchains_file: Toolchains of the user's own, over those that are shipped.
         worker_environment: Variables every worker gets.
         secrets: Group name to variables; never printed, logged or hashed.
@@ -78,6 +82,7 @@ class Settings:
     offline: bool = False
     threads: int = 0
     memory_bytes: int = 0
+    runner: str = "local"
     toolchains_file: Path | None = None
     worker_environment: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
@@ -140,12 +145,24 @@ def settings_from_environ(
             if memory_bytes is not None
             else _read(environ, "LMI_BUILD_MEMORY", parse_bytes, "24GiB")
         ),
+        runner=_runner(environ),
         toolchains_file=_path(environ.get("LMI_BUILD_TOOLCHAINS")),
         worker_environment=_pick(environ, _WORKER_VARIABLES),
         secrets={
             name: _pick(environ, names) for name, names in _SECRET_VARIABLES.items()
         },
     )
+
+
+def _runner(environ: Mapping[str, str]) -> str:
+    runner = environ.get("LMI_BUILD_RUNNER") or "local"
+    if runner not in RUNNERS:
+        raise UsageInvalid(
+            f"the environment variable LMI_BUILD_RUNNER is `{runner}`",
+            code="usage.environment",
+            hints=(f"use {join_words(RUNNERS)}",),
+        )
+    return runner
 
 
 def _path(text: str | None) -> Path | None:

@@ -81,7 +81,8 @@ class Stage:
 
     Args:
         name: Unique in the plan, such as `smollm2-gptq/quantize`.
-        kind: `fetch`, `calibration`, `quantize`, `compile`, `package` or `verify`.
+        kind: `fetch`, `calibration`, `quantize`, `checkpoint`, `compile`, `package` or
+            `verify`.
         params: Lowered parameters: native names, no defaults left open.
         inputs: Role to the key of the stage that makes it.
         tools: Distribution to version, of all that can change a byte.

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from lmi_build.digest import JSONValue
     from lmi_build.values.manifest import FileEntry
 
 _FETCH_AGAIN = "fetch the artifact again, or build it again"
@@ -202,17 +203,28 @@ def _meaning_problems(
         yield from _settings_problems(root, manifest)
     if "requirements.txt" in found:
         yield from _requirements_problems(root)
-    for name in (PROPERTIES_NAME, "model.py", "requirements.txt", "tokenizer.json"):
+    serving = manifest.serving
+    own_handler = bool(serving.get("handler"))
+    tokenizer = _inside(serving.get("tokenizer_dir", "."), "tokenizer.json")
+    needed = ("model.py", "requirements.txt") if own_handler else ()
+    for name in (PROPERTIES_NAME, *needed, tokenizer):
         if all(entry.path != name for entry in manifest.files):
             yield _disagree(name, f"the manifest names no {name}; it cannot be served")
-    for name in _MISLEADING_ROOT_FILES:
+    # A backend that the container serves itself says what a folder must look like.
+    for name in _MISLEADING_ROOT_FILES if own_handler else ():
         if name in found:
             yield _disagree(
                 name, f"{name} at the root makes DJL Serving load something else"
             )
-    engine_dir = str(manifest.serving.get("engine_dir"))
-    if not any(path.startswith(f"{engine_dir}/") for path in found):
+    engine_dir = str(serving.get("engine_dir"))
+    prefix = _inside(engine_dir, "")
+    if not any(path.startswith(prefix) for path in found):
         yield _disagree(engine_dir, f"{engine_dir}/ holds no engine")
+
+
+def _inside(folder: JSONValue, name: str) -> str:
+    """A path below a folder of the artifact; `.` is its root."""
+    return name if folder == "." else f"{folder}/{name}"
 
 
 def _properties_problems(root: Path, manifest: Manifest) -> Iterator[Problem]:
@@ -230,7 +242,8 @@ def _properties_problems(root: Path, manifest: Manifest) -> Iterator[Problem]:
         yield _disagree(
             PROPERTIES_NAME, f"{PROPERTIES_NAME} differs from the manifest's entries"
         )
-    for key, wanted in (("engine", "Python"), ("option.entryPoint", "model.py")):
+    own = (("engine", "Python"), ("option.entryPoint", "model.py"))
+    for key, wanted in own if manifest.serving.get("handler") else ():
         if entries.get(key) != wanted:
             yield _disagree(
                 PROPERTIES_NAME,
