@@ -16,7 +16,7 @@ URI = re.compile(
 )
 
 
-@pytest.mark.parametrize("region", regions())
+@pytest.mark.parametrize("region", regions(newest().tag))
 def test_every_region_gives_an_image(region: str) -> None:
     found = URI.match(image_uri(newest().tag, region))
     assert found is not None
@@ -44,6 +44,16 @@ def test_accounts_differ_where_a_region_is_opted_in() -> None:
     assert image_uri("t", "cn-north-1") == (
         "727897471807.dkr.ecr.cn-north-1.amazonaws.com.cn/djl-inference:t"
     )
+
+
+def test_a_region_may_lack_one_kind_of_image() -> None:
+    young = "ap-southeast-6"
+    assert young in regions()
+    assert young in regions("0.38.0-lmi29.0.0-cu130")
+    assert young not in regions(newest().tag)
+    assert image_uri("0.38.0-lmi29.0.0-cu130", young)
+    with pytest.raises(KeyError, match=young):
+        image_uri(newest().tag, young)
 
 
 def test_an_unknown_region_or_repository_is_a_key_error() -> None:

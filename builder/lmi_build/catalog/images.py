@@ -10,6 +10,7 @@ from types import MappingProxyType
 from lmi_build.catalog.tables import read_row, read_tables
 
 FILE = "images.toml"
+REPOSITORY = "djl-inference"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,10 +42,24 @@ class _Repository:
     suffix: str
     accounts: Mapping[str, str]
     suffixes: Mapping[str, str]
+    absent: Mapping[str, tuple[str, ...]]
 
 
 @cache
-def registries(repository: str = "djl-inference") -> Mapping[str, Registry]:
+def _repository(name: str) -> _Repository:
+    """One table of the file, whose regions are all known to it."""
+    where = f"{FILE}: [{name}]"
+    row = read_row(_Repository, read_tables(FILE)[name], where=where)
+    lists = {"suffixes": tuple(row.suffixes), **row.absent}
+    for key, names in lists.items():
+        unknown = sorted(set(names) - set(row.accounts))
+        if unknown:
+            raise ValueError(f"{where}, `{key}` has {unknown}, without an account")
+    return row
+
+
+@cache
+def registries(repository: str = REPOSITORY) -> Mapping[str, Registry]:
     """
     The registry of every region that has the repository, sorted.
 
@@ -55,11 +70,7 @@ def registries(repository: str = "djl-inference") -> Mapping[str, Registry]:
         KeyError: No repository has that name.
         ValueError: The data file is wrong; a fault of the package.
     """
-    table = read_tables(FILE)[repository]
-    row = read_row(_Repository, table, where=f"{FILE}: [{repository}]")
-    unused = sorted(set(row.suffixes) - set(row.accounts))
-    if unused:
-        raise ValueError(f"{FILE}: [{repository}], `suffixes` has {unused}, not used")
+    row = _repository(repository)
     return MappingProxyType(
         {
             region: Registry(
@@ -72,9 +83,20 @@ def registries(repository: str = "djl-inference") -> Mapping[str, Registry]:
     )
 
 
-def regions() -> tuple[str, ...]:
-    """Every region that has LMI images, sorted."""
-    return tuple(registries())
+def regions(tag: str = "") -> tuple[str, ...]:
+    """
+    Every region that has LMI images, sorted.
+
+    Args:
+        tag: As `Release.tag` says; only regions that have images of its kind then.
+    """
+    absent = {
+        region
+        for kind, without in _repository(REPOSITORY).absent.items()
+        if kind in tag
+        for region in without
+    }
+    return tuple(region for region in registries() if region not in absent)
 
 
 def image_uri(tag: str, region: str) -> str:
@@ -86,6 +108,9 @@ def image_uri(tag: str, region: str) -> str:
         region: Such as `us-east-1`.
 
     Raises:
-        KeyError: The region has no LMI images; its argument is the region.
+        KeyError: The region has no LMI images, or none of the tag's kind; its argument
+            is the region.
     """
-    return f"{registries()[region].host}/djl-inference:{tag}"
+    if region not in regions(tag):
+        raise KeyError(region)
+    return f"{registries()[region].host}/{REPOSITORY}:{tag}"

@@ -133,8 +133,8 @@ def deployment_of(
 
 def deployment_problems(deployment: Deployment) -> Iterator[Problem]:
     """Every reason why SageMaker would refuse the bodies, or the endpoint would die."""
-    if deployment.region not in regions():
-        near = did_you_mean(deployment.region, regions())
+    if deployment.region not in regions(deployment.tag):
+        near = did_you_mean(deployment.region, regions(deployment.tag))
         yield Problem(
             code="deploy.region-unknown",
             message=f"region `{deployment.region}` has no LMI images",
