@@ -107,6 +107,22 @@ def test_the_recipe_chooses(spec: QuantSpec, scheme: QuantScheme, wanted: str) -
     assert wanted in _said(spec, scheme)
 
 
+def test_a_group_divides_the_inputs_whichever_way_a_weight_lies() -> None:
+    layers = _layers(0.01, 0.01, width=192)
+    scheme = replace(SCHEME, group_size=-1)
+
+    straight = "\n".join(advice(GPTQ, scheme, layers, DRIFT))
+    transposed = "\n".join(advice(GPTQ, scheme, layers, DRIFT, transposed=True))
+
+    # [64, 192]: 192 inputs, or 64 of them.
+    assert "`quantize.group_size: 64` (now a whole row)" in straight
+    assert "`quantize.group_size: 64` (now a whole row)" in transposed
+    narrow = _layers(0.01, 0.01, width=96)
+    assert "group_size: 32`" in "\n".join(advice(GPTQ, scheme, narrow, DRIFT))
+    turned = advice(GPTQ, scheme, narrow, DRIFT, transposed=True)
+    assert "group_size: 64`" in "\n".join(turned)
+
+
 def test_what_is_done_already_is_not_advised() -> None:
     """No step names the value that the recipe has."""
     best = replace(

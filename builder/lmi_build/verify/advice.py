@@ -67,6 +67,7 @@ def advice(
     drift: Drift,
     *,
     options: Mapping[str, JSONValue] | None = None,
+    transposed: bool = False,
 ) -> tuple[str, ...]:
     """
     Say what to try, best first.
@@ -77,12 +78,13 @@ def advice(
         layers: Their errors; None when nothing was quantized.
         drift: What was measured.
         options: `compile.options` of the recipe.
+        transposed: The model stores its weights with the inputs first (GPT-2).
     """
     found = [
         *_same_size(spec, scheme, layers),
         *_calibration(spec),
         *_outliers(spec, layers),
-        *_larger(spec, scheme, layers),
+        *_larger(spec, scheme, layers, transposed=transposed),
         *_engine(scheme, drift, options or {}),
     ]
     return tuple(dict.fromkeys(found))[:_MOST]
@@ -166,13 +168,15 @@ def _float_bytes(layers: Sequence[Layer]) -> int:
 
 
 def _larger(
-    spec: QuantSpec, scheme: QuantScheme, layers: Layers | None
+    spec: QuantSpec, scheme: QuantScheme, layers: Layers | None, *, transposed: bool
 ) -> Iterator[str]:
     """Steps that buy quality with bytes."""
     bits, size = scheme.weight_bits, scheme.group_size
     if scheme.packing == "none" or layers is None:
         return
-    finer = _finer_group(size, layers) if scheme.weight_dtype == "int" else None
+    finer = None
+    if scheme.weight_dtype == "int":
+        finer = _finer_group(size, layers, inputs=0 if transposed else -1)
     if finer is not None and scheme.activation_bits >= _FLOAT_BITS:
         now = "a whole row" if size == -1 else str(size)
         cost = _FLOAT_BITS * (1 / finer - (0 if size == -1 else 1 / size))
@@ -189,9 +193,9 @@ def _larger(
         yield "`quantize: {method: int8, activations: none}`: activations stay in float"
 
 
-def _finer_group(size: int, layers: Layers) -> int | None:
+def _finer_group(size: int, layers: Layers, *, inputs: int) -> int | None:
     """The widest finer group that divides the inputs of every layer."""
-    widths = {layer.shape[-1] for layer in layers.layers}
+    widths = {layer.shape[inputs] for layer in layers.layers}
     for smaller in _GROUP_SIZES:
         if (size == -1 or smaller < size) and not any(w % smaller for w in widths):
             return smaller

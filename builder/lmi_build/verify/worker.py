@@ -18,6 +18,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, cast
 
 from lmi_build import __version__
+from lmi_build.catalog.architectures import architectures
 from lmi_build.checkpoint.layers import LAYERS_NAME, layers_from_bytes
 from lmi_build.errors import VerifyFailed
 from lmi_build.events import StageNote, StageProgress
@@ -101,9 +102,16 @@ def run(job: Job, emit: Emit) -> None:
             layers,
             drift,
             options=recipe.get("compile", {}).get("options", {}),
+            transposed=_is_transposed(manifest),
         ),
     )
     (job.out / REPORT_NAME).write_text(text, encoding="utf-8")
+
+
+def _is_transposed(manifest: Manifest) -> bool:
+    """Whether the model's weights lie with their inputs first."""
+    known = architectures().get(str(manifest.model["architecture"]))
+    return known is not None and known.transposed
 
 
 def _tokenizer(job: Job) -> Tokenizer:
