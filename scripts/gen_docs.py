@@ -301,7 +301,7 @@ def instances_page() -> str:
     lines = [
         "# Instance types\n",
         (
-            "What the planner knows of SageMaker's instances. Memory is nominal;"
+            "What the planner knows of SageMaker's instances, as EC2 describes them;"
             " *cores* are the parts a model can be split into.\n"
         ),
         (
@@ -312,7 +312,7 @@ def instances_page() -> str:
     ]
     for row in instances().values():
         device = f"{row.num_devices} {row.device}" if row.device else ""
-        memory = row.device_memory_bytes // GIB if row.device else ""
+        memory = f"{row.device_memory_bytes / GIB:.4g}" if row.device else ""
         lines.append(
             f"| `{row.name}` | {device} | {memory} | {row.num_cores or ''} |"
             f" {row.compute_capability} | {row.num_vcpus} | {row.memory_bytes // GIB} |"

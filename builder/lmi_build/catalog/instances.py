@@ -12,6 +12,7 @@ from lmi_build.catalog.tables import read_row, read_tables
 
 FILE = "instances.toml"
 ACCELERATORS = ("gpu", "neuron", "none")
+MIB = 1024**2
 GIB = 1024**3
 
 
@@ -25,7 +26,8 @@ class Instance:
         accelerator: One of `ACCELERATORS`.
         device: The vendor's name of a device, such as `A10G`; empty without one.
         num_devices: GPUs or Neuron chips.
-        device_memory_bytes: Nominal memory of one device.
+        device_memory_bytes: Memory of one device as EC2 gives it; a driver keeps a few
+            hundred MB of it.
         cores_per_device: Parts a model can be split into: 1 for a GPU, the logical
             NeuronCores of a Neuron chip.
         compute_capability: Of a GPU, such as `8.6`; empty for others.
@@ -59,7 +61,7 @@ class _Family:
     source: str
     sizes: Mapping[str, tuple[int, ...]]
     device: str = ""
-    device_memory_gib: int = 0
+    device_memory_mib: int = 0
     cores_per_device: int = 0
     compute_capability: str = ""
 
@@ -109,7 +111,7 @@ def _family(name: str, table: Mapping[str, Any]) -> list[Instance]:
                 accelerator=family.accelerator,
                 device=family.device,
                 num_devices=num_devices,
-                device_memory_bytes=family.device_memory_gib * GIB,
+                device_memory_bytes=family.device_memory_mib * MIB,
                 cores_per_device=family.cores_per_device,
                 compute_capability=family.compute_capability,
                 num_vcpus=num_vcpus,
