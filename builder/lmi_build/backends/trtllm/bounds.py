@@ -190,9 +190,18 @@ def bounds_problems(bounds: Bounds, terms: Terms) -> Iterator[Problem]:
     """
     given = bounds.max_num_tokens
     path = "bounds.max_num_tokens"
-    if given is not None:
+    generated = bounds.max_batch_size * bounds.max_beam_width
+    most = settled(generated, bounds, terms)
+    if most < generated:
+        yield _problem(
+            f"{bounds.max_batch_size} requests with {bounds.max_beam_width} beams"
+            f" generate {generated} tokens at once, with these lengths TensorRT-LLM"
+            f" packs at most {most}",
+            "bounds.max_beam_width",
+            f"set `max_beam_width: {max(1, most // bounds.max_batch_size)}`",
+        )
+    elif given is not None:
         held = settled(given, bounds, terms)
-        generated = bounds.max_batch_size * bounds.max_beam_width
         if held != given:
             yield _problem(
                 f"`max_num_tokens` is {given}, TensorRT-LLM would build {held}: the"

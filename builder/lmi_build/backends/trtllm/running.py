@@ -1,0 +1,124 @@
+"""Running a long command: its words into the log, its last lines kept."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lmi_build.backends.trtllm.preflight import Answer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+TAIL_LINES = 20
+_NOT_FOUND = 127
+# Probes answer within it or not at all: a container's first start unpacks an image.
+_PROBE_SECONDS = 900
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ran:
+    """
+    How a command ended.
+
+    Args:
+        status: Exit status; negative for a signal.
+        tail: Its last lines.
+        seconds: How long it took.
+        peak_rss_bytes: Largest resident memory of a process of it; 0 where another
+            process, such as a container's daemon, started it.
+    """
+
+    status: int
+    tail: tuple[str, ...]
+    seconds: float
+    peak_rss_bytes: int
+
+
+def run_logged(
+    command: Sequence[str], *, cwd: Path, environment: Mapping[str, str]
+) -> Ran:
+    """
+    Run a command to its end; what it prints goes on to standard output.
+
+    The process stays in the caller's group, so that whoever ends the group ends it.
+
+    Args:
+        command: Program and words.
+        cwd: Where it runs.
+        environment: All its variables.
+    """
+    started = time.monotonic()
+    tail: deque[str] = deque(maxlen=TAIL_LINES)
+    try:
+        process = subprocess.Popen(
+            list(command),
+            cwd=cwd,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+    except OSError as error:
+        line = f"{command[0]}: {error.strerror or error}"
+        return Ran(status=_NOT_FOUND, tail=(line,), seconds=0.0, peak_rss_bytes=0)
+    assert process.stdout is not None  # noqa: S101 - it was asked for
+    with process.stdout as stream:
+        for raw in stream:
+            line = raw.decode("utf-8", "replace")
+            sys.stdout.write(line)
+            # Bars overwrite their line; the last state is what was seen.
+            tail.append(line.rstrip().rpartition("\r")[2])
+    sys.stdout.flush()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return Ran(
+        status=process.returncode,
+        tail=tuple(tail),
+        seconds=round(time.monotonic() - started, 3),
+        peak_rss_bytes=usage.ru_maxrss * 1024,
+    )
+
+
+def ask_with(environment: Mapping[str, str]) -> _Ask:
+    """
+    A function that runs a small program, for `preflight`.
+
+    Args:
+        environment: All its variables.
+    """
+    return _Ask(environment)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    environment: Mapping[str, str]
+
+    def __call__(self, command: Sequence[str]) -> Answer:
+        try:
+            done = subprocess.run(
+                list(command),
+                env=dict(self.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=_PROBE_SECONDS,
+                check=False,
+            )
+        except OSError as error:
+            return Answer(
+                status=_NOT_FOUND, output=f"{command[0]}: {error.strerror or error}"
+            )
+        except subprocess.TimeoutExpired:
+            return Answer(
+                status=_NOT_FOUND, output=f"no answer in {_PROBE_SECONDS} seconds"
+            )
+        return Answer(
+            status=done.returncode, output=done.stdout.decode("utf-8", "replace")
+        )
