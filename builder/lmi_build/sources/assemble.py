@@ -12,8 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lmi_build.checkpoint.formats.modelopt import (
+    HF_QUANT_CONFIG,
+    METHOD,
+    modelopt_entries,
+)
 from lmi_build.errors import SourceInvalid, Unsupported
 from lmi_build.sources.consistency import check_consistency
+from lmi_build.sources.prequantized import FROM_FILE, QUANTIZATION
 from lmi_build.sources.safetensors_header import read_header_at
 from lmi_build.sources.selection import CONFIG, INDEX, check_name, select_files
 from lmi_build.values.model import (
@@ -58,7 +64,7 @@ def distil(folder: ModelFolder) -> dict[str, Any]:
     selection = select_files(folder.sizes, source=folder.source, indexed=indexed)
     for name in (*selection.weights, *selection.others, *selection.code):
         check_name(name, source=folder.source)
-    config = _read_json(folder, CONFIG)
+    config = _with_modelopt(folder, _read_json(folder, CONFIG))
     auto_map = {
         name: document["auto_map"]
         for name in (CONFIG, "tokenizer_config.json")
@@ -114,6 +120,15 @@ def _read_json(folder: ModelFolder, name: str) -> dict[str, Any]:
             hints=("fetch the file again, or correct it",),
         )
     return document
+
+
+def _with_modelopt(folder: ModelFolder, config: dict[str, Any]) -> dict[str, Any]:
+    """Add what modelopt before 0.29 wrote into a file of its own alone."""
+    if HF_QUANT_CONFIG not in folder.sizes or config.get(QUANTIZATION):
+        return config
+    entries = modelopt_entries(_read_json(folder, HF_QUANT_CONFIG))
+    entry = {**entries, "quant_method": METHOD, FROM_FILE: HF_QUANT_CONFIG}
+    return {**config, QUANTIZATION: entry}
 
 
 def _indexed_files(folder: ModelFolder) -> set[str] | None:

@@ -31,7 +31,7 @@ _LOG = logging.getLogger(__name__)
 _RACY_SECONDS = 2.0
 
 # Raised when the meaning of a record changes; old records are then not found.
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 class FactsCache:

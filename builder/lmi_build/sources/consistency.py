@@ -17,7 +17,7 @@ from lmi_build.errors import SourceInvalid
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from lmi_build.catalog.architectures import Architecture
+    from lmi_build.catalog.architectures import Architecture, Names
     from lmi_build.values.model import ModelGeometry, TensorFact
 
 
@@ -52,6 +52,26 @@ def check_consistency(
         code="source.config-mismatch",
         hints=("fetch `config.json` and the weights from one revision",),
     )
+
+
+def float_shapes(
+    config: Mapping[str, Any], geometry: ModelGeometry, names: Names
+) -> dict[str, tuple[int, ...]]:
+    """
+    Shapes of a float model's weights, as far as its configuration says them.
+
+    Args:
+        config: Its `config.json`.
+        geometry: Its sizes.
+        names: Tensors of the file, which may leave out a prefix.
+
+    Returns:
+        Module name to shape; empty for architectures that are not known.
+    """
+    known = architectures().get(geometry.architecture)
+    if known is None:
+        return {}
+    return dict(_wanted(known.locate(names), geometry, config))
 
 
 def _layers(

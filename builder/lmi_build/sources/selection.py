@@ -28,7 +28,7 @@ _TOKENIZERS: tuple[frozenset[str], ...] = (
 )
 _TAKEN = re.compile(
     r"""(?x)
-    config\.json | generation_config\.json
+    config\.json | generation_config\.json | hf_quant_config\.json
     | tokenizer[\w.-]*\.(?:json|model) | vocab\.(?:json|txt) | merges\.txt
     | (?:spiece|sentencepiece\.bpe|tiktoken)\.model | tekken\.json
     | special_tokens_map\.json | added_tokens\.json

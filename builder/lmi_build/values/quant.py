@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 # AutoAWQ's GEMM layout, and compressed-tensors' three, by their own names.
 COMPRESSED_TENSORS = ("pack-quantized", "int-quantized", "float-quantized")
 PACKINGS = ("none", "gptq", "gptq_v2", "awq", *COMPRESSED_TENSORS)
+# Weights as only NVIDIA's Model Optimizer lays them out; they are passed on to a
+# backend that says it reads them, and written for one, but not decoded.
+MODELOPT = "modelopt"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +28,7 @@ class QuantScheme:
         group_size: Input channels per scale; -1 is the whole row.
         sym: Without zero points.
         activation_bits: Bits of activations in quantized products; 16 means float.
-        packing: One of `PACKINGS`.
+        packing: One of `PACKINGS`, or `MODELOPT`.
         activation_dtype: `none` (they stay as the model computes them), `int` or
             `float` (FP8).
         activation_scheme: `none`, `dynamic` (a scale per token, found while serving)

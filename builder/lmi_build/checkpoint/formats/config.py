@@ -25,9 +25,14 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from lmi_build.checkpoint.formats.layout import AUTOGPTQ, BITS
+from lmi_build.checkpoint.formats.modelopt import (
+    METHOD,
+    modelopt_entries,
+    modelopt_scheme,
+)
 from lmi_build.errors import Unsupported
 from lmi_build.text import join_words
-from lmi_build.values.quant import COMPRESSED_TENSORS, QuantScheme
+from lmi_build.values.quant import COMPRESSED_TENSORS, MODELOPT, QuantScheme
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -267,6 +272,8 @@ def read_scheme(config: Mapping[str, Any]) -> QuantScheme:
             scheme = _read_awq(config)
         elif method == "compressed-tensors":
             scheme = _read_compressed(config)
+        elif method == METHOD:
+            scheme = _read_modelopt(config)
         else:
             raise _unread("quant_method", method or None)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -319,6 +326,14 @@ def _read_gptq(config: Mapping[str, Any]) -> QuantScheme:
         packing=packing.lower(),
         act_order=bool(config.get("desc_act", False)) and not static,
     )
+
+
+def _read_modelopt(config: Mapping[str, Any]) -> QuantScheme:
+    """Those that lie as compressed-tensors lays them out, under other words."""
+    scheme = modelopt_scheme(config)
+    if scheme is None or scheme.packing == MODELOPT:
+        raise _unread("quant_algo", modelopt_entries(config).get("quant_algo"))
+    return scheme
 
 
 def _read_awq(config: Mapping[str, Any]) -> QuantScheme:
