@@ -65,14 +65,14 @@ def run(job: Job, emit: Emit) -> None:
     work = job.state / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    place = make_place(job, plan, work)
-    with _ended_with_us(place):
-        try:
+    try:
+        place = make_place(job, plan, work)
+        with _ended_with_us(place):
             machine = _preflight(job, plan, place)
             _tell_machine(job, emit, plan, machine)
             _build(job, emit, plan, place, machine)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _build(
