@@ -51,7 +51,7 @@ def command_lines(
     problems = [
         problem.message
         for problem in algorithm_problems(
-            SCHEMES[method], model, release, instance(target)
+            SCHEMES[method], model, release, instance(target), dtype="bfloat16"
         )
     ]
     if problems:

@@ -337,6 +337,26 @@ def test_gpus(target: str, cache: str, words: str) -> None:
     assert all(words in problem.message for problem in found)
 
 
+@pytest.mark.parametrize(
+    ("name", "method", "dtype", "path"),
+    [
+        ("tensorrt-llm-0.10.0", "w8a8-dynamic", "bfloat16", "model.dtype"),
+        ("tensorrt-llm-0.10.0", "w8a8-dynamic", "float16", ""),
+        ("tensorrt-llm-0.11.0", "w8a8-dynamic", "bfloat16", ""),
+        ("tensorrt-llm-0.10.0", "gptq", "bfloat16", ""),
+        ("tensorrt-llm-0.16.0", "gptq", "float32", "model.dtype"),
+        ("tensorrt-llm-0.10.0", "none", "float32", ""),
+    ],
+)
+def test_dtypes_of_kernels(name: str, method: str, dtype: str, path: str) -> None:
+    """SmoothQuant's plugins know bfloat16 from 0.11 on."""
+    model = trtllm_models()["LlamaForCausalLM"]
+
+    found = algorithm_problems(SCHEMES[method], model, release(name), dtype=dtype)
+
+    assert [problem.path for problem in found] == ([path] if path else [])
+
+
 def test_a_gpu_older_than_the_release() -> None:
     """TensorRT-LLM 0.21 is not made for a T4."""
     model = trtllm_models()["LlamaForCausalLM"]

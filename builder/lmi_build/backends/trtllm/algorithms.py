@@ -9,18 +9,23 @@ for the architectures that only it converts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping  # noqa: TC003 - `read_row` reads the hints
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from lmi_build.backends.trtllm.models import is_since, known_architectures
+from lmi_build.backends.trtllm.models import (
+    is_since,
+    known_architectures,
+    value_at,
+)
 from lmi_build.catalog.tables import parse_tables, read_row
 from lmi_build.errors import Problem
 from lmi_build.text import join_words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from lmi_build.backends.trtllm.models import TrtllmModel
     from lmi_build.catalog.instances import Instance
@@ -43,6 +48,7 @@ class _Row:
     since: str
     needs: tuple[str, ...] = ()
     groups: tuple[int, ...] = ()
+    dtypes: Mapping[str, str] = field(default_factory=dict)
     ours: bool = False
     converter: str = ""
 
@@ -128,6 +134,8 @@ def algorithm_problems(
     model: TrtllmModel,
     release: Release,
     instance: Instance | None = None,
+    *,
+    dtype: str = "",
 ) -> Iterator[Problem]:
     """
     Why a quantized model cannot become an engine of a release, with the way out.
@@ -137,6 +145,7 @@ def algorithm_problems(
         model: The architecture.
         release: For which release.
         instance: For which machine; None leaves GPUs out.
+        dtype: Of what is not quantized; empty leaves it out.
     """
     version = release.trtllm
     if not model.supported(version):
@@ -174,6 +183,14 @@ def algorithm_problems(
             f"`group_size` is {scheme.group_size}, kernels of `{name}` have {sizes}",
             "quantize.group_size",
             f"set `group_size: {row.groups[-1]}`",
+        )
+    dtypes = (value_at(row.dtypes, version) or "").split()
+    if dtype and dtypes and dtype not in dtypes:
+        yield _unsupported(
+            f"kernels of `{name}` in TensorRT-LLM {version} compute in"
+            f" {join_words(dtypes)}, the model is in `{dtype}`",
+            "model.dtype",
+            f"set `dtype: {dtypes[0]}`, or choose a newer release",
         )
     if instance is not None:
         yield from _gpu_problems(scheme, release, instance)
