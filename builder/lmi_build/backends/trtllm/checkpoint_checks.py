@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from lmi_build.backends.trtllm.checkpoint_shards import Mapping2D
     from lmi_build.values.model import ModelGeometry
 
-TENSOR_PATH = "target.tensor_parallel_size"
-PIPELINE_PATH = "target.pipeline_parallel_size"
+TENSOR_PATH = "compile.tensor_parallel_size"
+PIPELINE_PATH = "compile.pipeline_parallel_size"
 # The classes of these families leave LayerNorm at this.
 FIXED_EPSILON = {"opt": 1e-5, "gptneox": 1e-5}
 DTYPES = ("float16", "bfloat16", "float32")
@@ -108,7 +108,7 @@ def checkpoint_problems(
         yield Problem(
             code="trtllm.dtype",
             message=f"a checkpoint cannot hold {dtype}",
-            path="target.dtype",
+            path="model.dtype",
             hint=f"choose one of {', '.join(DTYPES)}",
         )
     model = source_model(geometry, config, shapes, dtype, quantized=quantized)
@@ -130,7 +130,7 @@ def architecture_problem(name: str, version: str) -> Problem | None:
         return Problem(
             code="trtllm.architecture",
             message=f"TensorRT-LLM {version} has no `{name}`{since}",
-            path="model",
+            path="model.source",
             hint=f"it has {known_architectures(version)}",
             unsupported=True,
         )
@@ -140,7 +140,7 @@ def architecture_problem(name: str, version: str) -> Problem | None:
             code="trtllm.no-writer",
             message=f"lmi-build does not write checkpoints of `{name}` for TensorRT-LLM"
             f" {version}",
-            path="model",
+            path="model.source",
             hint="let NVIDIA's converter do it in the container:"
             f" `{value_at(row.converter, version)}`; lmi-build writes"
             f" {', '.join(sorted(writable))}",
@@ -319,7 +319,7 @@ def _unlike(model: SourceModel, fault: str) -> Problem:
     return Problem(
         code="trtllm.unlike",
         message=f"TensorRT-LLM's `{model.row.name}` computes otherwise: {fault}",
-        path="model",
+        path="model.source",
         hint="choose another model, or a newer TensorRT-LLM",
         unsupported=True,
     )

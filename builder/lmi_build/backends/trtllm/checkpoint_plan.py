@@ -426,5 +426,5 @@ def _listed(code: str, names: Sequence[str], message: str, hint: str) -> Problem
     shown = ", ".join(f"`{name}`" for name in names[:_SHOWN])
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return Problem(
-        code=code, message=f"{message}: {shown}{more}", path="model", hint=hint
+        code=code, message=f"{message}: {shown}{more}", path="model.source", hint=hint
     )

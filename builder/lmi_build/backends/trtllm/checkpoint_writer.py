@@ -254,7 +254,7 @@ def _check_range(data: Tensor, part: Tensor, source: str) -> None:
             f"`{source}` has weights up to {float(part[lost].abs().max()):g}, float16"
             " ends at 65504",
             code="trtllm.float16-range",
-            hints=("set `target.dtype: bfloat16`",),
+            hints=("set `model.dtype: bfloat16`",),
         )
 
 
