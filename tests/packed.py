@@ -11,7 +11,7 @@ from lmi_build.package.layouts import djl_properties
 from lmi_build.package.properties import render_properties
 from lmi_build.package.stage import package_params
 from lmi_build.package.worker import make_manifest
-from lmi_build.spi import Serving
+from lmi_build.spi import Answer, Host, Serving
 from lmi_build.values.bounds import Bounds
 from lmi_build.values.manifest import FileEntry, Manifest
 from lmi_build.values.model import FileFact, ModelFacts, ModelGeometry
@@ -100,6 +100,15 @@ def sample_facts(**changes: Any) -> ModelFacts:
         "dtype": "bfloat16",
     }
     return ModelFacts(**{**values, **changes})
+
+
+# A machine without a GPU or a container.
+HOST = Host(
+    architecture="x86_64",
+    runner="local",
+    versions=dict.fromkeys,
+    ask=lambda words: Answer(status=127, output=words[0]),
+)
 
 
 def sample_serving(**changes: Any) -> Serving:

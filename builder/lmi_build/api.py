@@ -190,6 +190,8 @@ def _host(settings: Settings) -> Host:
         runner=settings.runner,
         versions=_versions,
         ask=ask,
+        rehearse=settings.rehearse,
+        places={"cache": str(settings.cache_dir), **settings.places},
     )
 
 
@@ -438,5 +440,6 @@ def _worker_entries() -> set[str]:
     for name in registry.names(registry.QUANTIZERS):
         found.add(registry.quantizer(name).info.entry)
     for name in registry.names(registry.BACKENDS):
-        found.add(registry.backend(name).info.entry)
+        info = registry.backend(name).info
+        found |= {info.entry, *info.further_entries}
     return found

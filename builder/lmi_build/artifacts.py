@@ -71,10 +71,19 @@ def publish(
         RemoteFailed: The destination refused or vanished.
     """
     from lmi_build.digest import digest_bytes
+    from lmi_build.errors import PublishFailed
     from lmi_build.publishers.destination import publish as send
     from lmi_build.verify.integrity import read_manifest
 
-    name = read_manifest(tree).name
+    found = read_manifest(tree)
+    if found.serving.get("rehearsal"):
+        raise PublishFailed(
+            f"{found.name} is a rehearsal: it has the commands of an engine, and no"
+            " engine",
+            code="publish.rehearsal",
+            hints=("build it on the machine with the target's GPU, then publish",),
+        )
+    name = found.name
     manifest = (tree / "manifest.json").read_bytes()
     report = tree.with_name(f"{tree.name}.verify.json")
     return send(

@@ -45,6 +45,7 @@ class ProviderInfo:
         modules: Importable names that prove the distributions work (`doctor`).
         toolchain: Name of the private environment it runs in; empty where it runs
             beside lmi-build. `distributions` are then that toolchain's to bring.
+        further_entries: Entries of a backend's other stages and of its proof.
         threaded_methods: Methods whose sums are taken in an order that hangs on the
             number of threads, so that the number enters the key.
     """
@@ -59,6 +60,7 @@ class ProviderInfo:
     packings: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     toolchain: str = ""
+    further_entries: tuple[str, ...] = ()
     threaded_methods: tuple[str, ...] = ()
 
 
@@ -112,6 +114,8 @@ class Serving:
         files: Small texts written into the package, by path.
         compatibility: What the engine is bound to beside processor and device, for
             the manifest.
+        bounds: What the engine was lowered to, over what the recipe says: numbers
+            that the recipe left to the backend.
         rehearsal: The engine was only rehearsed: `publish` refuses the artifact.
     """
 
@@ -124,6 +128,7 @@ class Serving:
     model_files: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     compatibility: Params = field(default_factory=dict)
+    bounds: Params = field(default_factory=dict)
     rehearsal: bool = False
 
 
@@ -145,7 +150,8 @@ class BackendStage:
         settings: What may not change a byte.
         blocker: Why it cannot run on this machine, or None.
         notes: Said by `plan`.
-        anywhere: Its bytes are the same on every machine.
+        platform: What its bytes are for; empty for this machine and the recipe's
+            target, `any` where they are the same everywhere.
     """
 
     kind: str
@@ -159,7 +165,7 @@ class BackendStage:
     settings: Params = field(default_factory=dict)
     blocker: Blocker | None = None
     notes: tuple[Note, ...] = ()
-    anywhere: bool = False
+    platform: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,12 +179,28 @@ class Proof:
             loaded here, asked, and compared with the float model.
         params: What it is told, beside the recipe's own `verify` section.
         estimate: Bytes in memory; None takes that of loading the engine here.
+        weights: It also reads the checkpoint that the backend was given.
     """
 
     distributions: tuple[str, ...]
     entry: str = ""
     params: Params = field(default_factory=dict)
     estimate: Estimate | None = None
+    weights: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """
+    What a small program did.
+
+    Args:
+        status: Its exit status; 127 when it could not be started.
+        output: Standard output and error together.
+    """
+
+    status: int
+    output: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,14 +213,18 @@ class Host:
         runner: Where stages run that need another machine's toolchain: `local` or
             `container`.
         versions: Versions of installed distributions; None for what is absent.
-        ask: What a small program prints, such as `nvidia-smi`; None where it cannot
-            be started or fails.
+        ask: Runs a small program such as `nvidia-smi` to its end.
+        rehearse: Stages that need another machine are rehearsed instead of built.
+        places: What this machine calls things that no key knows: `cache` (the store),
+            `image` (of a container), `trtllm-examples`; absent where nobody said.
     """
 
     architecture: str
     runner: str
     versions: Callable[[Iterable[str]], Mapping[str, str | None]]
-    ask: Callable[[Sequence[str]], str | None]
+    ask: Callable[[Sequence[str]], Answer]
+    rehearse: bool = False
+    places: Mapping[str, str] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -245,9 +271,16 @@ class Backend(Protocol):
         """
 
     def serving(
-        self, recipe: Recipe, model: ModelFacts, versions: Mapping[str, str]
+        self,
+        recipe: Recipe,
+        model: ModelFacts,
+        scheme: QuantScheme,
+        host: Host,
+        versions: Mapping[str, str],
     ) -> Serving:
         """What the package needs; `versions` maps distributions to versions."""
 
-    def proof(self, recipe: Recipe, model: ModelFacts) -> Proof:
+    def proof(
+        self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme, host: Host
+    ) -> Proof:
         """How the packed artifact is tried."""

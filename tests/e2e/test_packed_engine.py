@@ -29,7 +29,7 @@ from lmi_build.verify.integrity import check_tree, read_manifest
 from lmi_build.verify.stage import ENTRY as VERIFY
 from lmi_build.verify.stage import verify_params
 from make_tiny_model import make_tiny_model
-from packed import sample_facts, sample_params, sample_recipe
+from packed import HOST, sample_facts, sample_params, sample_recipe
 from stage_runs import run_stage
 
 if TYPE_CHECKING:
@@ -81,7 +81,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     inputs = {"model": model, "checkpoint": model}
     run_stage(PROVIDER.info.entry, params, inputs, root / "engine")
     names = ("numpy", "onnxruntime", "onnxruntime-genai")
-    serving = PROVIDER.serving(recipe, facts, {n: metadata.version(n) for n in names})
+    serving = PROVIDER.serving(
+        recipe, facts, FLOAT, HOST, {n: metadata.version(n) for n in names}
+    )
     params = sample_params(
         recipe=recipe,
         facts=facts,

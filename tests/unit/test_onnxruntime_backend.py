@@ -27,6 +27,7 @@ from lmi_build.values.recipe import (
     ServeSpec,
     VerifySpec,
 )
+from packed import HOST
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -217,7 +218,7 @@ def test_lowering_without_a_check_is_a_fault_of_ours() -> None:
 
 def test_serving_pins_what_it_was_built_with() -> None:
     """Requirements carry the versions of the build, settings the bounds."""
-    serving = PROVIDER.serving(recipe(), facts(), VERSIONS)
+    serving = PROVIDER.serving(recipe(), facts(), GPTQ, HOST, VERSIONS)
 
     assert serving.requirements == (
         "numpy==1.2.3",
@@ -236,7 +237,7 @@ def test_serving_pins_what_it_was_built_with() -> None:
 
 def test_properties_are_safe_for_both_parsers() -> None:
     """Every entry can be written so that LMI's two readers agree."""
-    serving = PROVIDER.serving(recipe(), facts(), VERSIONS)
+    serving = PROVIDER.serving(recipe(), facts(), GPTQ, HOST, VERSIONS)
 
     assert serving.properties
     for key, value in serving.properties.items():

@@ -106,6 +106,13 @@ class OnnxRuntimeBackend:
         yield from _architecture_problems(recipe, model, scheme)
         yield from _scheme_problems(scheme)
         yield from _option_problems(recipe.compile.options)
+        for name in recipe.serve.options:
+            yield Problem(
+                code="serve.unknown-option",
+                message=f"the handler of `onnxruntime` has no option `{name}`",
+                path=f"serve.options.{name}",
+                hint="remove the line",
+            )
         if recipe.bounds.max_beam_width != 1:
             yield _unsupported(
                 f"`max_beam_width` is {recipe.bounds.max_beam_width},"
@@ -145,16 +152,23 @@ class OnnxRuntimeBackend:
             ),
         )
 
-    def proof(self, recipe: Recipe, model: ModelFacts) -> Proof:
+    def proof(
+        self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme, host: Host
+    ) -> Proof:
         """It is loaded, asked and compared with the float model."""
-        del recipe, model
+        del recipe, model, scheme, host
         return Proof(distributions=self.info.distributions)
 
     def serving(
-        self, recipe: Recipe, model: ModelFacts, versions: Mapping[str, str]
+        self,
+        recipe: Recipe,
+        model: ModelFacts,
+        scheme: QuantScheme,
+        host: Host,
+        versions: Mapping[str, str],
     ) -> Serving:
         """What the package needs; `versions` maps distributions to versions."""
-        del model
+        del model, scheme, host
         bounds = recipe.bounds
         return Serving(
             handler="onnxruntime_genai",

@@ -15,6 +15,7 @@ from lmi_build.cli.render import data, say, table
 from lmi_build.digest import short
 from lmi_build.errors import GateFailed
 from lmi_build.units import format_bytes, format_seconds
+from lmi_build.values.settings import RUNNERS
 
 if TYPE_CHECKING:
     from lmi_build.values.publish import PublishReceipt
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from lmi_build.values.result import BuildResult
     from lmi_build.values.settings import Settings
     from lmi_build.values.stage import Plan
+
+
+_KINDS = ("fetch", "quantize", "checkpoint", "compile", "package", "verify")
 
 
 @click.command()
@@ -41,7 +45,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--until",
-    type=click.Choice(["fetch", "quantize", "checkpoint", "compile", "package", "verify"]),
+    type=click.Choice(_KINDS),
     help="Stop after this stage.",
 )
 @click.option(
@@ -50,10 +54,22 @@ if TYPE_CHECKING:
     help="Memory that a stage may use, such as 24GiB; calibration keeps its "
     "activations on disk where they do not fit [default: what is free].",
 )
+@click.option(
+    "--runner",
+    type=click.Choice(RUNNERS),
+    help="Where stages run that need a release's own toolchain: here, when this is its "
+    "container, or in one that is started [default: $LMI_BUILD_RUNNER, or local].",
+)
+@click.option(
+    "--rehearse",
+    is_flag=True,
+    help="Write down what a stage would do that needs another machine; the artifact "
+    "cannot be published.",
+)
 @click.option("--no-publish", is_flag=True, help="Build and verify only.")
 @with_common_options
 @click.pass_obj
-def build(
+def build(  # noqa: PLR0913 - each is an option
     state: State,
     *,
     recipe: Path | None,
@@ -61,6 +77,8 @@ def build(
     out: Path,
     until: str | None,
     memory: str | None,
+    runner: str | None,
+    rehearse: bool,
     no_publish: bool,
 ) -> None:
     """
@@ -69,6 +87,7 @@ def build(
     Finished stages are kept: a build that was stopped or failed goes on where it was.
     """
     state.memory = memory
+    state.runner, state.rehearse = runner, rehearse
     settings = state.settings()
     recipes: tuple[Recipe, ...] = ()
     planned, recipes = _planned(state, settings, recipe, plan_file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,6 +33,8 @@ class State:
     overrides: list[str] = field(default_factory=list)
     cache_dir: Path | None = None
     memory: str | None = None
+    runner: str | None = None
+    rehearse: bool = False
     no_color: bool = False
     quiet: bool = False
     verbose: bool = False
@@ -59,12 +61,14 @@ class State:
         """The settings of this run."""
         from lmi_build.values.settings import settings_from_environ
 
-        return settings_from_environ(
+        found = settings_from_environ(
             self.environ,
             cache_dir=self.cache_dir,
             offline=self.offline,
             memory_bytes=self._memory_bytes(),
         )
+        runner = self.runner or found.runner
+        return replace(found, rehearse=self.rehearse, runner=runner)
 
     def _memory_bytes(self) -> int | None:
         """The size that `--memory` gave."""

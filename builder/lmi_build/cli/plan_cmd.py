@@ -57,10 +57,18 @@ def validate(state: State, recipe: Path) -> None:
 @click.option(
     "--exit-code", "want_status", is_flag=True, help="Exit with 10 if there is work."
 )
+@click.option(
+    "--rehearse",
+    is_flag=True,
+    help="Plan what `build --rehearse` would do: no stage needs another machine.",
+)
 @with_common_options
 @click.pass_obj
-def plan(state: State, recipe: Path, out: Path | None, want_status: bool) -> int:  # noqa: FBT001
+def plan(
+    state: State, *, recipe: Path, out: Path | None, want_status: bool, rehearse: bool
+) -> int:
     """Show what a build would do, and what it would cost."""
+    state.rehearse = rehearse
     settings = state.settings()
     recipes = api.load_recipe(recipe, overrides=state.overrides)
     planned = api.make_plan(recipes, settings)

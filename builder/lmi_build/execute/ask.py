@@ -5,31 +5,33 @@ from __future__ import annotations
 import subprocess
 from typing import TYPE_CHECKING
 
+from lmi_build.spi import Answer
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # `nvidia-smi` takes seconds where the driver sleeps; nothing asked here takes longer.
-_TIMEOUT_SECONDS = 20.0
+_TIMEOUT_SECONDS = 30.0
+# What a shell says of a program that is not there.
+_NOT_STARTED = 127
 
 
-def ask(argv: Sequence[str]) -> str | None:
+def ask(argv: Sequence[str]) -> Answer:
     """
-    What a program prints to its standard output.
+    Run a program to its end and take what it says.
 
     Args:
         argv: Program and arguments; no shell reads them.
-
-    Returns:
-        Its text, or None where it is not installed, fails or does not end.
     """
     try:
         done = subprocess.run(
             list(argv),
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             timeout=_TIMEOUT_SECONDS,
             check=False,
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.decode(errors="replace") if done.returncode == 0 else None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Answer(status=_NOT_STARTED, output=f"{argv[0]}: {error}")
+    return Answer(status=done.returncode, output=done.stdout.decode(errors="replace"))

@@ -145,15 +145,15 @@ def deployment_problems(deployment: Deployment) -> Iterator[Problem]:
     if not re.match(r"s3://[^/]+/.+", deployment.uri):
         yield Problem(
             code="deploy.not-published",
-            message=f"{deployment.uri} is not in S3, and SageMaker loads from there only",
+            message=f"{deployment.uri} is not in S3; SageMaker loads only from there",
             hint="publish it first: `lmi-build publish ARTIFACT s3://BUCKET/PREFIX`",
         )
     for name, value in sorted(deployment.environment.items()):
         if len(name) > _ENVIRONMENT_LIMIT or len(value) > _ENVIRONMENT_LIMIT:
             yield Problem(
                 code="deploy.environment-too-long",
-                message=f"the variable {name[:40]} has {len(value)} characters, SageMaker"
-                f" takes {_ENVIRONMENT_LIMIT}",
+                message=f"the variable {name[:40]} has {len(value)} characters,"
+                f" SageMaker takes {_ENVIRONMENT_LIMIT}",
                 hint="put the setting into `serve.properties`",
             )
     if deployment.startup_seconds > _MOST_TIMEOUT:

@@ -39,6 +39,9 @@ def djl_properties(recipe: Recipe, serving: Serving) -> dict[str, str]:
         "option.entryPoint": "model.py",
         "option.rolling_batch": "disable",
     }
+    if not serving.properties and not serving.handler:
+        # Nothing serves it: a checkpoint, from which an engine is built elsewhere.
+        return {}
     own = {
         **(handler if serving.handler else {}),
         "option.model_loading_timeout": str(recipe.serve.model_loading_timeout),

@@ -75,6 +75,7 @@ def package_params(  # noqa: PLR0913 - each moves the key on its own
             "max_batch_size": bounds.max_batch_size,
             "max_num_tokens": bounds.max_num_tokens,
             "max_beam_width": bounds.max_beam_width,
+            **serving.bounds,
         },
         "scheme": scheme.to_json(),
         "tools": {kind: dict(versions) for kind, versions in tools.items()},

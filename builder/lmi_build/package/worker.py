@@ -164,8 +164,10 @@ def _lay_engine(engine: Path, to: Path) -> None:
 
 def _lay_handler(serving: Mapping[str, Any], out: Path) -> None:
     """What tells DJL Serving how to answer, and the backend's own small texts."""
-    _write(out / PROPERTIES_NAME, render_properties(serving["properties"]))
-    _write(out / SETTINGS_NAME, _pretty(serving["settings"]))
+    if serving["properties"]:
+        _write(out / PROPERTIES_NAME, render_properties(serving["properties"]))
+    if serving["settings"]:
+        _write(out / SETTINGS_NAME, _pretty(serving["settings"]))
     for path, text in serving["files"].items():
         _write(out / path, text.encode())
     if serving["handler"]:

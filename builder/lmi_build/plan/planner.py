@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from lmi_build.digest import Digest, JSONValue
-    from lmi_build.spi import Backend, Host, Params, Quantizer
+    from lmi_build.spi import Backend, Host, Params, Proof, Quantizer
     from lmi_build.toolchains.environment import Pinned
     from lmi_build.values.model import ModelFacts
     from lmi_build.values.recipe import Recipe
@@ -142,9 +142,12 @@ def _problems(recipe: Recipe, world: World) -> Iterable[Problem]:
         found += quantizer.check(recipe, facts)
         scheme = quantizer.scheme(recipe.quantize, facts)
     backend = world.backend(recipe.compile.backend)
-    found += backend.check(recipe, facts, scheme)
-    versions = world.versions(backend.info.distributions)
-    found += layout_problems(recipe, backend.serving(recipe, facts, _known(versions)))
+    refused = [*backend.check(recipe, facts, scheme)]
+    if not refused:
+        versions = _known(world.versions(backend.info.distributions))
+        serving = backend.serving(recipe, facts, scheme, world.host, versions)
+        refused += layout_problems(recipe, serving)
+    found += refused
     return [recipe.locate(problem) for problem in found]
 
 
@@ -218,9 +221,9 @@ def _chain(recipe: Recipe, world: World) -> list[Stage]:
         chain += [stage for stage in (dataset, checkpoint) if stage is not None]
     backend = world.backend(recipe.compile.backend)
     chain += _backend_stages(recipe, facts, scheme, backend, chain, world)
-    engine = chain[-1]
     package = _package(recipe, facts, scheme, backend, chain, world)
-    chain += [package, _verify(recipe, facts, backend, package, engine, world)]
+    proof = backend.proof(recipe, facts, scheme, world.host)
+    chain += [package, _verify(recipe, facts, proof, package, chain, world)]
     return chain
 
 
@@ -368,11 +371,8 @@ def _backend_stages(
             params=step.params,
             inputs={role: made[kind].key for role, kind in step.inputs.items()},
             distributions=step.distributions,
-            platform=(
-                "any"
-                if step.anywhere
-                else f"linux-{world.architecture}-{recipe.compile.target}"
-            ),
+            platform=step.platform
+            or f"linux-{world.architecture}-{recipe.compile.target}",
             salt=step.salt,
             entry=step.entry,
             estimate=step.estimate,
@@ -397,7 +397,7 @@ def _package(
     by_kind = {stage.kind: stage for stage in chain}
     checkpoint = by_kind.get("quantize", by_kind["fetch"])
     engine = chain[-1]
-    serving = backend.serving(recipe, facts, engine.tools)
+    serving = backend.serving(recipe, facts, scheme, world.host, engine.tools)
     params = package_params(
         recipe=recipe,
         facts=facts,
@@ -432,19 +432,23 @@ def _package(
 def _verify(
     recipe: Recipe,
     facts: ModelFacts,
-    backend: Backend,
+    proof: Proof,
     package: Stage,
-    engine: Stage,
+    chain: Sequence[Stage],
     world: World,
 ) -> Stage:
-    proof = backend.proof(recipe, facts)
     params = {**verify_params(recipe), **proof.params}
+    engine = chain[-1]
     return _stage(
         recipe,
         "verify",
         world,
         params=params,
-        inputs={"package": package.key, "model": package.inputs["model"]},
+        inputs={
+            "package": package.key,
+            "model": package.inputs["model"],
+            **({"weights": package.inputs["checkpoint"]} if proof.weights else {}),
+        },
         distributions=tuple(sorted({*VERIFY_DISTRIBUTIONS, *proof.distributions})),
         platform=package.platform,
         salt=VERIFY_SALT,

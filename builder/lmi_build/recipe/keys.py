@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # Sections whose keys the user makes up.
-FREE = ("compile.options", "serve.environment", "publish.tags")
+FREE = ("compile.options", "serve.options", "serve.environment", "publish.tags")
 
 
 def _sections(annotation: object) -> Iterator[type[Section]]:

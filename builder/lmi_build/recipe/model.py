@@ -371,6 +371,11 @@ class ServeSection(Section):
         default="auto",
         description="LMI's `option.rolling_batch`; `auto` lets the layout choose.",
     )
+    options: dict[str, Any] = Field(
+        default={},
+        description="The backend's own settings of its server; it checks them.",
+        examples=[{"kv_cache_fraction": 0.9}],
+    )
     model_loading_timeout: Seconds = Field(
         default=1800, description="Seconds that loading may take."
     )

@@ -142,12 +142,14 @@ class ServeSpec:
         model_loading_timeout: Seconds the front end waits for the worker to load.
         predict_timeout: Seconds one request may take.
         environment: Extra environment variables of the container.
+        options: The backend's own settings of its server, checked by the backend.
     """
 
     rolling_batch: str = "auto"
     model_loading_timeout: int = 1800
     predict_timeout: int = 240
     environment: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, JSONValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

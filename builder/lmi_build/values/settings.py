@@ -59,6 +59,12 @@ _SECRET_VARIABLES: Mapping[str, tuple[str, ...]] = {
 }
 
 
+_PLACES: Mapping[str, str] = {
+    "image": "LMI_BUILD_IMAGE",
+    "trtllm-examples": "LMI_BUILD_TRTLLM_EXAMPLES",
+}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """
@@ -72,6 +78,9 @@ class Settings:
         memory_bytes: Memory a worker may use; 0 takes what the machine has free.
         runner: Where stages run whose toolchain is a container's: `local`, when this
             is that container, or `container`.
+        rehearse: Stages that need another machine write down what they would do.
+        places: Names of this machine's that no key knows, such as the image of a
+            container.
         toolchains_file: Toolchains of the user's own, over those that are shipped.
         worker_environment: Variables every worker gets.
         secrets: Group name to variables; never printed, logged or hashed.
@@ -83,6 +92,8 @@ class Settings:
     threads: int = 0
     memory_bytes: int = 0
     runner: str = "local"
+    rehearse: bool = False
+    places: Mapping[str, str] = field(default_factory=dict)
     toolchains_file: Path | None = None
     worker_environment: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
@@ -146,6 +157,11 @@ def settings_from_environ(
             else _read(environ, "LMI_BUILD_MEMORY", parse_bytes, "24GiB")
         ),
         runner=_runner(environ),
+        places={
+            place: environ[name]
+            for place, name in _PLACES.items()
+            if environ.get(name)
+        },
         toolchains_file=_path(environ.get("LMI_BUILD_TOOLCHAINS")),
         worker_environment=_pick(environ, _WORKER_VARIABLES),
         secrets={

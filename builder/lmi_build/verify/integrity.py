@@ -207,7 +207,9 @@ def _meaning_problems(
     own_handler = bool(serving.get("handler"))
     tokenizer = _inside(serving.get("tokenizer_dir", "."), "tokenizer.json")
     needed = ("model.py", "requirements.txt") if own_handler else ()
-    for name in (PROPERTIES_NAME, *needed, tokenizer):
+    # What is not served, such as a checkpoint, has nothing to say to a server.
+    told = (PROPERTIES_NAME,) if serving.get("properties") else ()
+    for name in (*told, *needed, tokenizer):
         if all(entry.path != name for entry in manifest.files):
             yield _disagree(name, f"the manifest names no {name}; it cannot be served")
     # A backend that the container serves itself says what a folder must look like.

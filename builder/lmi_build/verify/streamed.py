@@ -15,7 +15,7 @@ from __future__ import annotations
 import gc
 import json
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lmi_build.checkpoint.reader import CheckpointReader
 from lmi_build.verify.stage import GROUP_TOKENS
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     import numpy.typing as npt
+    from torch import Tensor
 
 
 def can_stream(model: Path) -> bool:
@@ -51,8 +52,19 @@ def can_stream(model: Path) -> bool:
         return False
 
 
+class WeightReader(Protocol):
+    """Whatever gives a model's weights by name, such as a dequantizing reader."""
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, float, as the library's model wants its shape."""
+
+
 def streamed_logits(
-    model: Path, windows: Sequence[Sequence[int]], *, threads: int
+    model: Path,
+    windows: Sequence[Sequence[int]],
+    *,
+    threads: int,
+    reader: WeightReader | None = None,
 ) -> Iterator[npt.NDArray[np.float32]]:
     """
     Float32 logits `[T, V]` of each window, in order.
@@ -61,6 +73,7 @@ def streamed_logits(
         model: A checkpoint that `can_stream`.
         windows: Token ids; all of one length.
         threads: Threads of a product; 0 takes torch's default.
+        reader: Gives other weights under the same names; None takes the model's own.
 
     Raises:
         SourceInvalid: The checkpoint's files are broken.
@@ -73,10 +86,10 @@ def streamed_logits(
     group = max(1, GROUP_TOKENS // len(windows[0]))
     with (
         torch.inference_mode(),
-        CheckpointReader(model) as reader,
+        CheckpointReader(model) as own,
         _skeleton(model) as made,
     ):
-        _fill_on_demand(made, reader)
+        _fill_on_demand(made, reader or own)
         for start in range(0, len(windows), group):
             some = [list(window) for window in windows[start : start + group]]
             ids_NT = torch.tensor(some)
@@ -129,7 +142,7 @@ def _blocks(made: Any) -> Any:
     return max(lists, key=len, default=None)
 
 
-def _fill_on_demand(made: Any, reader: CheckpointReader) -> None:
+def _fill_on_demand(made: Any, reader: WeightReader) -> None:
     """Read what stands outside the blocks now, and each block when it is called."""
     import torch
 

@@ -36,7 +36,7 @@ from lmi_build.verify.reference import FloatReference, LogitsFile
 from lmi_build.verify.streamed import can_stream, streamed_logits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -90,7 +90,26 @@ def run(job: Job, emit: Emit) -> None:
     text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     # A missed gate leaves no result; its numbers stay here for the report page.
     write_atomic(job.state / REPORT_NAME, text.encode())
-    layers = _layers(job.inputs["package"])
+    refuse_missed(job.inputs["package"], manifest, rows, drift)
+    (job.out / REPORT_NAME).write_text(text, encoding="utf-8")
+
+
+def refuse_missed(
+    root: Path, manifest: Manifest, rows: Sequence[GateRow], drift: Drift
+) -> None:
+    """
+    Fail when a gate is missed, with the worst layers and what to try.
+
+    Args:
+        root: The artifact.
+        manifest: Its manifest.
+        rows: The gates, judged.
+        drift: What was measured.
+
+    Raises:
+        GateFailed: `verify.gate-missed`.
+    """
+    layers = _layers(root)
     recipe = cast("dict[str, Any]", manifest.recipe["document"])
     require_gates(
         rows,
@@ -105,7 +124,6 @@ def run(job: Job, emit: Emit) -> None:
             transposed=_is_transposed(manifest),
         ),
     )
-    (job.out / REPORT_NAME).write_text(text, encoding="utf-8")
 
 
 def _is_transposed(manifest: Manifest) -> bool:

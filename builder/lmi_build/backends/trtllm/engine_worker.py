@@ -82,6 +82,7 @@ def _build(
     if cache is not None and cache.is_file():
         shutil.copyfile(cache, place.work / TIMING_CACHE)
     workers = _workers(job, plan, machine)
+    place = place.on(machine.gpus[:workers])
     commands = []
     if plan.conversion is not None:
         commands.append(convert_checkpoint(plan.conversion, workers=1))
@@ -141,6 +142,7 @@ def _preflight(job: Job, plan: EnginePlan, place: Place) -> Machine:
         prefix=prefix,
         out=place.work,
         where=place.name,
+        visible=place.variables.get("CUDA_VISIBLE_DEVICES", ""),
     )
 
 

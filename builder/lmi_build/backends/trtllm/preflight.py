@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lmi_build.errors import DoesNotFit, ToolMissing, Unsupported
+from lmi_build.spi import Answer
 from lmi_build.units import format_bytes
 
 if TYPE_CHECKING:
@@ -49,20 +50,6 @@ except m.PackageNotFoundError:
 print("LMI-BUILD " + json.dumps(found))
 """
 _MARK = "LMI-BUILD "
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """
-    What a program did.
-
-    Args:
-        status: Its exit status; 127 when it could not be started.
-        output: Standard output and error together.
-    """
-
-    status: int
-    output: str
 
 
 # Runs a program, given as a list of words, to its end.
@@ -138,7 +125,8 @@ class Machine:
     What was found, all of it enough.
 
     Args:
-        gpus: Those of the right compute capability.
+        gpus: Those of the right compute capability with enough free memory, the one
+            with the most first.
         toolchain: The builder.
     """
 
@@ -147,7 +135,13 @@ class Machine:
 
 
 def preflight(
-    needs: Needs, *, ask: Ask, prefix: Sequence[str], out: Path, where: str
+    needs: Needs,
+    *,
+    ask: Ask,
+    prefix: Sequence[str],
+    out: Path,
+    where: str,
+    visible: str = "",
 ) -> Machine:
     """
     Find everything that a build needs, or say the first thing that is missing.
@@ -159,13 +153,14 @@ def preflight(
             interpreter, or `docker run ... IMAGE`.
         out: Where the engine is written.
         where: What messages call the toolchain: this environment, or the image.
+        visible: `CUDA_VISIBLE_DEVICES` of the build, which `nvidia-smi` does not obey.
 
     Raises:
         ToolMissing: No driver, or no TensorRT-LLM of this version.
         Unsupported: The GPUs are not the target's.
         DoesNotFit: Too few GPUs, or too little memory or disk.
     """
-    gpus = check_gpus(read_gpus(ask), needs)
+    gpus = check_gpus(visible_gpus(read_gpus(ask), visible), needs)
     check_host(needs, free_host_bytes(), shutil.disk_usage(out).free)
     answer = ask((*prefix, "-c", PROBE))
     return Machine(gpus=gpus, toolchain=check_toolchain(answer, needs, where=where))
@@ -223,8 +218,8 @@ def check_gpus(gpus: Sequence[Gpu], needs: Needs) -> tuple[Gpu, ...]:
             code="trtllm.few-gpus",
             hints=(f"build on `{needs.target}`", "lower the number of ranks"),
         )
-    roomy = sorted(right, key=lambda gpu: -gpu.free_bytes)[: needs.num_gpus]
-    least = roomy[-1]
+    right.sort(key=lambda gpu: -gpu.free_bytes)
+    least = right[needs.num_gpus - 1]
     if least.free_bytes < needs.gpu_bytes:
         raise DoesNotFit(
             f"building a rank takes about {format_bytes(needs.gpu_bytes)} of GPU"
@@ -237,7 +232,21 @@ def check_gpus(gpus: Sequence[Gpu], needs: Needs) -> tuple[Gpu, ...]:
                 "split the model over more ranks, or lower the bounds",
             ),
         )
-    return tuple(right)
+    return tuple(gpu for gpu in right if gpu.free_bytes >= needs.gpu_bytes)
+
+
+def visible_gpus(gpus: Sequence[Gpu], visible: str) -> tuple[Gpu, ...]:
+    """
+    Those that a program would see.
+
+    Args:
+        gpus: All of them.
+        visible: `CUDA_VISIBLE_DEVICES`; empty, or not made of indices, hides none.
+    """
+    shown = [part.strip() for part in visible.split(",")]
+    if not all(part.isdigit() for part in shown):
+        return tuple(gpus)
+    return tuple(gpu for gpu in gpus if str(gpu.index) in shown)
 
 
 def check_host(needs: Needs, free_ram_bytes: int, free_disk_bytes: int) -> None:
@@ -277,60 +286,54 @@ def check_toolchain(answer: Answer, needs: Needs, *, where: str) -> Toolchain:
             `trtllm.wrong-version` or `trtllm.no-builder`.
     """
     found = _found(answer)
-    get = (
-        f"use the image of the release, or install TensorRT-LLM {needs.trtllm} from"
-        " https://pypi.nvidia.com"
-    )
-    if found is None:
-        tail = answer.output.strip().splitlines()[-1:] or ["nothing"]
-        raise ToolMissing(
-            f"{where} did not answer (exit status {answer.status}): {tail[0]}",
-            code="trtllm.absent",
-            hints=(get,),
+    code, fault, hint = _fault(found, answer, needs, where)
+    if found is None or code:
+        get = (
+            f"use the image of the release, or install TensorRT-LLM {needs.trtllm}"
+            " from https://pypi.nvidia.com"
         )
-    error, version = str(found.get("error", "")), str(found.get("trtllm", ""))
-    distribution = str(found.get("distribution", ""))
-    symbols = found.get("symbols") is True
-    absent = error.startswith("ModuleNotFoundError") and "'tensorrt_llm'" in error
-    empty = not error and not symbols and not found.get("trtllm_build")
-    if (absent and distribution) or empty or _STUB.search(error):
-        raise ToolMissing(
-            f"`tensorrt-llm` {distribution or version} in {where} is a placeholder"
-            " without a library: PyPI has only that",
-            code="trtllm.stub",
-            hints=(get,),
-        )
-    if absent:
-        raise ToolMissing(
-            f"{where} has no TensorRT-LLM: {error}",
-            code="trtllm.absent",
-            hints=(get,),
-        )
-    if error or not symbols:
-        raise ToolMissing(
-            f"TensorRT-LLM {distribution or version} in {where} cannot be imported:"
-            f" {error or 'it lacks its own names'}",
-            code="trtllm.broken",
-            hints=("check driver and CUDA: `nvidia-smi` shows what the driver allows",),
-        )
-    if version != needs.trtllm:
-        raise ToolMissing(
-            f"the release has TensorRT-LLM {needs.trtllm}, {where} has {version}; it"
-            " would not load the engine",
-            code="trtllm.wrong-version",
-            hints=(get,),
-        )
-    if not found.get("trtllm_build"):
-        raise ToolMissing(
-            f"{where} has TensorRT-LLM {version} but no `trtllm-build` on its PATH",
-            code="trtllm.no-builder",
-            hints=("add the folder of its scripts to PATH",),
-        )
+        raise ToolMissing(fault, code=code, hints=(hint or get,))
     return Toolchain(
-        trtllm=version,
+        trtllm=str(found["trtllm"]),
         tensorrt=str(found.get("tensorrt", "")),
         trtllm_build=str(found["trtllm_build"]),
     )
+
+
+def _fault(
+    found: Mapping[str, object] | None, answer: Answer, needs: Needs, where: str
+) -> tuple[str, str, str]:
+    """Code, message and hint of what is wrong with a toolchain; empty for nothing."""
+    if found is None:
+        said = answer.output.strip().splitlines()[-1:] or ["nothing"]
+        words = f"{where} did not answer (exit status {answer.status}): {said[0]}"
+        return "trtllm.absent", words, ""
+    error, version = str(found.get("error", "")), str(found.get("trtllm", ""))
+    distribution = str(found.get("distribution", ""))
+    builder = str(found.get("trtllm_build", ""))
+    whole = found.get("symbols") is True
+    absent = error.startswith("ModuleNotFoundError") and "'tensorrt_llm'" in error
+    empty = not error and not whole and not builder
+    name = f"TensorRT-LLM {distribution or version} in {where}"
+    if (absent and distribution) or empty or _STUB.search(error):
+        words = f"{name} is a placeholder without a library: PyPI has only that"
+        return "trtllm.stub", words, ""
+    if absent:
+        return "trtllm.absent", f"{where} has no TensorRT-LLM: {error}", ""
+    if error or not whole:
+        words = f"{name} cannot be imported: {error or 'it lacks its own names'}"
+        hint = "check driver and CUDA: `nvidia-smi` shows what the driver allows"
+        return "trtllm.broken", words, hint
+    if version != needs.trtllm:
+        words = (
+            f"the release has TensorRT-LLM {needs.trtllm}, {where} has {version}; it"
+            " would not load the engine"
+        )
+        return "trtllm.wrong-version", words, ""
+    if not builder:
+        words = f"{name} has no `trtllm-build` on its PATH"
+        return "trtllm.no-builder", words, "add the folder of its scripts to PATH"
+    return "", "", ""
 
 
 def free_host_bytes(meminfo: str | None = None) -> int:

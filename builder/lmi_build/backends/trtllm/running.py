@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lmi_build.backends.trtllm.preflight import Answer
+from lmi_build.spi import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

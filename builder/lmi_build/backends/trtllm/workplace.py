@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lmi_build.backends.trtllm.lowering import EnginePlan
+    from lmi_build.backends.trtllm.preflight import Gpu
     from lmi_build.spi import Job
 
 RUNNERS = ("local", "container")
@@ -48,6 +49,7 @@ class Place:
         image: The container's image; empty for `local`.
         mounts: What a container sees.
         variables: Their environment.
+        gpus: Indices of the GPUs they use; empty for all.
     """
 
     work: Path
@@ -55,6 +57,7 @@ class Place:
     image: str
     mounts: tuple[Mount, ...]
     variables: Mapping[str, str]
+    gpus: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -67,6 +70,22 @@ class Place:
             return list(words)
         return docker_run(self.container, words)
 
+    def on(self, gpus: Sequence[Gpu]) -> Place:
+        """
+        The same place with these GPUs only.
+
+        Ranks take GPUs in the order they are seen, so the ones with room come first.
+        """
+        indices = tuple(gpu.index for gpu in gpus)
+        chosen = {
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "CUDA_VISIBLE_DEVICES": ",".join(map(str, indices)),
+        }
+        variables = self.variables
+        if self.runner == "local":
+            variables = {**variables, **chosen}
+        return replace(self, gpus=indices, variables=variables)
+
     @property
     def container(self) -> Container:
         """The container, named so that it can be ended."""
@@ -74,6 +93,7 @@ class Place:
             image=self.image,
             mounts=self.mounts,
             user=f"{os.getuid()}:{os.getgid()}",
+            gpus=",".join(map(str, self.gpus)) or "all",
             environment=environment(f"{WORK}/{_HOME}"),
             name=f"lmi-build-{os.getpid()}",
         )

@@ -1,0 +1,87 @@
+"""Why an engine cannot be built on the machine that plans, said before anything is."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from lmi_build.backends.trtllm.preflight import Needs, check_gpus, read_gpus
+from lmi_build.errors import LmiBuildError
+from lmi_build.values.stage import Blocker
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lmi_build.backends.trtllm.lowering import EnginePlan
+    from lmi_build.backends.trtllm.target import Target
+    from lmi_build.spi import Host
+
+_UNTIL = "`--until checkpoint` builds what needs no GPU, `--rehearse` shows the rest"
+
+
+def engine_blocker(
+    plan: EnginePlan, target: Target, needs: Mapping[str, int], host: Host
+) -> Blocker | None:
+    """
+    The first thing that is missing here, or None.
+
+    What costs time to find out, such as whether TensorRT-LLM can be imported, the
+    stage itself looks at before it spends anything.
+
+    Args:
+        plan: The engine.
+        target: For what.
+        needs: What building it takes, of `engine_needs`.
+        host: This machine.
+    """
+    try:
+        check_gpus(
+            read_gpus(host.ask),
+            Needs(
+                trtllm=plan.trtllm,
+                compute_capability=plan.compute_capability,
+                target=target.instance.name,
+                num_gpus=1,
+                gpu_bytes=needs["gpu_bytes"],
+                host_bytes=needs["host_bytes"],
+                disk_bytes=needs["disk_bytes"],
+            ),
+        )
+    except LmiBuildError as error:
+        return Blocker(
+            code=error.code,
+            message=error.message,
+            hint="; ".join((*error.hints[:1], _UNTIL)),
+            exit_code=error.exit_code,
+        )
+    if host.runner == "container":
+        return _container_blocker(host)
+    return _toolchain_blocker(plan, host)
+
+
+def _container_blocker(host: Host) -> Blocker | None:
+    answer = host.ask(("docker", "version", "--format", "{{.Server.Version}}"))
+    if answer.status == 0:
+        return None
+    said = answer.output.strip().splitlines()
+    return Blocker(
+        code="trtllm.no-docker",
+        message=f"docker does not answer: {said[0] if said else 'it says nothing'}",
+        hint="start the docker daemon, or run inside the image with"
+        " `LMI_BUILD_RUNNER=local`",
+    )
+
+
+def _toolchain_blocker(plan: EnginePlan, host: Host) -> Blocker | None:
+    found = host.versions(("tensorrt-llm",)).get("tensorrt-llm")
+    if found == plan.trtllm:
+        return None
+    has = f"{found} is installed" if found else "it is not installed"
+    python = sys.executable.rpartition("/")[2]
+    return Blocker(
+        code="trtllm.no-toolchain",
+        message=f"the engine needs tensorrt-llm {plan.trtllm} beside this {python};"
+        f" {has} here",
+        hint="run lmi-build inside the release's image, or set"
+        " `LMI_BUILD_RUNNER=container`",
+    )

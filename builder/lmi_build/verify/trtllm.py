@@ -1,0 +1,237 @@
+"""
+The verify stage of TensorRT-LLM artifacts, on a machine without their GPU.
+
+Order: every hash, then the engine's or the checkpoint's own words against the plan,
+then what each release of the container does with the folder when it starts, then the
+quality of the weights: what the quantized checkpoint means is computed block by block
+beside the float model, and the gates judge that. Nothing here runs an engine.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, cast
+
+from lmi_build import __version__
+from lmi_build.backends.trtllm.engine_checks import (
+    Expected,
+    checkpoint_problems,
+    engine_problems,
+    unknowns,
+)
+from lmi_build.backends.trtllm.engine_folder import (
+    read_checkpoint_folder,
+    read_engine_folder,
+)
+from lmi_build.backends.trtllm.folder import local_folder
+from lmi_build.backends.trtllm.startup import startup, startup_everywhere
+from lmi_build.catalog.releases import releases
+from lmi_build.checkpoint.formats.dequantized import DequantizedReader
+from lmi_build.errors import VerifyFailed
+from lmi_build.events import StageNote, StageProgress
+from lmi_build.numerics.compare import DriftMeter
+from lmi_build.numerics.intervals import LEVEL
+from lmi_build.store.files import write_atomic
+from lmi_build.verify.gates import judge, summary
+from lmi_build.verify.held_out import held_out_windows
+from lmi_build.verify.integrity import refuse_if_damaged
+from lmi_build.verify.reference import LogitsFile
+from lmi_build.verify.streamed import can_stream, streamed_logits
+from lmi_build.verify.worker import REPORT_NAME, REPORT_SCHEMA, refuse_missed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenizers import Tokenizer
+
+    from lmi_build.backends.trtllm.folder import Folder
+    from lmi_build.catalog.releases import Release
+    from lmi_build.digest import JSONValue
+    from lmi_build.errors import Problem
+    from lmi_build.events import Emit
+    from lmi_build.numerics.compare import Drift
+    from lmi_build.spi import Job
+    from lmi_build.values.manifest import Manifest
+
+_LOADS = "loads"
+
+
+def run(job: Job, emit: Emit) -> None:
+    """
+    Write `job.out/verify.json`.
+
+    Raises:
+        VerifyFailed: The artifact is not what was planned, or the container would
+            compile it when it starts.
+        GateFailed: `verify.gate-missed`; the message holds every number.
+    """
+    params = cast("dict[str, Any]", job.params)
+    root = job.inputs["package"]
+    manifest = refuse_if_damaged(root)
+    release = releases()[params["release"]]
+    report: dict[str, JSONValue] = {
+        "schema": REPORT_SCHEMA,
+        "manifest": manifest.digest,
+        "name": manifest.name,
+        "num_files": len(manifest.files),
+        "total_bytes": manifest.total_bytes,
+        "versions": {"lmi-build": __version__},
+        "kind": params["kind"],
+        "rehearsal": params["rehearsal"],
+    }
+    if params["rehearsal"]:
+        _note(job, emit, "warning", "verify.rehearsal", _REHEARSED)
+    else:
+        folder = local_folder(root)
+        report["engine"] = _engine(job, emit, manifest, folder, release)
+        report["startup"] = _startup(job, emit, folder, release)
+    drift = _quality(job, emit, manifest)
+    rows = judge(drift, params["gates"]) if drift is not None else ()
+    if drift is not None:
+        report["drift"] = {
+            **asdict(drift),
+            "perplexity_ratio": drift.perplexity_ratio,
+            "interval_level": LEVEL,
+        }
+        report["gates"] = [row.to_json() for row in rows]
+        _note(job, emit, "info", "verify.measured", ", ".join(summary(drift)))
+    text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    write_atomic(job.state / REPORT_NAME, text.encode())
+    if drift is not None:
+        refuse_missed(root, manifest, rows, drift)
+    (job.out / REPORT_NAME).write_text(text, encoding="utf-8")
+
+
+_REHEARSED = (
+    "the engine was rehearsed, not built: its commands stand in rehearsal.json, and"
+    " `publish` refuses this artifact"
+)
+
+
+def _engine(
+    job: Job, emit: Emit, manifest: Manifest, folder: Folder, release: Release
+) -> dict[str, JSONValue]:
+    """What the engine or the checkpoint says about itself, held against the plan."""
+    params = cast("dict[str, Any]", job.params)
+    kind = params["kind"]
+    if kind == "hf-quantized":
+        return {}
+    inside = folder.inside(str(manifest.serving["engine_dir"]))
+    expected = Expected(
+        trtllm=release.trtllm,
+        tensorrt=release.tensorrt or None,
+        tensor_parallel_size=params["tensor_parallel_size"],
+        pipeline_parallel_size=params["pipeline_parallel_size"],
+        bounds={
+            name: value
+            for name, value in manifest.bounds.items()
+            if isinstance(value, int)
+        },
+        quant_algo=params["quant_algo"],
+        kv_cache_quant_algo=params["kv_cache_quant_algo"],
+        dtype=params["dtype"],
+        device=str(manifest.compatibility["device"]),
+        compute_capability=params["compute_capability"],
+    )
+    if kind == "checkpoint":
+        checkpoint = read_checkpoint_folder(inside)
+        _refuse(checkpoint_problems(checkpoint, expected))
+        return {"ranks": len(checkpoint.ranks), "quant_algo": checkpoint.quant_algo}
+    engine = read_engine_folder(inside)
+    _refuse(engine_problems(engine, expected))
+    for what in unknowns(engine):
+        _note(job, emit, "warning", "verify.unknown", f"the engine does not say {what}")
+    return {
+        "version": engine.version,
+        "ranks": len(engine.ranks),
+        "quant_algo": engine.quant_algo,
+        "bounds": dict(engine.bounds),
+    }
+
+
+def _refuse(problems: Sequence[Problem]) -> None:
+    if not problems:
+        return
+    raise VerifyFailed(
+        "\n  ".join(problem.message for problem in problems),
+        code=problems[0].code,
+        hints=tuple(dict.fromkeys(p.hint for p in problems if p.hint)),
+    )
+
+
+def _startup(job: Job, emit: Emit, folder: Folder, release: Release) -> list[JSONValue]:
+    """What each release of the container does with the folder; ours must load it."""
+    if job.params["kind"] == "checkpoint" or not release.lmi:
+        return []
+    own = startup(folder, release.lmi, trtllm=release.trtllm)
+    if own.outcome != _LOADS:
+        raise VerifyFailed(
+            f"LMI {release.lmi} would not load the artifact as it is"
+            f" ({own.outcome}): {own.reason}",
+            code="verify.compiles-at-start",
+            hints=(own.fix,) if own.fix else (),
+        )
+    for note in own.notes:
+        _note(job, emit, "warning", "verify.startup", note)
+    return [
+        {"lmi": row.lmi, "outcome": row.outcome, "reason": row.reason}
+        for row in startup_everywhere(folder)
+    ]
+
+
+def _quality(job: Job, emit: Emit, manifest: Manifest) -> Drift | None:
+    """How far the quantized weights are from the float model; None for the same."""
+    weights = job.inputs.get("weights")
+    if weights is None:
+        return None
+    model = job.inputs["model"]
+    if job.params["trust_remote_code"] or not can_stream(model):
+        message = (
+            "the quality of the weights was not measured: the float model cannot be"
+            " computed block by block"
+        )
+        _note(job, emit, "warning", "verify.not-measured", message)
+        return None
+    if manifest.scheme["activation_dtype"] != "none":
+        message = (
+            "measured with the activations in float: what rounding them to 8 bits"
+            " costs, the engine alone can show"
+        )
+        _note(job, emit, "info", "verify.float-activations", message)
+    windows = held_out_windows(
+        _tokenizer(job, manifest),
+        num_samples=int(cast("int", job.params["num_samples"])),
+        max_seq_len=int(cast("int", job.params["max_seq_len"])),
+    )
+    threads = int(cast("int", job.settings.get("threads", 0)))
+    total = 2 * len(windows)
+
+    def progress(done: int) -> None:
+        emit(StageProgress(stage=job.stage, done=done, total=total, unit="windows"))
+
+    meter = DriftMeter()
+    with tempfile.TemporaryFile(dir=job.out) as scratch:
+        kept = LogitsFile(scratch)
+        floats = streamed_logits(model, windows, threads=threads)
+        for done, logits_TV in enumerate(floats, start=1):
+            kept.append(logits_TV)
+            progress(done)
+        with DequantizedReader(weights) as reader:
+            found = streamed_logits(model, windows, threads=threads, reader=reader)
+            for done, logits_TV in enumerate(found):
+                meter.add(kept.read(done), logits_TV, windows[done])
+                progress(len(windows) + done + 1)
+    return meter.result()
+
+
+def _tokenizer(job: Job, manifest: Manifest) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    folder = job.inputs["package"] / str(manifest.serving["tokenizer_dir"])
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def _note(job: Job, emit: Emit, level: str, code: str, message: str) -> None:
+    emit(StageNote(stage=job.stage, level=level, code=code, message=message))
