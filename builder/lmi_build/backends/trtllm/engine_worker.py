@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from lmi_build.spi import Job
 
 RECORD = "engine.json"
+# Code of a note, which ends nothing.
+_OTHER_GPU = "trtllm.other-gpu"
 
 
 def run(job: Job, emit: Emit) -> None:
@@ -160,7 +162,7 @@ def _tell_machine(job: Job, emit: Emit, plan: EnginePlan, machine: Machine) -> N
             StageNote(
                 stage=job.stage,
                 level="warning",
-                code="trtllm.other-gpu",
+                code=_OTHER_GPU,
                 message=f"kernels are chosen by trying them on a {gpu.name}; the"
                 f" target has an {plan.device} of the same compute capability"
                 f" {plan.compute_capability}, where others may be faster",

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lmi_build.errors import DoesNotFit, ToolMissing, Unsupported
-from lmi_build.spi import Answer
 from lmi_build.units import format_bytes
 
 if TYPE_CHECKING:
@@ -23,22 +22,23 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import TypeAlias
 
+    from lmi_build.spi import Answer
+
 _MIB = 1024**2
 _QUERY = "index,name,compute_cap,memory.total,memory.free,driver_version"
 _FIELDS = 6
-# Text that PyPI's `tensorrt-llm` source package prints and its pages say: the real
-# wheels lie on NVIDIA's own index, and this one only says so.
-_STUB = re.compile(
-    r"nvidia[-_ ]stub|pypi\.nvidia\.com|InstallFailedError", re.IGNORECASE
-)
+# PyPI's `tensorrt-llm` is a source package of 1.6 kB whose build fetches the wheel from
+# NVIDIA's own index; what is left of it where that failed has metadata and no module.
+_STUB = re.compile(r"wheel_stub|pypi\.nvidia\.com|InstallFailedError")
 # What is asked of the toolchain's Python: it must import, and say its versions.
 PROBE = """\
-import importlib.metadata as m, json, shutil
+import importlib.metadata as m, importlib.util, json, shutil
 found = {"trtllm_build": shutil.which("trtllm-build") or ""}
 try:
     import tensorrt_llm
     found["trtllm"] = getattr(tensorrt_llm, "__version__", "")
-    found["symbols"] = all(hasattr(tensorrt_llm, s) for s in ("Mapping", "Module"))
+    build = importlib.util.find_spec("tensorrt_llm.commands.build")
+    found["symbols"] = hasattr(tensorrt_llm, "Mapping") and build is not None
     import tensorrt
     found["tensorrt"] = tensorrt.__version__
 except Exception as error:
@@ -50,7 +50,6 @@ except m.PackageNotFoundError:
 print("LMI-BUILD " + json.dumps(found))
 """
 _MARK = "LMI-BUILD "
-
 
 # Runs a program, given as a list of words, to its end.
 if TYPE_CHECKING:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 REHEARSAL = "rehearsal.json"
 SCHEMA = "lmi-build/rehearsal/v1"
+# Code of a note, which ends nothing.
+_NOTE = "trtllm.rehearsal"
 
 
 def run(job: Job, emit: Emit) -> None:
@@ -39,7 +41,7 @@ def run(job: Job, emit: Emit) -> None:
         StageNote(
             stage=job.stage,
             level="warning",
-            code="trtllm.rehearsal",
+            code=_NOTE,
             message=f"no engine was built: {REHEARSAL} has the commands of"
             f" TensorRT-LLM {plan.trtllm} for compute capability"
             f" {plan.compute_capability}",
