@@ -174,6 +174,25 @@ def test_a_long_prompt_is_computed_in_pieces() -> None:
     assert engine.paged_context_fmha
 
 
+@pytest.mark.parametrize(
+    ("row", "cache", "paged"),
+    [("0.18", "auto", False), ("0.21", "auto", True), ("0.21", "int8", False)],
+)
+def test_paged_context_follows_the_release(
+    row: str, cache: str, *, paged: bool
+) -> None:
+    """From 0.20 on it is on by default, and off again where the builder refuses it."""
+    terms = Terms(flags=row, options={}, kv_cache_dtype=cache)
+    bounds = Bounds(max_input_len=100, max_output_len=100)
+
+    engine = lower_bounds(bounds, terms)
+    words = build_arguments(engine, terms, dtype="float16")
+
+    assert engine.paged_context_fmha == paged
+    said = words[words.index("--use_paged_context_fmha") + 1]
+    assert said == ("enable" if paged else "disable")
+
+
 def test_an_int8_cache_forbids_pieces() -> None:
     """The builder refuses both together, so the whole prompt is one pass."""
     terms = Terms(flags="0.12", options={}, kv_cache_dtype="int8")

@@ -43,8 +43,8 @@ class EngineBounds:
         opt_num_tokens: Packed tokens that kernels are chosen for; None where the
             release has no such option or several profiles choose them.
         max_beam_width: Beams of one request.
-        paged_context_fmha: Prompts are computed in pieces or from reused blocks.
-            Without it no prompt is longer than `max_num_tokens`.
+        paged_context_fmha: Prompts can be computed in pieces and from reused blocks;
+            on where that is needed, asked for or the release's default.
         chunked_context: A prompt may be longer than `max_num_tokens`, so the server
             must compute it in pieces.
         max_encoder_input_len: Longest input of an encoder; 0 without one.
@@ -139,8 +139,8 @@ def settled(num_tokens: int, bounds: Bounds, terms: Terms) -> int:
         bounds: The recipe's bounds.
         terms: Release and options.
 
-    Source: `check_max_num_tokens` in tensorrt_llm/_common.py, 0.8 to 0.16; up to 0.10
-    the ceiling counts prompts only.
+    Source: `check_max_num_tokens` in tensorrt_llm/_common.py, 0.8 to 0.16, and the same
+    on the main branch of 2025; up to 0.10 the ceiling counts prompts only.
     """
     length = bounds.max_seq_len if "max_seq_len" in terms.table else 0
     ceiling = bounds.max_batch_size * (length or bounds.max_input_len)
@@ -165,7 +165,7 @@ def lower_bounds(bounds: Bounds, terms: Terms) -> EngineBounds:
     if num_tokens is None:
         num_tokens = settled(_wanted(bounds, terms), bounds, terms)
     chunked = num_tokens < bounds.max_input_len and terms.can_chunk
-    asked = terms.options.get("use_paged_context_fmha")
+    usual = terms.value("use_paged_context_fmha") == "enable"
     return EngineBounds(
         max_input_len=bounds.max_input_len,
         max_output_len=bounds.max_output_len,
@@ -174,7 +174,7 @@ def lower_bounds(bounds: Bounds, terms: Terms) -> EngineBounds:
         max_num_tokens=num_tokens,
         opt_num_tokens=_opt_num_tokens(bounds, num_tokens, terms),
         max_beam_width=bounds.max_beam_width,
-        paged_context_fmha=chunked or asked == "enable",
+        paged_context_fmha=chunked or (usual and terms.can_chunk),
         chunked_context=chunked,
         max_encoder_input_len=bounds.max_input_len if terms.encoder else 0,
     )
