@@ -30,8 +30,18 @@ _MOST_TIMEOUT = 3600
 # The API takes 512 GiB at most; instances with an NVMe disk take none.
 _MOST_VOLUME_GIB = 512
 _SMALLEST_VOLUME_GIB = 32
-_OWN_DISK = ("ml.g4dn.", "ml.g5.", "ml.g6.", "ml.g6e.", "ml.p3dn.", "ml.p4d.")
-_OWN_DISK += ("ml.p4de.", "ml.p5.", "ml.p5e.", "ml.p5en.")
+_OWN_DISK = (
+    "ml.g4dn.",
+    "ml.g5.",
+    "ml.g6.",
+    "ml.g6e.",
+    "ml.p3dn.",
+    "ml.p4d.",
+    "ml.p4de.",
+    "ml.p5.",
+    "ml.p5e.",
+    "ml.p5en.",
+)
 # Half of what a single connection to S3 gives, so that a slow day is survived.
 _DOWNLOAD_BYTES_A_SECOND = 64 << 20
 _GIB = 1 << 30
