@@ -39,7 +39,9 @@ while words:
     name = words.pop(0)[2:]
     given[name] = words.pop(0) if words and not words[0].startswith("--") else True
 fault = os.environ["FAULT"]
-print("[TensorRT-LLM] TensorRT-LLM version:", os.environ["VERSION"])
+print("[TensorRT-LLM] TensorRT-LLM version:", os.environ["VERSION"], flush=True)
+if fault == "slow":
+    time.sleep(20)
 config = json.loads(Path(given["checkpoint_dir"], "config.json").read_text())
 out = Path(given["output_dir"])
 out.mkdir(parents=True, exist_ok=True)
@@ -143,6 +145,7 @@ def install(
     version: str = "0.12.0",
     fault: str = "",
     gpus: str = A10G,
+    tensorrt: str = "10.3.0",
     module: str = "class Mapping: ...\n",
 ) -> None:
     """
@@ -154,6 +157,7 @@ def install(
         version: Version of TensorRT-LLM.
         fault: What `trtllm-build` does wrong.
         gpus: What `nvidia-smi` prints; its status is 9 where that is an error.
+        tensorrt: Version of TensorRT.
         module: Source of `tensorrt_llm` after its version.
     """
     programs = root / "bin"
@@ -169,7 +173,7 @@ def install(
     (package / "__init__.py").write_text(text)
     (package / "commands").mkdir()
     (package / "commands" / "build.py").touch()
-    (root / "site" / "tensorrt.py").write_text("__version__ = '10.3.0'\n")
+    (root / "site" / "tensorrt.py").write_text(f"__version__ = {tensorrt!r}\n")
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
     monkeypatch.setenv("PYTHONPATH", str(root / "site"))
     monkeypatch.setenv("FAULT", fault)

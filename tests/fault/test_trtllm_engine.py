@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import lmi_build
 from lmi_build.backends.trtllm import engine_worker, rehearsal
 from lmi_build.backends.trtllm.lowering import engine_needs, expected_files
 from lmi_build.catalog.releases import release
@@ -22,6 +23,7 @@ from lmi_build.errors import (
     Unsupported,
 )
 from lmi_build.events import Event, StageNote, ignore
+from lmi_build.spi import Job
 from lmi_build.values.recipe import CompileSpec
 from trtllm_recipes import lowered
 from trtllm_toolchain import (
@@ -35,7 +37,6 @@ from trtllm_toolchain import (
 
 if TYPE_CHECKING:
     from lmi_build.backends.trtllm.lowering import EnginePlan
-    from lmi_build.spi import Job
 
 RELEASE = release("djl-tensorrtllm-0.30.0")
 IMAGE = "registry.example/djl-inference@sha256:" + "0" * 64
@@ -145,6 +146,56 @@ def test_a_container_that_fails_is_ended(
     assert log[-1] == f"rm lmi-build-{os.getpid()}"
 
 
+# A worker that is asked to end while its container builds.
+_WORKER = """\
+import json, sys
+from pathlib import Path
+from lmi_build.backends.trtllm import engine_worker
+from lmi_build.events import ignore
+from lmi_build.spi import Job
+
+given = json.loads(sys.stdin.read())
+for name in ("out", "state"):
+    given[name] = Path(given[name])
+given["inputs"] = {role: Path(x) for role, x in given["inputs"].items()}
+engine_worker.run(Job(**given), ignore)
+"""
+
+
+def test_a_worker_that_is_ended_ends_its_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container is no child of ours, and would build on."""
+    install(tmp_path / "machine", monkeypatch, fault="slow")
+    job = job_of(tmp_path, plan_of(), runner="container", image=IMAGE)
+    values = {name: getattr(job, name) for name in Job.__slots__}
+    package = str(Path(lmi_build.__file__).parent.parent)
+    monkeypatch.setenv("PYTHONPATH", f"{os.environ['PYTHONPATH']}:{package}")
+    worker = subprocess.Popen(
+        [sys.executable, "-u", "-c", _WORKER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.stdin.write(json.dumps(values, default=str))
+    worker.stdin.close()
+    for line in worker.stdout:
+        if "TensorRT-LLM version" in line:
+            break
+
+    worker.terminate()
+    status = worker.wait()
+    worker.stdout.close()
+
+    assert status == 128 + 15
+    log = (tmp_path / "machine" / "docker.log").read_text().splitlines()
+    assert log[-1] == f"rm lmi-build-{worker.pid}"
+    assert list(job.out.iterdir()) == []
+    assert list(job.state.iterdir()) == []
+
+
 def test_a_program_that_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,18 +288,21 @@ def test_ranks_are_built_on_free_gpus(
     assert seen == "3,1,0"
 
 
-def test_another_gpu_of_the_same_kind_is_told(
+def test_a_machine_that_is_nearly_the_target(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An A10 runs an A10G's engine, with kernels chosen on the other one."""
+    """It is built, and what may make it slow or useless is said."""
     line = "0, NVIDIA A40, 8.6, 46068, 45000, 550.163.01"
-    install(tmp_path / "machine", monkeypatch, gpus=line)
+    install(tmp_path / "machine", monkeypatch, gpus=line, tensorrt="10.1.0")
     events: list[Event] = []
 
     engine_worker.run(job_of(tmp_path, plan_of()), events.append)
 
     notes = [event for event in events if isinstance(event, StageNote)]
-    assert [note.code for note in notes] == ["trtllm.other-gpu"]
+    assert [note.code for note in notes] == [
+        "trtllm.other-gpu",
+        "trtllm.other-tensorrt",
+    ]
 
 
 @pytest.mark.parametrize("runner", ["local", "container"])

@@ -15,6 +15,7 @@ from lmi_build.backends.trtllm.preflight import (
     free_host_bytes,
     preflight,
     read_gpus,
+    same_as_far,
     visible_gpus,
 )
 from lmi_build.errors import DoesNotFit, LmiBuildError, ToolMissing
@@ -172,11 +173,37 @@ def test_toolchains_that_will_not_do(answer: Answer, code: str) -> None:
     assert "this environment" in caught.value.message
 
 
+def test_an_image_that_is_not_here() -> None:
+    """Docker's own status leads to a pull."""
+    answer = Answer(status=125, output="docker: pull access denied")
+
+    with pytest.raises(ToolMissing) as caught:
+        check_toolchain(answer, NEEDS, where="the image `repo:tag`")
+
+    assert "docker pull" in caught.value.hints[0]
+
+
 def test_a_good_toolchain_is_read() -> None:
     """Its versions go into the record of the engine."""
     found = check_toolchain(probed(), NEEDS, where="here")
 
     assert (found.trtllm, found.tensorrt) == ("0.12.0", "10.3.0")
+
+
+@pytest.mark.parametrize(
+    ("known", "found", "same"),
+    [
+        ("10.3.0", "10.3.0", True),
+        ("10.10", "10.10.0.31", True),
+        ("10.3.0", "10.1.0", False),
+        ("", "10.1.0", True),
+    ],
+)
+def test_versions_are_compared_as_far_as_known(
+    known: str, found: str, *, same: bool
+) -> None:
+    """The catalogue does not know every last number."""
+    assert same_as_far(known, found) == same
 
 
 def test_memory_of_the_host() -> None:

@@ -29,6 +29,7 @@ from lmi_build.backends.trtllm.preflight import (
     Needs,
     free_host_bytes,
     preflight,
+    same_as_far,
 )
 from lmi_build.backends.trtllm.running import ask_with, run_logged
 from lmi_build.backends.trtllm.workplace import make_place
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
     from lmi_build.spi import Job
 
 RECORD = "engine.json"
-# Code of a note, which ends nothing.
-_OTHER_GPU = "trtllm.other-gpu"
 
 
 def run(job: Job, emit: Emit) -> None:
@@ -156,17 +155,26 @@ def _workers(job: Job, plan: EnginePlan, machine: Machine) -> int:
 
 
 def _tell_machine(job: Job, emit: Emit, plan: EnginePlan, machine: Machine) -> None:
+    """What is not the target's own and may matter, though the build goes on."""
+
+    def warn(code: str, message: str) -> None:
+        emit(StageNote(stage=job.stage, level="warning", code=code, message=message))
+
     gpu = machine.gpus[0]
     if plan.device and plan.device not in gpu.name:
-        emit(
-            StageNote(
-                stage=job.stage,
-                level="warning",
-                code=_OTHER_GPU,
-                message=f"kernels are chosen by trying them on a {gpu.name}; the"
-                f" target has an {plan.device} of the same compute capability"
-                f" {plan.compute_capability}, where others may be faster",
-            )
+        warn(
+            "trtllm.other-gpu",
+            f"kernels are chosen by trying them on a {gpu.name}; the target has an"
+            f" {plan.device} of the same compute capability {plan.compute_capability},"
+            " where others may be faster",
+        )
+    tensorrt = machine.toolchain.tensorrt
+    if not same_as_far(plan.tensorrt, tensorrt):
+        warn(
+            "trtllm.other-tensorrt",
+            f"the engine is built with TensorRT {tensorrt}, the catalogue says that"
+            f" `{plan.release}` has {plan.tensorrt}; only the same version loads it, so"
+            " build in the release's own image",
         )
 
 

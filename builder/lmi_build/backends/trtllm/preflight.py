@@ -50,6 +50,7 @@ except m.PackageNotFoundError:
 print("LMI-BUILD " + json.dumps(found))
 """
 _MARK = "LMI-BUILD "
+_NOT_RUN = (125, 126, 127)
 
 # Runs a program, given as a list of words, to its end.
 if TYPE_CHECKING:
@@ -291,7 +292,7 @@ def check_toolchain(answer: Answer, needs: Needs, *, where: str) -> Toolchain:
             f"use the image of the release, or install TensorRT-LLM {needs.trtllm}"
             " from https://pypi.nvidia.com"
         )
-        raise ToolMissing(fault, code=code, hints=(hint or get,))
+        raise ToolMissing(fault, code=code, hints=tuple(filter(None, (hint, get))))
     return Toolchain(
         trtllm=str(found["trtllm"]),
         tensorrt=str(found.get("tensorrt", "")),
@@ -306,7 +307,10 @@ def _fault(
     if found is None:
         said = answer.output.strip().splitlines()[-1:] or ["nothing"]
         words = f"{where} did not answer (exit status {answer.status}): {said[0]}"
-        return "trtllm.absent", words, ""
+        # Docker's own statuses: it found no image, or no Python in it.
+        pull = answer.status in _NOT_RUN and where.startswith("the image")
+        hint = "log in to its registry and run `docker pull` first" if pull else ""
+        return "trtllm.absent", words, hint
     error, version = str(found.get("error", "")), str(found.get("trtllm", ""))
     distribution = str(found.get("distribution", ""))
     builder = str(found.get("trtllm_build", ""))
@@ -333,6 +337,18 @@ def _fault(
         words = f"{name} has no `trtllm-build` on its PATH"
         return "trtllm.no-builder", words, "add the folder of its scripts to PATH"
     return "", "", ""
+
+
+def same_as_far(known: str, found: str) -> bool:
+    """
+    Whether two versions agree as far as both go: `10.3` and `10.3.0.26` do.
+
+    Args:
+        known: What the catalogue says; empty agrees with everything.
+        found: What is installed.
+    """
+    parts = zip(known.split("."), found.split("."), strict=False)
+    return not known or all(one == other for one, other in parts)
 
 
 def free_host_bytes(meminfo: str | None = None) -> int:

@@ -69,13 +69,18 @@ def run_logged(
         line = f"{command[0]}: {error.strerror or error}"
         return Ran(status=_NOT_FOUND, tail=(line,), seconds=0.0, peak_rss_bytes=0)
     assert process.stdout is not None  # noqa: S101 - it was asked for
-    with process.stdout as stream:
-        for raw in stream:
-            line = raw.decode("utf-8", "replace")
-            sys.stdout.write(line)
-            # Bars overwrite their line; the last state is what was seen.
-            tail.append(line.rstrip().rpartition("\r")[2])
-    sys.stdout.flush()
+    try:
+        with process.stdout as stream:
+            for raw in stream:
+                line = raw.decode("utf-8", "replace")
+                sys.stdout.write(line)
+                # Bars overwrite their line; the last state is what was seen.
+                tail.append(line.rstrip().rpartition("\r")[2])
+        sys.stdout.flush()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     return Ran(
