@@ -17,6 +17,7 @@ from lmi_build.backends.trtllm.checkpoint_config import (
 )
 from lmi_build.backends.trtllm.checkpoint_plan import (
     SourceModel,
+    layer_linears,
     plan_checkpoint,
     source_problems,
 )
@@ -77,7 +78,7 @@ def source_model(
     )
 
 
-def checkpoint_problems(
+def checkpoint_problems(  # noqa: PLR0913 - the model, and what it becomes
     geometry: ModelGeometry,
     config: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]],
@@ -86,6 +87,8 @@ def checkpoint_problems(
     dtype: str,
     mapping: Mapping2D,
     quantized: frozenset[str] = frozenset(),
+    quant_algo: str = "",
+    group_size: int = 0,
 ) -> Iterator[Problem]:
     """
     Every reason why the checkpoint cannot be written.
@@ -99,6 +102,8 @@ def checkpoint_problems(
         dtype: Of the checkpoint.
         mapping: How it is to be split.
         quantized: Linears that the files hold as codes.
+        quant_algo: What they become; empty for float.
+        group_size: Inputs per scale, where there are groups.
     """
     refused = architecture_problem(geometry.architecture, version)
     if refused is not None:
@@ -116,6 +121,8 @@ def checkpoint_problems(
         *_class_problems(model, config, version),
         *split_problems(model, mapping, version),
     ]
+    if quant_algo and not problems:
+        problems += _layout_problems(model, mapping, quant_algo, group_size)
     yield from problems
     if shapes and not problems:
         yield from _bias_problems(model)
@@ -167,6 +174,32 @@ def split_problems(
     if max(keys, tp) % min(keys, tp):
         yield _indivisible("key-value heads", keys, tp, {**sizes, "": keys})
     yield from _stage_problems(model, mapping, version)
+
+
+def _layout_problems(
+    model: SourceModel, mapping: Mapping2D, algorithm: str, group: int
+) -> Iterator[Problem]:
+    """What no layout of codes can say; all blocks are alike."""
+    if model.num_experts:
+        yield Problem(
+            code="trtllm.coded-experts",
+            message=f"lmi-build writes experts as floats only, not as {algorithm}",
+            path="quantize.method",
+            hint="set `method: none`",
+            unsupported=True,
+        )
+        return
+    if not group:
+        return
+    for linear in layer_linears(model, "", 0, mapping.tp, 0):
+        if linear.num_inputs % group:
+            yield Problem(
+                code="trtllm.layout",
+                message=f"`{linear.cuts[0].module}` has {linear.num_inputs} inputs on"
+                f" each of {mapping.tp} ranks, which groups of {group} do not divide",
+                path=TENSOR_PATH,
+                hint="lower tensor_parallel_size, or choose a smaller group_size",
+            )
 
 
 def _indivisible(what: str, size: int, tp: int, sizes: Mapping[str, int]) -> Problem:

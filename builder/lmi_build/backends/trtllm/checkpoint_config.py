@@ -8,7 +8,6 @@ models/{llama,qwen,gemma,gpt}/config.py, examples/{opt,gptneox}/convert_checkpoi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lmi_build.backends.trtllm.models import is_since, value_at
@@ -42,53 +41,12 @@ _DEFAULT_EPSILON = {"rms": 1e-6, "rms-plus-one": 1e-6, "layer": 1e-5}
 DEFAULT_ROPE_BASE = 10000.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Quantization:
-    """
-    The section `quantization` of a checkpoint.
-
-    Args:
-        algorithm: `quant_algo`; empty where nothing is quantized.
-        kv_cache: `INT8`, `FP8` or empty.
-        group_size: Inputs per scale, where there are groups.
-        zero_points: `has_zero_point`.
-        input_scales: `pre_quant_scale`.
-        exclude: Modules that stay float.
-    """
-
-    algorithm: str = ""
-    kv_cache: str = ""
-    group_size: int = 0
-    zero_points: bool = False
-    input_scales: bool = False
-    exclude: tuple[str, ...] = ()
-
-    def to_json(self, version: str) -> dict[str, JSONValue]:
-        """The section as a version reads it."""
-        section: dict[str, JSONValue] = {
-            "quant_algo": self.algorithm or None,
-            "kv_cache_quant_algo": self.kv_cache or None,
-        }
-        if self.group_size:
-            section["group_size"] = self.group_size
-            section["has_zero_point"] = self.zero_points
-            section["pre_quant_scale"] = self.input_scales
-        if self.exclude:
-            section["exclude_modules"] = list(self.exclude)
-        if "PLUGIN" in self.algorithm and not is_since(version, "0.9"):
-            section["sq_use_plugin"] = True
-        return section
-
-
-NO_QUANTIZATION = Quantization()
-
-
 def pretrained_config(
     model: SourceModel,
     config: Mapping[str, Any],
     version: str,
     mapping: Mapping2D,
-    quantization: Quantization = NO_QUANTIZATION,
+    quantization: Mapping[str, JSONValue],
 ) -> dict[str, JSONValue]:
     """
     The checkpoint's `config.json`.
@@ -98,7 +56,7 @@ def pretrained_config(
         config: The model's own `config.json`.
         version: Of TensorRT-LLM, such as `0.21.0`.
         mapping: How it is split.
-        quantization: What its linears are.
+        quantization: The section of that name (`quant_config`).
 
     Returns:
         A JSON object.
@@ -127,7 +85,7 @@ def pretrained_config(
             "tp_size": mapping.tp,
             "pp_size": mapping.pp,
         },
-        "quantization": quantization.to_json(version),
+        "quantization": dict(quantization),
     }
     return document | _FAMILIES[row.family](model, config, version)
 

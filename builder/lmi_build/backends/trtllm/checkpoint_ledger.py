@@ -14,8 +14,10 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from lmi_build.checkpoint.formats.layout import KV_CACHE_PARTS
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from lmi_build.backends.trtllm.checkpoint_plan import RankPlan
@@ -48,7 +50,7 @@ class ShardRow:
 def shard_rows(
     entries: Iterable[TensorEntry],
     plans: Sequence[RankPlan],
-    parts: Mapping[str, str],
+    quantized: frozenset[str],
 ) -> tuple[ShardRow, ...]:
     """
     One row per source tensor, sorted.
@@ -56,7 +58,7 @@ def shard_rows(
     Args:
         entries: Every tensor of the source.
         plans: All ranks.
-        parts: Tensors of linears that come as codes, with the linear of each.
+        quantized: Linears that come as codes.
     """
     users: dict[str, set[tuple[int, str]]] = defaultdict(set)
     for plan in plans:
@@ -66,9 +68,14 @@ def shard_rows(
         for linear in plan.linears:
             for cut in linear.cuts:
                 users[cut.module].add((plan.rank, linear.name))
+                if linear.role == "qkv":
+                    users[cut.module.rpartition(".")[0]].add((plan.rank, linear.name))
     rows = []
     for entry in sorted(entries, key=lambda entry: entry.name):
-        used = users[entry.name] | users.get(parts.get(entry.name, ""), set())
+        module, _, part = entry.name.rpartition(".")
+        used = users.get(entry.name, set())
+        if part in KV_CACHE_PARTS or (module in quantized and not used):
+            used = users.get(module, set())
         rows.append(
             ShardRow(
                 source=entry.name,

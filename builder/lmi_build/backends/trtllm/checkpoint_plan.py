@@ -27,6 +27,7 @@ from lmi_build.backends.trtllm.checkpoint_shards import (
     vector_shard,
     weight_shard,
 )
+from lmi_build.checkpoint.formats.layout import KV_CACHE_PARTS
 from lmi_build.errors import Problem
 
 if TYPE_CHECKING:
@@ -83,11 +84,13 @@ class RankPlan:
         rank: Its number.
         tensors: Everything that is copied.
         linears: Linears that come as codes; their biases are among the tensors.
+        float_linears: Names of the other linears, in the rank's file.
     """
 
     rank: int
     tensors: tuple[ShardTensor, ...]
     linears: tuple[RankLinear, ...] = ()
+    float_linears: tuple[str, ...] = ()
 
 
 def plan_checkpoint(model: SourceModel, mapping: Mapping2D) -> tuple[RankPlan, ...]:
@@ -113,6 +116,7 @@ def _plan_rank(
 ) -> RankPlan:
     tensors: list[ShardTensor] = []
     linears: list[RankLinear] = []
+    floats: list[str] = []
     layers = mapping.layers(stage, model.geometry.num_layers)
     if stage == 0:
         tensors += _embeddings(model, mapping, position)
@@ -120,11 +124,12 @@ def _plan_rank(
         prefix = f"{model.row.names['blocks']}.{local}"
         tensors += _norms(model, prefix, layer)
         tensors += _experts(model, prefix, layer, mapping.tp, position)
-        for linear in _linears(model, prefix, layer, mapping.tp, position):
+        for linear in layer_linears(model, prefix, layer, mapping.tp, position):
             tensors += _biases(model, linear)
             if all(cut.module in model.quantized for cut in linear.cuts):
                 linears.append(linear)
             else:
+                floats.append(linear.name)
                 tensors.append(_weight(model, linear))
     if stage == mapping.pp - 1:
         tensors += _norm(model, model.architecture.final_norm, "final_norm", "")
@@ -133,6 +138,7 @@ def _plan_rank(
         rank=stage * mapping.tp + position,
         tensors=tuple(tensors),
         linears=tuple(linears),
+        float_linears=tuple(floats),
     )
 
 
@@ -194,48 +200,87 @@ def _norm(
         )
 
 
-def _linears(
+def layer_linears(
     model: SourceModel, prefix: str, layer: int, tp: int, position: int
 ) -> Iterator[RankLinear]:
+    """
+    The fused linears of one block, without experts.
+
+    Args:
+        model: What is converted.
+        prefix: The block's name in the rank's file.
+        layer: Its number in the model.
+        tp: Ranks that share it.
+        position: Which of them.
+    """
     geometry, architecture = model.geometry, model.architecture
-    block = architecture.block(layer)
-    hidden = geometry.hidden_size
-    names = {part: f"{prefix}.{name}" for part, name in model.row.names.items()}
-    yield RankLinear(
-        name=names["qkv"], role="qkv", cuts=_qkv(model, block, tp, position)
-    )
+    block, names = architecture.block(layer), model.row.names
     width = geometry.num_attention_heads * geometry.head_dim
-    yield _row(
-        names["output"], f"{block}.{architecture.output}", width, tp, position, hidden
+    cuts = _qkv(model, block, tp, position)
+    yield RankLinear(
+        name=f"{prefix}.{names['qkv']}",
+        role="qkv",
+        cuts=cuts,
+        readers=tuple(dict.fromkeys(cut.module for cut in cuts)),
+        scale_owner=f"{prefix}.{names['attention_norm']}",
     )
+    yield _row(model, prefix, block, "output", width, tp, position)
     if model.num_experts:
         return
-    inner = geometry.intermediate_size
-    for part in ("gate", "up"):
-        module = getattr(architecture, part)
-        if module:
-            cut = Cut(
-                module=f"{block}.{module}",
-                full=(inner, hidden),
-                outputs=(share(inner, tp, position),),
-                inputs=(0, hidden),
-            )
-            yield RankLinear(name=names[part], role="column", cuts=(cut,))
-    yield _row(
-        names["down"], f"{block}.{architecture.down}", inner, tp, position, hidden
-    )
+    yield from _widening(model, prefix, block, tp, position)
+    yield _row(model, prefix, block, "down", geometry.intermediate_size, tp, position)
+
+
+def _widening(
+    model: SourceModel, prefix: str, block: str, tp: int, position: int
+) -> Iterator[RankLinear]:
+    """Gate and up; the first holds the scale of the inputs for both."""
+    inner, hidden = model.geometry.intermediate_size, model.geometry.hidden_size
+    readers = tuple(f"{block}.{module}" for module in model.architecture.widening)
+    parts = ("gate", "up") if model.architecture.gate else ("up",)
+    owner = f"{prefix}.{model.row.names['mlp_norm']}"
+    for part, module in zip(parts, readers, strict=True):
+        cut = Cut(
+            module=module,
+            full=(inner, hidden),
+            outputs=(share(inner, tp, position),),
+            inputs=(0, hidden),
+        )
+        yield RankLinear(
+            name=f"{prefix}.{model.row.names[part]}",
+            role="column",
+            cuts=(cut,),
+            readers=readers,
+            scale_owner=owner if part == parts[0] else "",
+        )
 
 
 def _row(
-    name: str, module: str, width: int, tp: int, position: int, hidden: int
+    model: SourceModel,
+    prefix: str,
+    block: str,
+    part: str,
+    width: int,
+    tp: int,
+    position: int,
 ) -> RankLinear:
+    """A linear that is cut along its inputs: `output` or `down`."""
+    hidden = model.geometry.hidden_size
+    module = f"{block}.{getattr(model.architecture, part)}"
+    name = f"{prefix}.{model.row.names[part]}"
     cut = Cut(
         module=module,
         full=(hidden, width),
         outputs=((0, hidden),),
         inputs=share(width, tp, position),
     )
-    return RankLinear(name=name, role="row", cuts=(cut,))
+    return RankLinear(
+        name=name,
+        role="row",
+        cuts=(cut,),
+        readers=(module,),
+        scale_owner=name.rpartition(".")[0],
+    )
 
 
 def _qkv(
@@ -385,7 +430,7 @@ def source_problems(model: SourceModel, plans: Sequence[RankPlan]) -> Iterator[P
             "correct config.json, or fetch the model again",
         )
     extra = sorted(set(model.shapes) - set(wanted) - set(unused(model)))
-    extra = [name for name in extra if name.rpartition(".")[0] not in model.quantized]
+    extra = [name for name in extra if not _is_code(model, name)]
     if extra:
         yield _listed(
             "trtllm.unexpected-tensor",
@@ -393,6 +438,14 @@ def source_problems(model: SourceModel, plans: Sequence[RankPlan]) -> Iterator[P
             f"`{model.row.name}` has no place for {len(extra)} tensors of the model",
             "name the right architecture in config.json, or remove the tensors",
         )
+
+
+def _is_code(model: SourceModel, name: str) -> bool:
+    """Whether a tensor belongs to codes: of a linear, or scales of the cache."""
+    module, _, part = name.rpartition(".")
+    if part in KV_CACHE_PARTS:
+        return any(linear.startswith(f"{module}.") for linear in model.quantized)
+    return module in model.quantized
 
 
 def unused(model: SourceModel) -> tuple[str, ...]:

@@ -137,11 +137,17 @@ class RankLinear:
         role: Where it stands; `qkv` and `column` are cut along outputs, `row` along
             inputs, and then every rank has the whole bias.
         cuts: The parts, stacked in this order.
+        readers: Every linear that reads the same inputs, so that they share a scale.
+        scale_owner: What holds a scale of the inputs, where activations are static: the
+            norm before, or the module of the linear; empty where another linear of the
+            same inputs sees to it.
     """
 
     name: str
     role: Role
     cuts: tuple[Cut, ...]
+    readers: tuple[str, ...] = ()
+    scale_owner: str = ""
 
     @property
     def num_inputs(self) -> int:

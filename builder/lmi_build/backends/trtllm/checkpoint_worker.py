@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lmi_build.backends.trtllm.checkpoint_checks import (
@@ -10,26 +11,28 @@ from lmi_build.backends.trtllm.checkpoint_checks import (
     source_model,
 )
 from lmi_build.backends.trtllm.checkpoint_config import (
-    Quantization,
     attention_window,
     pretrained_config,
 )
 from lmi_build.backends.trtllm.checkpoint_ledger import shard_rows, write_shard_ledger
 from lmi_build.backends.trtllm.checkpoint_plan import plan_checkpoint, unused
 from lmi_build.backends.trtllm.checkpoint_shards import Mapping2D
-from lmi_build.backends.trtllm.checkpoint_writer import num_sources, write_ranks
 from lmi_build.checkpoint.reader import CheckpointReader
 from lmi_build.errors import SourceInvalid, Unsupported
 from lmi_build.events import StageNote, StageProgress
 from lmi_build.values.model import geometry_from_config
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from lmi_build.backends.trtllm.checkpoint_plan import RankPlan, SourceModel
+    from lmi_build.backends.trtllm.checkpoint_writer import CodedLinears
     from lmi_build.digest import JSONValue
     from lmi_build.errors import Problem
     from lmi_build.events import Emit
     from lmi_build.spi import Job, Params
+    from lmi_build.values.quant import QuantScheme
 
 CONFIG_NAME = "config.json"
 FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -59,27 +62,19 @@ def run(job: Job, emit: Emit) -> None:
 
     Raises:
         SourceInvalid: The model is broken, or not what its config.json says.
-        Unsupported: TensorRT-LLM cannot compute it, or a weight does not fit.
+        Unsupported: TensorRT-LLM cannot compute it, or a number does not fit.
         StageFailed: Something was left unwritten.
     """
-    folder, params = job.inputs["checkpoint"], job.params
+    # Heavy from here on: torch.
+    from lmi_build.backends.trtllm.checkpoint_writer import num_sources, write_ranks
+
+    folder, request = job.inputs["checkpoint"], _request(job.params)
     config = read_config(folder)
-    version, dtype = str(params["trtllm"]), str(params["dtype"])
-    mapping = Mapping2D(
-        tp=int(params["tensor_parallel_size"]),  # type: ignore[arg-type]
-        pp=int(params["pipeline_parallel_size"]),  # type: ignore[arg-type]
-    )
-    geometry = geometry_from_config(config)
     with CheckpointReader(folder) as reader:
-        entries = reader.tensors
-        shapes = {name: entry.shape for name, entry in entries.items()}
-        for problem in checkpoint_problems(
-            geometry, config, shapes, version=version, dtype=dtype, mapping=mapping
-        ):
-            raise _refused(problem)
-        model = source_model(geometry, config, shapes, dtype)
-        plans = plan_checkpoint(model, mapping)
-        _check_dtypes(reader, unused(model))
+        scheme = _scheme(config)
+        model, plans = _planned(reader, config, scheme, request)
+        coded = _coder(reader, scheme, plans, request)
+        _check_dtypes(reader, unused(model), model.quantized)
         total = num_sources(plans)
 
         def on_source(done: int) -> None:
@@ -88,15 +83,152 @@ def run(job: Job, emit: Emit) -> None:
             )
             emit(event)
 
-        write_ranks(job.out, reader, plans, on_source=on_source)
-    document = pretrained_config(model, config, version, mapping, Quantization())
-    rows = shard_rows(entries.values(), plans, {})
+        write_ranks(job.out, reader, plans, coded=coded, on_source=on_source)
+        rows = shard_rows(reader.tensors.values(), plans, model.quantized)
     write_shard_ledger(job.out, rows)
     window = attention_window(model, config)
     if window is not None:
         _tell_window(job, emit, window)
+    section = _section(scheme, plans, request)
+    document = pretrained_config(
+        model, config, request.version, request.mapping, section
+    )
     text = json.dumps(document, indent=2, sort_keys=True) + "\n"
     (job.out / CONFIG_NAME).write_text(text, "utf-8")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Request:
+    """The stage's parameters, typed."""
+
+    version: str
+    dtype: str
+    mapping: Mapping2D
+    algorithm: str
+    group_size: int
+    zero_points: bool
+    compute_capability: str
+
+
+def _request(params: Mapping[str, Any]) -> _Request:
+    algorithm = params.get("algorithm") or {}
+    return _Request(
+        version=str(params["trtllm"]),
+        dtype=str(params["dtype"]),
+        mapping=Mapping2D(
+            tp=int(params["tensor_parallel_size"]),
+            pp=int(params["pipeline_parallel_size"]),
+        ),
+        algorithm=str(algorithm.get("quant_algo", "")),
+        group_size=int(algorithm.get("group_size", 0)),
+        zero_points=bool(algorithm.get("has_zero_point", False)),
+        compute_capability=str(params.get("compute_capability", "")),
+    )
+
+
+def _scheme(config: Mapping[str, Any]) -> QuantScheme | None:
+    """The source's format, or None where it is float."""
+    from lmi_build.checkpoint.formats.config import read_scheme
+
+    quantization = config.get("quantization_config")
+    return None if quantization is None else read_scheme(quantization)
+
+
+def _planned(
+    reader: CheckpointReader,
+    config: Mapping[str, Any],
+    scheme: QuantScheme | None,
+    request: _Request,
+) -> tuple[SourceModel, tuple[RankPlan, ...]]:
+    """What every rank holds, after everything that can be refused was."""
+    from lmi_build.backends.trtllm.checkpoint_codes import coded_modules
+
+    geometry = geometry_from_config(config)
+    entries = reader.tensors
+    shapes = {name: entry.shape for name, entry in entries.items()}
+    quantized = coded_modules(shapes, scheme)
+    if bool(quantized) != bool(request.algorithm):
+        raise SourceInvalid(
+            f"the weights hold {len(quantized)} quantized linears, the plan says"
+            f" `{request.algorithm or 'float'}`",
+            code="trtllm.other-algorithm",
+            hints=("run `lmi-build plan` again; the model has changed since",),
+        )
+    for problem in checkpoint_problems(
+        geometry,
+        config,
+        shapes,
+        version=request.version,
+        dtype=request.dtype,
+        mapping=request.mapping,
+        quantized=quantized,
+        quant_algo=request.algorithm,
+        group_size=request.group_size,
+    ):
+        raise _refused(problem)
+    model = source_model(geometry, config, shapes, request.dtype, quantized=quantized)
+    return model, plan_checkpoint(model, request.mapping)
+
+
+def _coder(
+    reader: CheckpointReader,
+    scheme: QuantScheme | None,
+    plans: Sequence[RankPlan],
+    request: _Request,
+) -> CodedLinears:
+    """Who makes the tensors of coded linears."""
+    from lmi_build.backends.trtllm.checkpoint_codes import (
+        CheckpointCodes,
+        check_layouts,
+        float_weights,
+    )
+    from lmi_build.backends.trtllm.checkpoint_writer import NO_CODES
+
+    if scheme is None or not request.algorithm:
+        return NO_CODES
+    check_layouts(
+        plans[0].linears,
+        request.algorithm,
+        version=request.version,
+        group=request.group_size,
+        tp=request.mapping.tp,
+    )
+    return CheckpointCodes(
+        reader=reader,
+        scheme=scheme,
+        algorithm=request.algorithm,
+        dtype=request.dtype,
+        group_size=request.group_size,
+        zero_points=request.zero_points,
+        as_float=float_weights(request.algorithm, request.compute_capability),
+    )
+
+
+def _section(
+    scheme: QuantScheme | None, plans: Sequence[RankPlan], request: _Request
+) -> dict[str, JSONValue]:
+    """`quantization` of the checkpoint's config.json."""
+    from lmi_build.backends.trtllm.quant_config import exclusion_problem, quant_config
+
+    left = sorted({name for plan in plans for name in plan.float_linears})
+    left = left if request.algorithm else []
+    fault = exclusion_problem(
+        request.algorithm, trtllm=request.version, float_modules=left
+    )
+    if fault:
+        raise Unsupported(
+            fault,
+            code="trtllm.float-linears",
+            hints=("quantize every linear: remove `quantize.ignore`",),
+        )
+    return quant_config(
+        request.algorithm,
+        trtllm=request.version,
+        group_size=request.group_size or -1,
+        zero_points=request.zero_points,
+        kv_cache_dtype=scheme.kv_cache_dtype if scheme else "auto",
+        float_modules=left,
+    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -128,10 +260,14 @@ def _refused(problem: Problem) -> SourceInvalid | Unsupported:
     return kind(problem.message, code=problem.code, hints=(problem.hint,))
 
 
-def _check_dtypes(reader: CheckpointReader, ignored: tuple[str, ...]) -> None:
+def _check_dtypes(
+    reader: CheckpointReader, ignored: tuple[str, ...], quantized: frozenset[str]
+) -> None:
     """Everything copied is float; codes are another matter."""
     for name, entry in reader.tensors.items():
-        if entry.dtype not in FLOATS and name not in ignored:
+        if name in ignored or name.rpartition(".")[0] in quantized:
+            continue
+        if entry.dtype not in FLOATS:
             raise Unsupported(
                 f"`{name}` holds {entry.dtype}: the model is quantized in a way that"
                 " this checkpoint cannot say",

@@ -1,0 +1,183 @@
+"""A quantized checkpoint read back by another reader has the same codes and scales."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from transformers.utils import logging
+
+import tiny_architectures
+from lmi_build.backends.trtllm.checkpoint_codes import coded_modules
+from lmi_build.checkpoint.formats.codec import decode, weight_of
+from lmi_build.checkpoint.formats.config import read_scheme
+from lmi_build.checkpoint.reader import CheckpointReader
+from lmi_build.errors import LmiBuildError, Unsupported
+from lmi_build.values.recipe import CalibrationSpec, QuantSpec
+from make_tiny_model import _write_tokenizer
+from stage_jobs import quantize
+from trtllm_models import convert
+from trtllm_reader import read_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# The last release that takes linears of any width.
+VERSION = "0.12.0"
+CALIBRATION = CalibrationSpec(num_samples=4, max_seq_len=48)
+SIZES: dict[str, Any] = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 2,
+    "vocab_size": 322,
+}
+GROUPED = {**SIZES, "num_key_value_heads": 4, "head_dim": 32}
+GPT2 = {"n_embd": 256, "n_head": 8, "n_layer": 2, "vocab_size": 322}
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": GROUPED,
+    "gpt2": GPT2,
+    "gpt_neox": {**SIZES, "intermediate_size": 1024},
+}
+FOUR = QuantSpec(method="rtn", bits=4, group_size=64, sym=False)
+METHODS: dict[str, tuple[QuantSpec, dict[str, Any]]] = {
+    "groups": (
+        FOUR,
+        {"quant_algo": "W4A16_AWQ", "group_size": 64, "has_zero_point": True},
+    ),
+    "int8": (QuantSpec(method="int8"), {"quant_algo": "W8A16"}),
+    "tokens": (
+        QuantSpec(method="smoothquant", calibration=CALIBRATION),
+        {"quant_algo": "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"},
+    ),
+    "static": (
+        QuantSpec(
+            method="smoothquant",
+            activations="static",
+            kv_cache_dtype="int8",
+            calibration=CALIBRATION,
+        ),
+        {"quant_algo": "W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN"},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+    """Every model by every method, as `quantize` leaves it."""
+    logging.disable_progress_bar()
+    root = tmp_path_factory.mktemp("coded")
+    found = {}
+    for name, options in MODELS.items():
+        folder = root / name / "float"
+        model = tiny_architectures.build(name, **options).to(torch.float16)
+        folder.mkdir(parents=True)
+        model.save_pretrained(folder)
+        _write_tokenizer(folder, 320)
+        for method, (spec, _) in METHODS.items():
+            found[name, method] = quantize(root / name / method, folder, spec)
+    return found
+
+
+RANKS = [(1, 1), (2, 1), (4, 1), (2, 2)]
+# GPT-NeoX has no pipeline stages.
+CASES = [(n, r) for n in MODELS for r in RANKS if (n, r[1]) != ("gpt_neox", 2)]
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize(("name", "ranks"), CASES)
+def test_codes_come_back(
+    sources: dict[tuple[str, str], Path],
+    tmp_path: Path,
+    name: str,
+    method: str,
+    ranks: tuple[int, int],
+) -> None:
+    """What each linear means is the same number before and after."""
+    source, algorithm = sources[name, method], METHODS[method][1]
+    out = convert(
+        source,
+        tmp_path / "out",
+        dtype="float16",
+        version=VERSION,
+        tp=ranks[0],
+        pp=ranks[1],
+        algorithm=algorithm,
+    )
+
+    config = json.loads((source / "config.json").read_text())
+    scheme = read_scheme(config["quantization_config"])
+    model = read_model(out)
+    with CheckpointReader(source) as reader:
+        names = coded_modules(reader.tensors, scheme)
+        assert names
+        assert set(model.coded) == names
+        for module in names:
+            parts = {x: reader.read(x) for x in reader.tensors if x.startswith(module)}
+            meant = weight_of(decode(parts, module, scheme))
+            assert torch.allclose(model.coded[module].weight(), meant, rtol=1e-6), (
+                module
+            )
+        for full, tensor in model.tensors.items():
+            if full in reader:
+                assert torch.equal(tensor.to(torch.float32), reader.read(full).float())
+    assert bool(model.cache_scales) == (scheme.kv_cache_dtype != "auto")
+
+
+def test_hopper_gets_floats(
+    sources: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    """Its weight-only order differs by release, so `trtllm-build` rounds itself."""
+    source, algorithm = sources["llama", "int8"], METHODS["int8"][1]
+
+    out = convert(
+        source,
+        tmp_path / "out",
+        dtype="float16",
+        version=VERSION,
+        algorithm=algorithm,
+        compute_capability="9.0",
+    )
+
+    assert "W8A16" in (out / "config.json").read_text()
+    assert read_model(out).coded == {}
+
+
+def test_groups_that_ranks_cut_are_refused(
+    sources: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(LmiBuildError) as caught:
+        convert(
+            sources["llama", "groups"],
+            tmp_path / "out",
+            dtype="float16",
+            version=VERSION,
+            tp=8,
+            algorithm=METHODS["groups"][1],
+        )
+
+    assert caught.value.code == "trtllm.layout"
+    assert "32 inputs on each of 8 ranks" in caught.value.message
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_plan_for_other_weights_is_refused(
+    sources: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(LmiBuildError) as caught:
+        convert(sources["llama", "int8"], tmp_path / "out", version=VERSION)
+
+    assert caught.value.code == "trtllm.other-algorithm"
+
+
+def test_experts_as_codes_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "float"
+    folder.mkdir()
+    tiny_architectures.build("mixtral", num_attention_heads=8).save_pretrained(folder)
+    _write_tokenizer(folder, 320)
+    source = quantize(tmp_path / "int8", folder, QuantSpec(method="int8"))
+
+    with pytest.raises(Unsupported, match="experts as floats only"):
+        convert(source, tmp_path / "out", algorithm={"quant_algo": "W8A16"})
