@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 FILE = "algorithms.toml"
 NONE = "NONE"
-WRITERS = ("ours", "nvidia")
 _INT4, _INT8 = 4, 8
 # Least compute capability with FP8 in hardware.
 _FP8 = "8.9"
@@ -162,13 +161,6 @@ def algorithm_problems(
     algorithm = choose(scheme, model, release)
     row = algorithm_rows()[algorithm.quant_algo or NONE]
     name = algorithm.quant_algo
-    if not is_since(version, row.since):
-        yield _unsupported(
-            f"TensorRT-LLM {version} does not have `{name}`, which came with"
-            f" {row.since}",
-            "compile.release",
-            f"choose a release with TensorRT-LLM {row.since} or later",
-        )
     if row.needs and not set(row.needs) & set(model.quantization):
         yield _unsupported(
             f"`{model.name}` has no {join_words(row.needs)} in TensorRT-LLM",
@@ -177,21 +169,7 @@ def algorithm_problems(
         )
     elif algorithm.writer == "nvidia":
         yield from _converter_problems(scheme, algorithm, row, model)
-    if row.groups and scheme.group_size not in row.groups:
-        sizes = join_words([str(size) for size in row.groups])
-        yield _unsupported(
-            f"`group_size` is {scheme.group_size}, kernels of `{name}` have {sizes}",
-            "quantize.group_size",
-            f"set `group_size: {row.groups[-1]}`",
-        )
-    dtypes = (value_at(row.dtypes, version) or "").split()
-    if dtype and dtypes and dtype not in dtypes:
-        yield _unsupported(
-            f"kernels of `{name}` in TensorRT-LLM {version} compute in"
-            f" {join_words(dtypes)}, the model is in `{dtype}`",
-            "model.dtype",
-            f"set `dtype: {dtypes[0]}`, or choose a newer release",
-        )
+    yield from _kernel_problems(scheme, row, name, version, dtype)
     if instance is not None:
         yield from _gpu_problems(scheme, release, instance)
 
@@ -243,6 +221,34 @@ def _methods(model: TrtllmModel) -> str:
     methods = {"int8": "int8", "awq": "awq", "gptq": "gptq", "smoothquant": ""}
     names = [methods[key] or key for key in model.quantization if key in methods]
     return f"set `method:` to {join_words(['none', *names])}"
+
+
+def _kernel_problems(
+    scheme: QuantScheme, row: _Row, name: str, version: str, dtype: str
+) -> Iterator[Problem]:
+    """Versions, groups and dtypes that an algorithm has no kernels for."""
+    if not is_since(version, row.since):
+        yield _unsupported(
+            f"TensorRT-LLM {version} does not have `{name}`, which came with"
+            f" {row.since}",
+            "compile.release",
+            f"choose a release with TensorRT-LLM {row.since} or later",
+        )
+    if row.groups and scheme.group_size not in row.groups:
+        sizes = join_words([str(size) for size in row.groups])
+        yield _unsupported(
+            f"`group_size` is {scheme.group_size}, kernels of `{name}` have {sizes}",
+            "quantize.group_size",
+            f"set `group_size: {row.groups[-1]}`",
+        )
+    dtypes = (value_at(row.dtypes, version) or "").split()
+    if dtype and dtypes and dtype not in dtypes:
+        yield _unsupported(
+            f"kernels of `{name}` in TensorRT-LLM {version} compute in"
+            f" {join_words(dtypes)}, the model is in `{dtype}`",
+            "model.dtype",
+            f"set `dtype: {dtypes[0]}`, or choose a newer release",
+        )
 
 
 def _converter_problems(

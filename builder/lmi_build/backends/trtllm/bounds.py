@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 USUAL_NUM_TOKENS = 8192
 # Above it `trtllm-build` warns that activations may exceed TensorRT's tensor volume.
 MOST_NUM_TOKENS = 16384
-# Two of them when the engine is built per phase, as for encoder-decoder models.
-PARTS = ("model", "encoder", "decoder")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
