@@ -113,6 +113,7 @@ def test_other_files_come_along(tmp_path: Path, to: str) -> None:
     """The tokenizer is copied; what repeats the old configuration is not."""
     form = scheme("gptq")
     source = write_folder(tmp_path / "source", linears_of(form), form)
+    (source / "hf_quant_config.json").write_text('{"quantization": {}}')
     done = convert(source, tmp_path / "out", to=to)
 
     config = json.loads((tmp_path / "out" / "config.json").read_text())

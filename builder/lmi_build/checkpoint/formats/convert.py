@@ -33,6 +33,7 @@ from lmi_build.checkpoint.formats.layout import (
     linear_plans,
     width_problem,
 )
+from lmi_build.checkpoint.formats.modelopt import HF_QUANT_CONFIG
 from lmi_build.checkpoint.ledger import (
     LEDGER_NAME,
     LedgerResult,
@@ -65,7 +66,9 @@ if TYPE_CHECKING:
 STAGE = "convert"
 _FOLDER_MODE = 0o755
 # They repeat `quantization_config` in a format's own words; a copy would be wrong.
-_STALE = frozenset({"quantize_config.json", "quant_config.json", LEDGER_NAME})
+_STALE = frozenset(
+    {"quantize_config.json", "quant_config.json", HF_QUANT_CONFIG, LEDGER_NAME}
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

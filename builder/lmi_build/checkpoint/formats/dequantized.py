@@ -18,7 +18,9 @@ from lmi_build.catalog.architectures import architectures
 from lmi_build.checkpoint.formats.config import read_scheme
 from lmi_build.checkpoint.formats.headers import linears_in, parts_of
 from lmi_build.checkpoint.formats.layout import KV_CACHE_PARTS
+from lmi_build.checkpoint.formats.modelopt import HF_QUANT_CONFIG
 from lmi_build.checkpoint.header import TensorEntry
+from lmi_build.checkpoint.ledger import LEDGER_NAME
 from lmi_build.checkpoint.reader import INDEX_NAME, CheckpointReader, byte_view
 from lmi_build.checkpoint.writer import TensorPlan, write_checkpoint
 from lmi_build.errors import SourceInvalid
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 QUANTIZATION = "quantization_config"
 # What says that weights are packed, in folders whose weights no longer are.
 _STALE = frozenset(
-    {"hf_quant_config.json", "quantize_config.json", "quant_config.json", "ledger.json"}
+    {HF_QUANT_CONFIG, "quantize_config.json", "quant_config.json", LEDGER_NAME}
 )
 
 
