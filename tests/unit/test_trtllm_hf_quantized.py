@@ -148,8 +148,17 @@ def test_the_last_lmi_release_reads_fp8_with_one_scale_alone(
 
     assert problem.path == "compile.release"
     assert "1.0" in problem.hint
+    assert "granularity: tensor" in problem.hint
     assert problems(FP8, trtllm="0.21.0rc1") == []
     assert set(readable("0.21.0rc1")) == {"FP8"}
+
+
+def test_an_older_release_on_a_gpu_without_fp8_has_engines() -> None:
+    """The way out is one that the GPU can go."""
+    (problem,) = problems(INT4, trtllm="0.21.0rc1", capability="8.6")
+
+    assert "artifact: engine" in problem.hint
+    assert "fp8" not in problem.hint
 
 
 @pytest.mark.parametrize(

@@ -256,7 +256,7 @@ def _row_problems(
             f"TensorRT-LLM {trtllm}'s PyTorch backend does not read {algo}, which came"
             f" with {row.since}; it reads {others}",
             "compile.release",
-            _older_way_out(algo, row.since),
+            _older_way_out(algo, row.since, capability),
         )
     least, most = row.capability
     if capability and not _version(least) <= _version(capability) <= _version(most):
@@ -283,9 +283,13 @@ def _row_problems(
         )
 
 
-def _older_way_out(algo: str, since: str) -> str:
+def _older_way_out(algo: str, since: str, capability: str) -> str:
+    """What this release, or this GPU, can do instead."""
+    least = hf_formats()["FP8"].capability[0]
+    if capability and _version(capability) < _version(least):
+        return f"use `artifact: engine`, or release {since} or later"
     if algo == "FP8_PER_CHANNEL_PER_TOKEN":
-        return f"use `granularity: tensor`, or release {since}"
+        return f"use `granularity: tensor`, or release {since} or later"
     return f"use release {since} or later, or `method: fp8` with `granularity: tensor`"
 
 
