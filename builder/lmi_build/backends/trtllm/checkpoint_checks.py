@@ -47,8 +47,9 @@ def source_model(
     geometry: ModelGeometry,
     config: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]],
-    dtype: str,
     *,
+    version: str,
+    dtype: str,
     quantized: frozenset[str] = frozenset(),
 ) -> SourceModel:
     """
@@ -58,6 +59,7 @@ def source_model(
         geometry: The model's sizes.
         config: Its `config.json`.
         shapes: Shape of every tensor of its files.
+        version: Of TensorRT-LLM.
         dtype: Of the checkpoint.
         quantized: Linears that the files hold as codes.
 
@@ -67,13 +69,16 @@ def source_model(
     name = geometry.architecture
     architecture = architectures()[name].locate(shapes)
     key = architecture.keys.get("num_experts", "num_experts")
+    row = trtllm_models()[name]
     return SourceModel(
-        row=trtllm_models()[name],
+        row=row,
         architecture=architecture,
         geometry=geometry,
         shapes=shapes,
         dtype=dtype,
         num_experts=int(config.get(key) or 0) if architecture.experts else 0,
+        parallel_embedding=is_since(version, row.parallel_embedding),
+        shared_head=bool(value_at(row.shared_head, version)),
         quantized=quantized,
     )
 
@@ -116,7 +121,9 @@ def checkpoint_problems(  # noqa: PLR0913 - the model, and what it becomes
             path="model.dtype",
             hint=f"choose one of {', '.join(DTYPES)}",
         )
-    model = source_model(geometry, config, shapes, dtype, quantized=quantized)
+    model = source_model(
+        geometry, config, shapes, version=version, dtype=dtype, quantized=quantized
+    )
     problems = [
         *_class_problems(model, config, version),
         *split_problems(model, mapping, version),
@@ -165,7 +172,7 @@ def split_problems(
         "attention heads": geometry.num_attention_heads,
         "intermediate size": geometry.intermediate_size,
     }
-    if model.row.parallel_embedding:
+    if model.parallel_embedding:
         sizes["vocabulary"] = geometry.vocab_size
     for what, size in sizes.items():
         if size % tp:
@@ -218,8 +225,8 @@ def _stage_problems(
     pp, layers = mapping.pp, model.geometry.num_layers
     if pp == 1:
         return
-    if not is_since(version, model.row.pipeline):
-        since = model.row.pipeline
+    if model.shared_head or not is_since(version, model.row.pipeline):
+        since = "" if model.shared_head else model.row.pipeline
         yield Problem(
             code="trtllm.pipeline-parallel",
             message=f"TensorRT-LLM {version} has no pipeline stages for"
@@ -252,6 +259,8 @@ def _class_problems(
         yield _unlike(model, f"the activation is `{activation(model, config)}`")
     if model.architecture.rotary:
         yield from _rope_problems(model, config, version)
+    if model.shared_head and model.shapes and not model.tied:
+        yield _unlike(model, "its head is not its embedding")
     fixed = FIXED_EPSILON.get(row.family)
     if fixed is not None and norm_epsilon(model, config) != fixed:
         yield _unlike(

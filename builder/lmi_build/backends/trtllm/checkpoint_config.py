@@ -78,7 +78,7 @@ def pretrained_config(
         "norm_epsilon": norm_epsilon(model, config),
         "position_embedding_type": "rope_gpt_neox" if rotary else "learned_absolute",
         "max_position_embeddings": geometry.max_position_embeddings,
-        "use_parallel_embedding": row.parallel_embedding and mapping.tp > 1,
+        "use_parallel_embedding": model.parallel_embedding and mapping.tp > 1,
         "embedding_sharding_dim": 0,
         "mapping": {
             "world_size": mapping.world,
@@ -219,7 +219,8 @@ def _qwen(
 def _gemma(
     model: SourceModel, config: Mapping[str, Any], _version: str
 ) -> dict[str, JSONValue]:
-    return _rotary(model, config)
+    shared: dict[str, JSONValue] = {"share_embedding_table": True}
+    return _rotary(model, config) | (shared if model.shared_head else {})
 
 
 def _gpt(

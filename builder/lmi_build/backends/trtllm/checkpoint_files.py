@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from typing import TYPE_CHECKING
 
 from lmi_build.checkpoint.header import DTYPES, SPELLINGS
@@ -21,6 +22,9 @@ _CANNOT_COPY = frozenset(
     {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
 )
 
+# What POSIX systems take in one call (IOV_MAX).
+_MAX_PIECES = 1024
+
 
 def rank_file(rank: int) -> str:
     """Name of a rank's weights, as TensorRT-LLM looks for them."""
@@ -31,7 +35,8 @@ class RankFiles:
     """
     Files of all ranks, with headers written and room for every tensor.
 
-    What nobody writes stays zero. A file gets its name when all are whole.
+    What nobody writes stays zero. A file gets its name when all are whole. Several
+    threads may write at once.
 
     Args:
         folder: Where they go; it exists.
@@ -46,6 +51,7 @@ class RankFiles:
         self._descriptors: list[int] = []
         self._places: list[Mapping[str, int]] = []
         self._kernel_copies = hasattr(os, "copy_file_range")
+        self._lock = threading.Lock()
         self.num_written_bytes = 0
         try:
             for rank, items in enumerate(tensors):
@@ -79,7 +85,32 @@ class RankFiles:
         done = 0
         while done < len(data):
             done += os.pwrite(descriptor, data[done:], at + done)
-        self.num_written_bytes += done
+        self._count(done)
+
+    def write_all(
+        self, rank: int, name: str, offset: int, pieces: Sequence[memoryview]
+    ) -> None:
+        """
+        Write pieces of memory behind each other, without joining them first.
+
+        Args:
+            rank: Whose file.
+            name: The tensor.
+            offset: First byte, counted from the tensor's start.
+            pieces: What goes there, in this order.
+        """
+        descriptor, at = self._descriptors[rank], self._places[rank][name] + offset
+        for begin in range(0, len(pieces), _MAX_PIECES):
+            some = pieces[begin : begin + _MAX_PIECES]
+            size = sum(map(len, some))
+            done = os.pwritev(descriptor, some, at)
+            if done < size:
+                rest = b"".join(some)[done:]
+                while rest:
+                    count = os.pwrite(descriptor, rest, at + size - len(rest))
+                    rest = rest[count:]
+            at += size
+            self._count(size)
 
     def copy(
         self, rank: int, name: str, offset: int, source: tuple[int, int], count: int
@@ -114,7 +145,7 @@ class RankFiles:
             if not part:
                 return False
             done += part
-        self.num_written_bytes += done
+        self._count(done)
         return True
 
     def finish(self) -> None:
@@ -123,6 +154,10 @@ class RankFiles:
             os.fsync(descriptor)
             path = self._folder / rank_file(rank)
             path.with_name(f"{path.name}.partial").replace(path)
+
+    def _count(self, num_bytes: int) -> None:
+        with self._lock:
+            self.num_written_bytes += num_bytes
 
     def _create(self, rank: int, tensors: Sequence[TensorPlan]) -> None:
         header = encode_header(tensors)

@@ -57,6 +57,8 @@ class SourceModel:
         shapes: Shape of every tensor of the files.
         dtype: Of the checkpoint.
         num_experts: Experts of a block; 0 where there are none.
+        parallel_embedding: The embedding is split over ranks.
+        shared_head: The head is left out; the embedding serves for it.
         quantized: Linears that the files hold as codes.
     """
 
@@ -66,6 +68,8 @@ class SourceModel:
     shapes: Mapping[str, tuple[int, ...]]
     dtype: str
     num_experts: int = 0
+    parallel_embedding: bool = False
+    shared_head: bool = False
     quantized: frozenset[str] = frozenset()
 
     @property
@@ -133,7 +137,8 @@ def _plan_rank(
                 tensors.append(_weight(model, linear))
     if stage == mapping.pp - 1:
         tensors += _norm(model, model.architecture.final_norm, "final_norm", "")
-        tensors.append(_head(model, mapping.tp, position))
+        if not model.shared_head:
+            tensors.append(_head(model, mapping.tp, position))
     return RankPlan(
         rank=stage * mapping.tp + position,
         tensors=tuple(tensors),
@@ -147,7 +152,7 @@ def _embeddings(
 ) -> Iterator[ShardTensor]:
     geometry, architecture = model.geometry, model.architecture
     full = (geometry.vocab_size, geometry.hidden_size)
-    parts = mapping.tp if model.row.parallel_embedding else 1
+    parts = mapping.tp if model.parallel_embedding else 1
     yield table_shard(
         f"{model.row.names['embedding']}.weight",
         f"{architecture.embedding}.weight",

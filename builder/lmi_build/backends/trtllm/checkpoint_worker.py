@@ -166,7 +166,14 @@ def _planned(
         group_size=request.group_size,
     ):
         raise _refused(problem)
-    model = source_model(geometry, config, shapes, request.dtype, quantized=quantized)
+    model = source_model(
+        geometry,
+        config,
+        shapes,
+        version=request.version,
+        dtype=request.dtype,
+        quantized=quantized,
+    )
     return model, plan_checkpoint(model, request.mapping)
 
 

@@ -63,7 +63,10 @@ class TrtllmModel:
         rope: Kinds of stretched rotary embeddings, separated by spaces.
         names: Parts of the decoder, by the names of `PARTS`; those of a block are
             relative to it.
-        parallel_embedding: The embedding is split over tensor-parallel ranks.
+        parallel_embedding: From which version on the embedding is split over
+            tensor-parallel ranks.
+        shared_head: Whether the head is left out, as the embedding's own tensor serves
+            for it; such a model has no pipeline stages.
         encoder: It has an encoder, and so bounds of its own for it.
     """
 
@@ -78,7 +81,8 @@ class TrtllmModel:
     head_size: str = ""
     rope: Mapping[str, str] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
-    parallel_embedding: bool = False
+    parallel_embedding: str = ""
+    shared_head: Mapping[str, bool] = field(default_factory=dict)
     encoder: bool = False
 
     def supported(self, version: str) -> bool:
@@ -154,7 +158,8 @@ def _model(name: str, table: Mapping[str, Any]) -> TrtllmModel:
         if wrong:
             raise ValueError(f"{where} has unknown {key} {wrong}")
     versions = [row.since, row.ours, row.pipeline, row.head_size]
-    versions += [*row.architecture, *row.converter, *row.rope]
+    versions.append(row.parallel_embedding)
+    versions += [*row.architecture, *row.converter, *row.rope, *row.shared_head]
     for version in filter(None, versions):
         version_key(version)
     return row
