@@ -60,7 +60,9 @@ def startup(
     if isinstance(read, str):
         return fails(read, "write `key=value` lines in printable ASCII", lmi=lmi)
     case = Case(folder=folder, front=front, properties=read, lmi=lmi, trtllm=trtllm)
-    return _elsewhere(case) or _engine_refused(case) or _decided(case)
+    verdict = _elsewhere(case) or _engine_missing(case) or _decided(case)
+    # Compiling comes first, even for an engine that is not in the container.
+    return verdict if verdict.outcome == "compiles" else _foreign(case) or verdict
 
 
 def startup_everywhere(folder: Folder) -> tuple[Verdict, ...]:
@@ -134,22 +136,28 @@ def _elsewhere(case: Case) -> Verdict | None:
     )
 
 
-def _engine_refused(case: Case) -> Verdict | None:
-    """An engine of DJL that is not in the container, or none that can be inferred."""
-    engine = case.properties.get("engine")
-    fix = f"write `engine={case.front.engine}`"
-    if engine is None:
-        engine = _inferred_engine(case)
-        if engine == "":
-            return fails(
-                "no `engine` is set and nothing at the root tells which it is:"
-                " `Failed to detect engine of the model`",
-                fix,
-                lmi=case.lmi,
-            )
-    if engine in _ENGINES:
+def _engine_missing(case: Case) -> Verdict | None:
+    """No engine of DJL is named, and none can be inferred."""
+    if "engine" in case.properties or _inferred_engine(case):
         return None
-    return fails(f"engine {engine} is not in this container", fix, lmi=case.lmi)
+    return fails(
+        "no `engine` is set and nothing at the root tells which it is:"
+        " `Failed to detect engine of the model`",
+        f"write `engine={case.front.engine}`",
+        lmi=case.lmi,
+    )
+
+
+def _foreign(case: Case) -> Verdict | None:
+    """An engine of DJL that is not in the container."""
+    engine = case.properties.get("engine") or _inferred_engine(case)
+    if engine in {*_ENGINES, ""}:
+        return None
+    return fails(
+        f"engine {engine} is not in this container",
+        f"write `engine={case.front.engine}`",
+        lmi=case.lmi,
+    )
 
 
 def _inferred_engine(case: Case) -> str:
@@ -181,29 +189,39 @@ def _root_config(case: Case) -> dict[str, Any] | str | None:
 
     A text says why it cannot be read; None means that there is none.
     """
-    decides = case.front.config_decides
-    if decides == "never" or (decides != "always" and "engine" in case.properties):
+    if case.front.config_decides != "always" and (
+        "engine" in case.properties or _inferred_engine(case) != "Python"
+    ):
         return None
-    for name in case.front.configs:
-        if not case.folder.has(name):
-            continue
-        data = read_text(case.folder, name)
-        if not data.strip() and case.front.layout == "triton":
-            # Read as nothing, and then there is none.
-            return None
-        try:
-            document = json.loads(data)
-        except (ValueError, RecursionError):
-            return f"{name} at the root is not JSON"
-        if not isinstance(document, dict):
-            return f"{name} at the root holds no object"
-        if not isinstance(document.get("architectures", []), list):
-            return f"`architectures` of {name} at the root is not a list"
-        if name == "params.json":
-            # Read as the configuration of a Mistral model, whatever it says.
-            return {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+    name = next((name for name in case.front.configs if case.folder.has(name)), None)
+    if name is None:
+        return None
+    data = read_text(case.folder, name)
+    if not data.strip() and case.front.layout == "triton":
+        # Read as nothing, and then there is none.
+        return None
+    document = _object(data, name)
+    if isinstance(document, str):
         return document
-    return None
+    if case.front.config_decides == "never":
+        # It is read for the kind of engine, which is the same for all here.
+        return None
+    if name == "params.json":
+        # Read as the configuration of a Mistral model, whatever it says.
+        return {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+    if not isinstance(document.get("architectures", []), list):
+        return f"`architectures` of {name} at the root is not a list"
+    return document
+
+
+def _object(data: bytes, name: str) -> dict[str, Any] | str:
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return f"{name} at the root is not JSON"
+    if not isinstance(document, dict):
+        return f"{name} at the root holds no object"
+    return document
 
 
 __all__ = ["MOUNT", "PROPERTIES_NAME", "Verdict", "startup", "startup_everywhere"]
