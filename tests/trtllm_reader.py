@@ -138,8 +138,10 @@ FAMILIES = {
 ROW = ("attention.dense", "mlp.proj")
 # Input at each place of a group of them, from cutlass_preprocessors.cpp's comments.
 INPUTS_8 = (0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15)
-INPUTS_4 = (0, 1, 8, 9, 16, 17, 24, 25, 2, 3, 10, 11, 18, 19, 26, 27)
-INPUTS_4 += (4, 5, 12, 13, 20, 21, 28, 29, 6, 7, 14, 15, 22, 23, 30, 31)
+INPUTS_4 = (
+    *(0, 1, 8, 9, 16, 17, 24, 25, 2, 3, 10, 11, 18, 19, 26, 27),
+    *(4, 5, 12, 13, 20, 21, 28, 29, 6, 7, 14, 15, 22, 23, 30, 31),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,7 +97,7 @@ def smoothquant_tensors(
         if bool((scale_O != scale_O[0]).any()):
             raise Inexact(
                 f"{algorithm} has one scale for a whole matrix, and these"
-                f" {num_outputs} outputs have {scale_O.unique().numel()}"
+                f" {num_outputs} outputs have {len(set(scale_O.tolist()))}"
             )
         scale_O = scale_O[:1].clone()
     tensors = {"weight": code_OI, "per_channel_scale": scale_O.reshape(1, -1)}

@@ -96,7 +96,7 @@ def cut_inputs(part: Part, first: int, last: int) -> Part:
     )
 
 
-def join_outputs(parts: Sequence[Part]) -> Part:
+def join_outputs(parts: Sequence[Part]) -> Codes | Tensor:
     """
     Parts one below the other.
 
