@@ -19,6 +19,11 @@ from lmi_build.plan.hessian import calibration_notes
 from lmi_build.quantizers.calibration import calibration_distributions
 from lmi_build.sources import dataset as data
 from lmi_build.sources import resolve as fetch
+from lmi_build.sources.prequantized import (
+    dequantized_facts,
+    source_problems,
+    source_scheme,
+)
 from lmi_build.text import join_words
 from lmi_build.toolchains.versions import missing_blocker
 from lmi_build.values.quant import QuantScheme
@@ -136,6 +141,9 @@ def _problems(recipe: Recipe, world: World) -> Iterable[Problem]:
     if missing:
         found += missing
         return [recipe.locate(problem) for problem in found]
+    packed = source_problems(recipe, facts)
+    if packed:
+        return [recipe.locate(problem) for problem in (*found, *packed)]
     scheme = float_scheme(facts)
     if recipe.quantize.method != "none":
         quantizer = world.quantizer(recipe.quantize.provider)
@@ -197,8 +205,9 @@ def _no_method(method: str, provider: str, methods: Sequence[str]) -> Problem:
 
 
 def float_scheme(facts: ModelFacts) -> QuantScheme:
-    """The scheme of a model that is not quantized."""
-    return QuantScheme(
+    """The scheme that a model comes with: float, or what it was quantized to."""
+    scheme = source_scheme(facts)
+    return scheme or QuantScheme(
         weight_bits=32 if facts.dtype == "float32" else 16,
         weight_dtype="float",
         group_size=-1,
@@ -206,6 +215,12 @@ def float_scheme(facts: ModelFacts) -> QuantScheme:
         activation_bits=16,
         packing="none",
     )
+
+
+def _float_facts(facts: ModelFacts) -> ModelFacts:
+    """The float model that an engine is compared with."""
+    scheme = source_scheme(facts)
+    return facts if scheme is None else dequantized_facts(facts, scheme)
 
 
 def _chain(recipe: Recipe, world: World) -> list[Stage]:
@@ -454,5 +469,7 @@ def _verify(
         salt=VERIFY_SALT,
         entry=proof.entry or VERIFY_ENTRY,
         estimate=proof.estimate
-        or verify_estimate(facts, params, engine_bytes=engine.estimate.disk_bytes),
+        or verify_estimate(
+            _float_facts(facts), params, engine_bytes=engine.estimate.disk_bytes
+        ),
     )

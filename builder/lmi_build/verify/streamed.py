@@ -28,23 +28,31 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
+    from lmi_build.checkpoint.header import TensorEntry
 
-def can_stream(model: Path) -> bool:
+
+def can_stream(model: Path, *, reader: WeightReader | None = None) -> bool:
     """
     Whether every weight of the library's model stands in the checkpoint by its name.
 
     It does not for a model whose weights the library renames, joins or dequantizes
     while it loads them, such as experts in one tensor; that one is loaded whole.
+
+    Args:
+        model: A folder.
+        reader: Gives other weights under the same names, such as dequantized ones.
     """
     try:
         config = json.loads((model / "config.json").read_bytes())
-        if "quantization_config" in config or "auto_map" in config:
+        packed = reader is None and "quantization_config" in config
+        if packed or "auto_map" in config:
             return False
-        with _skeleton(model) as made, CheckpointReader(model) as reader:
+        with _skeleton(model) as made, CheckpointReader(model) as own:
             if made is None or _blocks(made) is None:
                 return False
+            found = own if reader is None else reader
             return all(
-                name in reader and reader.entry(name).shape == tuple(weight.shape)
+                name in found and found.entry(name).shape == tuple(weight.shape)
                 for name, weight in made.named_parameters()
             )
     except (OSError, ValueError, KeyError, RuntimeError):
@@ -54,6 +62,12 @@ def can_stream(model: Path) -> bool:
 
 class WeightReader(Protocol):
     """Whatever gives a model's weights by name, such as a dequantizing reader."""
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a tensor of that name."""
+
+    def entry(self, name: str) -> TensorEntry:
+        """What a header would say of it."""
 
     def read(self, name: str) -> Tensor:
         """One tensor, float, as the library's model wants its shape."""

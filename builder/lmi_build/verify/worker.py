@@ -15,10 +15,16 @@ import json
 import tempfile
 from dataclasses import asdict
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lmi_build import __version__
 from lmi_build.catalog.architectures import architectures
+from lmi_build.checkpoint.formats.dequantized import (
+    DequantizedReader,
+    is_quantized,
+    write_dequantized,
+)
 from lmi_build.checkpoint.layers import LAYERS_NAME, layers_from_bytes
 from lmi_build.errors import VerifyFailed
 from lmi_build.events import StageNote, StageProgress
@@ -37,7 +43,6 @@ from lmi_build.verify.streamed import can_stream, streamed_logits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
 
     import numpy as np
     import numpy.typing as npt
@@ -233,10 +238,17 @@ def _measure(job: Job, emit: Emit, manifest: Manifest, tokenizer: Tokenizer) -> 
 def _float_logits(
     job: Job, windows: list[list[int]]
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """The float model's logits of each window, block by block where that is offered."""
+    """
+    The float model's logits of each window, block by block where that is offered.
+
+    Of a model that came quantized, the float model that its numbers mean.
+    """
     model = job.inputs["model"]
     threads = int(cast("int", job.settings.get("threads", 0)))
     trust_remote_code = bool(job.params["trust_remote_code"])
+    if is_quantized(model):
+        yield from _dequantized_logits(job, model, windows, threads=threads)
+        return
     if not trust_remote_code and can_stream(model):
         yield from streamed_logits(model, windows, threads=threads)
         return
@@ -245,6 +257,23 @@ def _float_logits(
     ) as reference:
         for ids in windows:
             yield reference.logits(ids)
+
+
+def _dequantized_logits(
+    job: Job, model: Path, windows: list[list[int]], *, threads: int
+) -> Iterator[npt.NDArray[np.float32]]:
+    with DequantizedReader(model) as reader:
+        if can_stream(model, reader=reader):
+            yield from streamed_logits(model, windows, threads=threads, reader=reader)
+            return
+    with tempfile.TemporaryDirectory(dir=job.out) as scratch:
+        folder = Path(scratch)
+        write_dequantized(model, folder)
+        with FloatReference(
+            folder, threads=threads, trust_remote_code=False
+        ) as reference:
+            for ids in windows:
+                yield reference.logits(ids)
 
 
 def _versions() -> dict[str, str]:
