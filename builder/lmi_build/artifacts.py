@@ -22,8 +22,10 @@ from lmi_build.values.manifest import MANIFEST_NAME
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lmi_build.backends.trtllm.folder import Folder
     from lmi_build.errors import Problem
     from lmi_build.events import Emit
+    from lmi_build.publishers.reader import ArtifactReader
     from lmi_build.report.data import ReportData
     from lmi_build.values.publish import PublishReceipt
     from lmi_build.values.recipe import PublishSpec
@@ -190,6 +192,147 @@ def inspect_artifact(
         data = reader.manifest_bytes()
         Manifest.from_bytes(data)
         return json.loads(data), reader.uri
+
+
+def deployment_requests(
+    document: Mapping[str, Any], uri: str, *, region: str, role: str | None = None
+) -> Mapping[str, Any]:
+    """
+    What SageMaker is told to serve an artifact: one body for each call, in order.
+
+    Args:
+        document: Its manifest.
+        uri: Where it lies.
+        region: Region of the endpoint, which decides the image's registry.
+        role: The execution role; a placeholder stands where none is given.
+
+    Returns:
+        Operation to body; empty where the manifest names no image, or the artifact
+        does not lie in S3.
+
+    Raises:
+        UsageInvalid: `deploy.*`: SageMaker would refuse it.
+    """
+    from lmi_build.catalog.releases import releases
+    from lmi_build.package.deploy import (
+        ROLE_PLACEHOLDER,
+        deployment_of,
+        request_bodies,
+    )
+    from lmi_build.values.manifest import Manifest
+
+    bound = document["compatibility"]
+    release = releases().get(str(bound.get("release")))
+    if release is None or not release.tag or not uri.startswith("s3://"):
+        return {}
+    manifest = Manifest.from_bytes(json.dumps(document).encode())
+    if not manifest.serving.get("properties"):
+        return {}
+    found = deployment_of(
+        manifest,
+        uri=uri,
+        tag=release.tag,
+        region=region,
+        instance_type=str(bound["instance_type"]),
+        role=role or ROLE_PLACEHOLDER,
+    )
+    return request_bodies(found)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StartUp:
+    """
+    What one release of LMI does with a folder when it starts.
+
+    Args:
+        lmi: Version of LMI.
+        outcome: `loads`, `compiles`, `skips`, `fails` or `elsewhere`.
+        reason: What decides.
+        fix: What to change; empty where it loads.
+        notes: What can still go wrong.
+    """
+
+    lmi: str
+    outcome: str
+    reason: str
+    fix: str
+    notes: tuple[str, ...]
+
+
+def start_up(
+    spec: PublishSpec, settings: Settings, *, release: str | None = None
+) -> tuple[StartUp, ...]:
+    """
+    Say what LMI's containers do with a folder when they start, without any.
+
+    The folder may be anybody's: it needs no manifest.
+
+    Args:
+        spec: A folder, or an S3 prefix.
+        settings: Credentials.
+        release: A release of the catalogue; None tries all.
+
+    Returns:
+        A row for each release, newest first.
+
+    Raises:
+        RemoteFailed: It cannot be read.
+        UsageInvalid: The catalogue has no such image, or nothing lies there.
+        VerifyFailed: A file that the front end reads is absurd.
+    """
+    from lmi_build.backends.trtllm.startup import startup, startup_everywhere
+    from lmi_build.catalog.releases import releases
+    from lmi_build.errors import UsageInvalid
+    from lmi_build.publishers.reader import open_folder
+    from lmi_build.text import did_you_mean
+
+    # `0.33` is as clear as the name of the row.
+    images = {name: row for name, row in releases().items() if row.lmi}
+    named = (
+        row
+        for name, row in images.items()
+        if release in {name, row.lmi, row.lmi.rpartition(".")[0]}
+    )
+    chosen = next(named, None)
+    if release and chosen is None:
+        near = did_you_mean(release, images)
+        raise UsageInvalid(
+            f"the catalogue has no LMI image `{release}`",
+            code="usage.invalid",
+            hints=(f"did you mean `{near or next(iter(images))}`?",),
+        )
+    with open_folder(spec.to, settings, access=spec) as reader:
+        folder = _folder(reader, spec.to)
+        rows = (
+            startup_everywhere(folder)
+            if chosen is None
+            else (startup(folder, chosen.lmi, trtllm=chosen.trtllm),)
+        )
+    return tuple(
+        StartUp(
+            lmi=row.lmi,
+            outcome=row.outcome,
+            reason=row.reason,
+            fix=row.fix,
+            notes=row.notes,
+        )
+        for row in rows
+    )
+
+
+def _folder(reader: ArtifactReader, where: str) -> Folder:
+    """The files that lie at a place, for whoever asks about them."""
+    from lmi_build.backends.trtllm.folder import listed_folder
+    from lmi_build.errors import UsageInvalid
+
+    sizes = reader.list()
+    if not sizes:
+        raise UsageInvalid(
+            f"nothing lies at {where}",
+            code="usage.invalid",
+            hints=("give the folder or prefix that the container is given",),
+        )
+    return listed_folder(sizes, reader.read, where=where)
 
 
 def fetch_artifact(

@@ -12,7 +12,7 @@ import click
 from lmi_build import artifacts
 from lmi_build.cli.options import F, State, with_common_options
 from lmi_build.cli.progress import watching
-from lmi_build.cli.render import data, problem_document, say
+from lmi_build.cli.render import data, problem_document, say, table
 from lmi_build.digest import short
 from lmi_build.units import format_bytes, format_seconds
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lmi_build.values.recipe import PublishSpec
+
+
+# Where images are named when nobody says where the endpoint will be.
+_REGION = "us-east-1"
 
 
 class Reach(Protocol):
@@ -67,6 +71,12 @@ def reachable(function: F) -> F:
 
 @click.command()
 @click.argument("artifact")
+@click.option(
+    "--release",
+    metavar="NAME",
+    help="Say whether this LMI release, such as 0.33 (or `all`), loads the folder as "
+    "it is, compiles it at start-up, or fails; nothing else is checked.",
+)
 @reachable
 @with_common_options
 @click.pass_obj
@@ -74,15 +84,19 @@ def verify(
     state: State,
     *,
     artifact: str,
+    release: str | None,
     at: Reach,
 ) -> int:
     """
     Check that an artifact is what its manifest says: every hash, nothing more.
 
     ARTIFACT is a folder, `s3://bucket/prefix/name` (the latest version) or a full
-    version prefix.
+    version prefix. With `--release` it may be anybody's folder, without a manifest:
+    then it is held against what that container does when it starts.
     """
     spec = at(artifact)
+    if release is not None:
+        return _start_up(state, spec, None if release == "all" else release)
     with watching(state) as emit:
         checked = artifacts.verify_artifact(spec, state.settings(), emit=emit)
     if state.output != "text":
@@ -103,6 +117,23 @@ def verify(
         f" every hash as in manifest {short(checked.manifest_digest)}",
     )
     return 0
+
+
+def _start_up(state: State, spec: PublishSpec, release: str | None) -> int:
+    """A row for each release; 1 when one was asked for and does not load it."""
+    rows = artifacts.start_up(spec, state.settings(), release=release)
+    bad = release is not None and rows[0].outcome != "loads"
+    if state.output != "text":
+        data({"ok": not bad, "start_up": [asdict(row) for row in rows]})
+        return int(bad)
+    lines = [[row.lmi, row.outcome, row.reason] for row in rows]
+    click.echo(table(["LMI", "at start-up", "because"], lines))
+    for row in rows if release else ():
+        for note in row.notes:
+            say(state, f"note: {note}")
+        if row.fix:
+            say(state, f"hint: {row.fix}")
+    return int(bad)
 
 
 @click.command()
@@ -154,6 +185,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 @click.command()
 @click.argument("artifact")
+@click.option("--role", metavar="ARN", help="Execution role of the endpoint.")
 @reachable
 @with_common_options
 @click.pass_obj
@@ -161,17 +193,21 @@ def inspect(
     state: State,
     *,
     artifact: str,
+    role: str | None,
     at: Reach,
 ) -> None:
     """Show what an artifact is and how to deploy it: a folder or an S3 prefix."""
     spec = at(artifact)
     document, uri = artifacts.inspect_artifact(spec, state.settings())
+    requests = artifacts.deployment_requests(
+        document, uri, region=spec.region or _REGION, role=role
+    )
     if state.output != "text":
-        data(document)
+        data({**document, "requests": requests} if requests else document)
         return
     from lmi_build.cli.inspect_text import manifest_text
 
-    click.echo(manifest_text(document, uri))
+    click.echo(manifest_text(document, uri, requests))
 
 
 @click.command()

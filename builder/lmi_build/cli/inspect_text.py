@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from lmi_build.cli.render import table
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 _NUM_FILES_SHOWN = 8
 
 
-def manifest_text(document: Mapping[str, Any], uri: str) -> str:
+def manifest_text(
+    document: Mapping[str, Any], uri: str, requests: Mapping[str, Any]
+) -> str:
     """What it is, what it promises, what made it, and how to deploy it."""
     model, scheme = document["model"], document["scheme"]
     bounds = {name: value for name, value in document["bounds"].items() if value}
@@ -40,7 +43,7 @@ def manifest_text(document: Mapping[str, Any], uri: str) -> str:
     width = max(len(name) for name, _ in pairs)
     lines = [f"{name.ljust(width)}  {value}" for name, value in pairs]
     parts = [_layers_text(document["ledger"]), _files_text(document["files"])]
-    parts = [part for part in (*parts, _deploy(uri)) if part]
+    parts = [part for part in (*parts, _deploy(uri, requests)) if part]
     return "\n\n".join(["\n".join(lines), *parts])
 
 
@@ -84,7 +87,11 @@ def _scheme_text(scheme: Mapping[str, Any], dtype: str) -> str:
 
 def _compatibility_text(block: Mapping[str, Any]) -> str:
     needs = ", ".join(block["requirements"])
-    return f"{block['device']} {block['architecture']} {block['os']}, needs {needs}"
+    place = f"{block['device']} {block['architecture']} {block['os']}"
+    if "release" in block:
+        machine = f"{block['num_ranks']} x {place}, such as {block['instance_type']}"
+        return f"{machine}, with {block['release']} (TensorRT-LLM {block['trtllm']})"
+    return f"{place}, needs {needs}" if needs else place
 
 
 def _files_text(files: list[Mapping[str, Any]]) -> str:
@@ -98,8 +105,13 @@ def _files_text(files: list[Mapping[str, Any]]) -> str:
     return f"{head}\n{table(['file', 'size', 'sha256'], rows)}"
 
 
-def _deploy(uri: str) -> str:
+def _deploy(uri: str, requests: Mapping[str, Any]) -> str:
     """How SageMaker takes it; only a bucket can be named in a model."""
+    if requests:
+        bodies = "\n".join(
+            f"{name}\n{json.dumps(body, indent=2)}" for name, body in requests.items()
+        )
+        return f"deploy with these requests (`--region`, `--role`):\n{bodies}"
     if not uri.startswith("s3://"):
         return "publish it to S3 to deploy it: `lmi-build publish FOLDER s3://...`"
     return (

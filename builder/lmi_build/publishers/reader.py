@@ -138,6 +138,40 @@ def open_artifact(
         raise
 
 
+def open_folder(
+    uri: str,
+    settings: Settings,
+    *,
+    access: PublishSpec | None = None,
+    transfer: Transfer | None = None,
+) -> ArtifactReader:
+    """
+    Open what lies at a URI as it is: an artifact of ours, or anybody's folder.
+
+    Args:
+        uri: As for `open_artifact`; `latest.json` is followed where there is one.
+        settings: Credentials and, from the environment, an endpoint.
+        access: Endpoint, region and bucket owner.
+        transfer: Patience.
+
+    Raises:
+        RemoteFailed: Whatever the place says.
+        UsageInvalid: `publish.bad-destination`.
+        VerifyFailed: `publish.latest-invalid`.
+    """
+    uri = uri.rstrip("/") or "/"
+    place = make_place(
+        uri, access or PublishSpec(to=uri), settings, transfer or Transfer()
+    )
+    try:
+        if place.read(LATEST) is None:
+            return ArtifactReader(place, "", None)
+        return _find(place, uri.rpartition("/")[2])
+    except BaseException:
+        place.close()
+        raise
+
+
 def _find(place: Place, last_segment: str) -> ArtifactReader:
     if is_version(last_segment):
         return ArtifactReader(place, "", Digest(f"sha256:{last_segment}"))
