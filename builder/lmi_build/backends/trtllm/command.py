@@ -8,6 +8,15 @@ the machine that built it:
     checkpoint/  engine/  cache/  and for NVIDIA's converter  source/  examples/
 
 A container sees the same folder as `WORK`.
+
+Engines come from `trtllm-build` in every release, also where the LMI image itself calls
+`tensorrt_llm.llmapi.LLM(...).save()` (0.33): that script quantizes with a calibration of
+its own, takes options as words of a properties file and drops those it does not know,
+and needs as many GPUs as ranks; and `LLM(FOLDER)` loads what either of them wrote, as it
+looks only for `pretrained_config` and `build_config` in the folder's config.json.
+
+Sources: djl-serving 0.33.0-dlc serving/docker/partition/trt_llm_partition.py;
+TensorRT-LLM 0.16 llmapi/llm_utils.py and 2025 llmapi/llm_args.py `get_model_format`.
 """
 
 from __future__ import annotations
