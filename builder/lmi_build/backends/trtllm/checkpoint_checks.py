@@ -40,6 +40,8 @@ TENSOR_PATH = "compile.tensor_parallel_size"
 PIPELINE_PATH = "compile.pipeline_parallel_size"
 # The classes of these families leave LayerNorm at this.
 FIXED_EPSILON = {"opt": 1e-5, "gptneox": 1e-5}
+# What a mixture's experts may be quantized to.
+EXPERT_ALGORITHMS = ("W8A16",)
 DTYPES = ("float16", "bfloat16", "float32")
 
 
@@ -187,12 +189,12 @@ def _layout_problems(
     model: SourceModel, mapping: Mapping2D, algorithm: str, group: int
 ) -> Iterator[Problem]:
     """What no layout of codes can say; all blocks are alike."""
-    if model.num_experts:
+    if model.num_experts and algorithm not in EXPERT_ALGORITHMS:
         yield Problem(
             code="trtllm.coded-experts",
-            message=f"lmi-build writes experts as floats only, not as {algorithm}",
+            message=f"experts of `{model.row.name}` cannot be {algorithm}",
             path="quantize.method",
-            hint="set `method: none`",
+            hint="set `method: int8` or `method: none`",
             unsupported=True,
         )
         return

@@ -139,7 +139,11 @@ class CheckpointCodes:
             zero_points=self.zero_points,
             coded=not self.as_float,
         )
-        named = {f"{linear.name}.{part}": item for part, item in own.items()}
+        piled = (linear.expert[1],) if linear.expert else ()
+        named = {
+            f"{linear.name}.{part}": (dtype, (*piled, *shape))
+            for part, (dtype, shape) in own.items()
+        }
         # The same whatever the scale is, so one is as good as the model's.
         for name, tensor in self._beside(linear, self._ones()).items():
             dtype = str(tensor.dtype).removeprefix("torch.")

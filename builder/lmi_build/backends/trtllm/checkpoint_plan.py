@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lmi_build.backends.trtllm.checkpoint_shards import (
-    Block,
     Cut,
     Mapping2D,
     RankLinear,
@@ -127,7 +126,12 @@ def _plan_rank(
     for local, layer in enumerate(layers):
         prefix = f"{model.row.names['blocks']}.{local}"
         tensors += _norms(model, prefix, layer)
-        tensors += _experts(model, prefix, layer, mapping.tp, position)
+        experts = expert_linears(model, prefix, layer, mapping.tp, position)
+        tensors += _router(model, prefix, layer)
+        if any(cut.module in model.quantized for item in experts for cut in item.cuts):
+            linears += experts
+        else:
+            tensors += _expert_tensors(model, experts)
         for linear in layer_linears(model, prefix, layer, mapping.tp, position):
             tensors += _biases(model, linear)
             if all(cut.module in model.quantized for cut in linear.cuts):
@@ -332,49 +336,87 @@ def _qkv(
     )
 
 
-def _experts(
-    model: SourceModel, prefix: str, layer: int, tp: int, position: int
-) -> Iterator[ShardTensor]:
-    """All experts of a block in two tensors, each cut for the rank; up before gate."""
+def _router(model: SourceModel, prefix: str, layer: int) -> Iterator[ShardTensor]:
+    """What chooses experts; whole on every rank."""
     if not model.num_experts:
         return
-    geometry, architecture = model.geometry, model.architecture
-    block, hidden = architecture.block(layer), geometry.hidden_size
-    inner, count = geometry.intermediate_size, model.num_experts
-    mine = share(inner, tp, position)
-    name = _first(model, block, architecture.router)
-    router = (count, hidden)
+    block = model.architecture.block(layer)
     yield table_shard(
         f"{prefix}.{model.row.names['router']}.weight",
-        f"{name}.weight",
-        router,
-        (0, count),
+        f"{_first(model, block, model.architecture.router)}.weight",
+        (model.num_experts, model.geometry.hidden_size),
+        (0, model.num_experts),
         ROUTER_DTYPE,
     )
-    folder = _folder(model, block)
-    widening: list[Block] = []
-    narrowing: list[Block] = []
+
+
+def expert_linears(
+    model: SourceModel, prefix: str, layer: int, tp: int, position: int
+) -> list[RankLinear]:
+    """
+    The fused linears of each expert of a block: up before gate, and down.
+
+    Args:
+        model: What is converted.
+        prefix: The block's name in the rank's file.
+        layer: Its number in the model.
+        tp: Ranks that share each expert.
+        position: Which of them.
+    """
+    count, names = model.num_experts, model.row.names
+    if not count:
+        return []
+    geometry, block = model.geometry, model.architecture.block(layer)
+    inner, hidden = geometry.intermediate_size, geometry.hidden_size
+    mine, folder = share(inner, tp, position), _folder(model, block)
+    linears = []
     for number in range(count):
         gate, up, down = (
-            f"{block}.{part}.weight" for part in architecture.expert(folder, number)
+            f"{block}.{part}" for part in model.architecture.expert(folder, number)
         )
-        widening += [
-            Block(source=source, full=(inner, hidden), rows=mine, cols=(0, hidden))
-            for source in (up, gate)
+        widening = tuple(
+            Cut(
+                module=module,
+                full=(inner, hidden),
+                outputs=(mine,),
+                inputs=(0, hidden),
+            )
+            for module in (up, gate)
+        )
+        narrowing = Cut(
+            module=down, full=(hidden, inner), outputs=((0, hidden),), inputs=mine
+        )
+        expert = (number, count)
+        linears += [
+            RankLinear(
+                name=f"{prefix}.{names['experts_in']}",
+                role="column",
+                cuts=widening,
+                readers=(up, gate),
+                expert=expert,
+            ),
+            RankLinear(
+                name=f"{prefix}.{names['experts_out']}",
+                role="row",
+                cuts=(narrowing,),
+                readers=(down,),
+                expert=expert,
+            ),
         ]
-        narrowing.append(
-            Block(source=down, full=(hidden, inner), rows=(0, hidden), cols=mine)
-        )
-    share_size = mine[1] - mine[0]
-    for part, blocks, shape in (
-        ("experts_in", widening, (count, 2 * share_size, hidden)),
-        ("experts_out", narrowing, (count, hidden, share_size)),
-    ):
+    return linears
+
+
+def _expert_tensors(
+    model: SourceModel, experts: Sequence[RankLinear]
+) -> Iterator[ShardTensor]:
+    """All experts' float weights, piled up in two tensors."""
+    for name in dict.fromkeys(item.name for item in experts):
+        shards = [_weight(model, item) for item in experts if item.name == name]
         yield ShardTensor(
-            name=f"{prefix}.{model.row.names[part]}.weight",
+            name=shards[0].name,
             dtype=model.dtype,
-            shape=shape,
-            blocks=tuple(blocks),
+            shape=(len(shards), *shards[0].shape),
+            blocks=tuple(block for shard in shards for block in shard.blocks),
         )
 
 

@@ -141,6 +141,8 @@ class RankLinear:
         scale_owner: What holds a scale of the inputs, where activations are static: the
             norm before, or the module of the linear; empty where another linear of the
             same inputs sees to it.
+        expert: Number of the expert and how many there are; their tensors are one, with
+            the expert as first axis. None outside mixtures.
     """
 
     name: str
@@ -148,6 +150,7 @@ class RankLinear:
     cuts: tuple[Cut, ...]
     readers: tuple[str, ...] = ()
     scale_owner: str = ""
+    expert: tuple[int, int] | None = None
 
     @property
     def num_inputs(self) -> int:

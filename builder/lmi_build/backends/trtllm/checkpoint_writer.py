@@ -166,12 +166,12 @@ def _tensor_plans(plan: RankPlan, coded: CodedLinears) -> list[TensorPlan]:
         TensorPlan(name=item.name, dtype=item.dtype, shape=item.shape)
         for item in plan.tensors
     ]
+    made: dict[str, TensorPlan] = {}
     for linear in plan.linears:
-        tensors += [
-            TensorPlan(name=name, dtype=dtype, shape=shape)
-            for name, (dtype, shape) in coded.shapes(linear).items()
-        ]
-    return tensors
+        for name, (dtype, shape) in coded.shapes(linear).items():
+            # Experts name the tensor that they are all in.
+            made[name] = TensorPlan(name=name, dtype=dtype, shape=shape)
+    return [*tensors, *made.values()]
 
 
 def _write_source(
@@ -288,12 +288,16 @@ def _write_group(
     made = coded.tensors([linear for _, linear in group])
     for (rank, linear), tensors in zip(group, made, strict=True):
         planned = coded.shapes(linear)
+        number, count = linear.expert or (0, 1)
+        piled = (count,) if linear.expert else ()
         for name, tensor in tensors.items():
-            found = (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            found = (dtype, (*piled, *tensor.shape))
             if planned.get(name) != found:
                 msg = f"{name} is {found}, planned {planned.get(name)}"
                 raise ValueError(msg)
-            files.write(rank, name, 0, byte_view(tensor.contiguous()))
+            offset = number * tensor.numel() * tensor.element_size()
+            files.write(rank, name, offset, byte_view(tensor.contiguous()))
 
 
 def _check_bytes(
