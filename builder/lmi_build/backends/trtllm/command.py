@@ -10,9 +10,9 @@ the machine that built it:
 A container sees the same folder as `WORK`.
 
 Engines come from `trtllm-build` in every release, also where the LMI image itself calls
-`tensorrt_llm.llmapi.LLM(...).save()` (0.33): that script quantizes with a calibration of
-its own, takes options as words of a properties file and drops those it does not know,
-and needs as many GPUs as ranks; and `LLM(FOLDER)` loads what either of them wrote, as it
+`tensorrt_llm.llmapi.LLM(...).save()` (0.33): that script quantizes with a calibration
+of its own, takes options as words of a properties file, drops those it does not know
+and needs as many GPUs as ranks. `LLM(FOLDER)` loads what either of them wrote, as it
 looks only for `pretrained_config` and `build_config` in the folder's config.json.
 
 Sources: djl-serving 0.33.0-dlc serving/docker/partition/trt_llm_partition.py;
