@@ -23,6 +23,8 @@ _AT_LEAST = (
     "max_beam_width",
 )
 _LONGEST_LIST = 8
+# A fourth one counts builds of the same release.
+_RELEASE_PARTS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,7 +181,7 @@ def _version_problems(engine: EngineFolder, expected: Expected) -> Iterator[Prob
         ("TensorRT", built_on.tensorrt if built_on else None, expected.tensorrt),
     )
     for what, found, wanted in pairs:
-        if not found or not wanted or _release(found) == _release(wanted):
+        if not found or not wanted or _same_release(found, wanted):
             continue
         yield Problem(
             code="engine.version-differs",
@@ -204,9 +206,16 @@ def _device_problems(engine: EngineFolder, expected: Expected) -> Iterator[Probl
     )
 
 
-def _release(version: str) -> str:
-    """A version without what a local build or a wheel's platform adds to it."""
-    return re.split(r"[+\-]|\.post", version.strip().lower().removeprefix("v"))[0]
+def _same_release(one: str, other: str) -> bool:
+    """Whether two versions are the same, as far as both are told."""
+    pairs = zip(_parts(one), _parts(other), strict=False)
+    return all(left == right for left, right in list(pairs)[:_RELEASE_PARTS])
+
+
+def _parts(version: str) -> list[str]:
+    """The parts of a version without what a local build or a wheel adds to it."""
+    plain = re.split(r"[+\-]|\.post", version.strip().lower().removeprefix("v"))[0]
+    return re.sub(r"\.?(dev|rc|a|b)(?=[0-9])", r"\1", plain).split(".")
 
 
 def _numbers(numbers: list[int]) -> str:
