@@ -255,6 +255,13 @@ class Backend(Protocol):
 
     info: ProviderInfo
 
+    def quantization(self, recipe: Recipe, model: ModelFacts) -> QuantSpec:
+        """
+        The recipe's quantization, with what it leaves open chosen for this backend.
+
+        A format whose scales the engine would round again is not chosen.
+        """
+
     def check(
         self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme
     ) -> Iterator[Problem]:

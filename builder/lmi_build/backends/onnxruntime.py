@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lmi_build.spi import Host
     from lmi_build.values.model import ModelFacts, ModelGeometry
     from lmi_build.values.quant import QuantScheme
-    from lmi_build.values.recipe import Recipe
+    from lmi_build.values.recipe import QuantSpec, Recipe
 
 # Decoders whose engine was compared with transformers on a small random model; the
 # value says whether a quantized checkpoint of it was, too. The builder knows more.
@@ -97,6 +97,11 @@ class OnnxRuntimeBackend:
         packings=PACKINGS,
         modules=("onnxruntime", "onnxruntime_genai", "onnx_ir", "torch"),
     )
+
+    def quantization(self, recipe: Recipe, model: ModelFacts) -> QuantSpec:
+        """As it is: every format is read exactly."""
+        del model
+        return recipe.quantize
 
     def check(
         self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme

@@ -7,7 +7,7 @@ versions give the same keys on a laptop, in a container and in a job.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lmi_build.errors import Problem, RecipeInvalid, Unsupported
@@ -144,6 +144,7 @@ def _problems(recipe: Recipe, world: World) -> Iterable[Problem]:
     packed = source_problems(recipe, facts)
     if packed:
         return [recipe.locate(problem) for problem in (*found, *packed)]
+    recipe = _settled(recipe, world)
     scheme = float_scheme(facts)
     if recipe.quantize.method != "none":
         quantizer = world.quantizer(recipe.quantize.provider)
@@ -157,6 +158,13 @@ def _problems(recipe: Recipe, world: World) -> Iterable[Problem]:
         refused += layout_problems(recipe, serving)
     found += refused
     return [recipe.locate(problem) for problem in found]
+
+
+def _settled(recipe: Recipe, world: World) -> Recipe:
+    """The recipe with what it leaves open chosen for its backend."""
+    backend = world.backend(recipe.compile.backend)
+    spec = backend.quantization(recipe, world.facts[recipe.name])
+    return replace(recipe, quantize=spec)
 
 
 def _known(versions: Mapping[str, str | None]) -> dict[str, str]:
@@ -226,6 +234,7 @@ def _float_facts(facts: ModelFacts) -> ModelFacts:
 def _chain(recipe: Recipe, world: World) -> list[Stage]:
     """The stages of one artifact, in order."""
     facts = world.facts[recipe.name]
+    recipe = _settled(recipe, world)
     chain = [_fetch(recipe, facts, world)]
     scheme = float_scheme(facts)
     if recipe.quantize.method != "none":

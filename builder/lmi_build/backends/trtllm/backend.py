@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lmi_build.backends.trtllm.algorithms import (
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     from lmi_build.spi import Host, Params
     from lmi_build.values.model import ModelFacts, TensorFact
     from lmi_build.values.quant import QuantScheme
-    from lmi_build.values.recipe import Recipe
+    from lmi_build.values.recipe import QuantSpec, Recipe
 
 CHECKPOINT_ENTRY = "lmi_build.backends.trtllm.checkpoint_worker:run"
 ENGINE_ENTRY = "lmi_build.backends.trtllm.engine_worker:run"
@@ -71,6 +72,8 @@ PROOF_ENTRY = "lmi_build.verify.trtllm:run"
 CHECKPOINT_SALT = 1
 ENGINE_SALT = 1
 _REGION = "us-east-1"
+# Methods that leave activations alone, and so have a choice of formats.
+_WEIGHT_ONLY = frozenset({"rtn", "gptq", "awq", "int8"})
 _NGC = "nvcr.io/nvidia/tensorrt-llm/release"
 _CHECKPOINT_TOOLS = ("numpy", "safetensors", "torch")
 _DTYPES = ("float16", "bfloat16", "float32")
@@ -94,6 +97,29 @@ class TrtllmBackend:
         packings=PACKINGS,
         modules=("numpy", "safetensors", "torch"),
     )
+
+    def quantization(self, recipe: Recipe, model: ModelFacts) -> QuantSpec:
+        """
+        Scales in the type that the checkpoint will hold them in.
+
+        AutoGPTQ and AutoAWQ have float16 scales only, and TensorRT-LLM wants those of
+        a bfloat16 model in bfloat16: the quantizer rounds them once, and its search
+        knows the rounded ones.
+        """
+        spec = recipe.quantize
+        open_format = (
+            spec.format == "auto"
+            and spec.method in _WEIGHT_ONLY
+            and spec.provider == "builtin"
+        )
+        row = trtllm_models().get(model.geometry.architecture)
+        if not open_format or row is None or _dtype(model) == "float16":
+            return spec
+        if any(True for _ in target_problems(recipe.compile)):
+            return spec
+        target = find_target(recipe.compile)
+        ours = row.writable(target.release.trtllm) or target.kind == HF_QUANTIZED
+        return replace(spec, format="compressed-tensors") if ours else spec
 
     def check(
         self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme
@@ -223,6 +249,7 @@ def _engine_problems(
     terms = terms_of(release, row, algorithm, spec.options)
     yield from bounds_problems(recipe.bounds, terms)
     if algorithm.writer == "ours":
+        yield from _scale_problems(recipe, model, scheme, algorithm)
         yield from checkpoint_problems(
             model.geometry,
             model.config,
@@ -244,6 +271,26 @@ def _engine_problems(
     yield from layout_problems(release, place)
     if target.kind == ENGINE:
         yield from serving_problems(release, place)
+
+
+def _scale_problems(
+    recipe: Recipe, model: ModelFacts, scheme: QuantScheme, algorithm: Algorithm
+) -> Iterator[Problem]:
+    """Scales on disk have more digits than the checkpoint has room for."""
+    in_model_dtype = algorithm.quant_algo in {"W4A16_AWQ", "W8A16", "W4A16"}
+    dtype = _dtype(model)
+    if not in_model_dtype or dtype != "bfloat16" or scheme.scale_dtype != "float16":
+        return
+    came_so = recipe.quantize.method == "none"
+    yield Problem(
+        code="trtllm.scale-dtype",
+        message="scales are float16, a checkpoint of a bfloat16 model holds them in"
+        " bfloat16, with three digits fewer",
+        path="model.dtype" if came_so else "quantize.format",
+        hint="write `model.dtype: float16`"
+        if came_so
+        else "write `format: compressed-tensors`, or `model.dtype: float16`",
+    )
 
 
 def _hf_problems(
