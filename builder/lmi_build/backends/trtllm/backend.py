@@ -19,6 +19,7 @@ from lmi_build.backends.trtllm.bounds import (
     lower_bounds,
 )
 from lmi_build.backends.trtllm.checkpoint_checks import checkpoint_problems
+from lmi_build.backends.trtllm.checkpoint_codes import float_weights
 from lmi_build.backends.trtllm.checkpoint_shards import Mapping2D
 from lmi_build.backends.trtllm.checkpoint_worker import checkpoint_params
 from lmi_build.backends.trtllm.hf_quantized import ENTRY as HF_ENTRY
@@ -403,10 +404,14 @@ def _compatibility(recipe: Recipe, target: Target) -> Params:
 def _checkpoint_stage(
     recipe: Recipe, model: ModelFacts, algorithm: Algorithm, target: Target
 ) -> BackendStage:
+    capability = target.instance.compute_capability
     params = {
         **checkpoint_params(target.release.trtllm, _dtype(model), _mapping(recipe)),
         "algorithm": algorithm.to_json(),
-        "compute_capability": target.instance.compute_capability,
+        # One checkpoint serves every GPU, except where its kernels want another order.
+        "compute_capability": (
+            capability if float_weights(algorithm.quant_algo, capability) else ""
+        ),
     }
     return BackendStage(
         kind="checkpoint",
