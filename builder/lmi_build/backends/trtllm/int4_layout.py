@@ -33,16 +33,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from lmi_build.backends.trtllm.linear import (
     Inexact,
+    around_middle,
+    check_bits,
+    check_symmetric,
     exactly,
-    middle_zeros,
-    signed_codes,
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lmi_build.checkpoint.formats.codec import Codes
 
 BITS = 4
@@ -69,12 +71,12 @@ def awq_tensors(codes: Codes, dtype: torch.dtype, *, zeros: bool) -> dict[str, T
     if problem:
         raise Inexact(problem)
     if zeros:
-        code_OI = _signed_around(codes)
+        check_bits(codes, BITS, "W4A16_AWQ")
     else:
-        code_OI = signed_codes(codes, BITS, "W4A16_AWQ without `has_zero_point`")
+        check_symmetric(codes, BITS, "W4A16_AWQ without `has_zero_point`")
     scale_GO = exactly(codes.scale_GO, dtype, "scales")
     tensors = {
-        "weight": pack_outputs(code_OI),
+        "weight": pack_outputs(around_middle(codes, BITS)),
         "weights_scaling_factor": scale_GO.T.contiguous(),
     }
     if zeros:
@@ -130,15 +132,3 @@ def zero_times_scale(zero_GO: Tensor, scale_GO: Tensor) -> Tensor:
     """
     shift_GO = MIDDLE - zero_GO.to(torch.float32)
     return (shift_GO * scale_GO.to(torch.float32)).to(scale_GO.dtype).contiguous()
-
-
-def _signed_around(codes: Codes) -> Tensor:
-    """Codes less eight, whatever their zero points."""
-    if int(codes.code_IO.max()) >> BITS:
-        raise Inexact("W4A16_AWQ has 4-bit codes, and one is larger")
-    return (codes.code_IO.T.to(torch.int8) - MIDDLE).contiguous()
-
-
-def has_zero_points(codes: Codes) -> bool:
-    """Whether these codes need `has_zero_point`."""
-    return not middle_zeros(codes, BITS)

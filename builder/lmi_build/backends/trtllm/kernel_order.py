@@ -6,9 +6,9 @@ its own grid, or codes that already lie as the kernels want them, which it takes
 they are. Only the second keeps our codes. The order, for a matrix of K inputs by N
 outputs with one scale per output:
 
-1. Inside every 16 inputs (8-bit) or 32 inputs (4-bit), input r of the result is input
-   `ROWS[r]` of the matrix, so that a warp's matrix load brings each thread the numbers
-   that it multiplies.
+1. Every 16 inputs (8-bit) or 32 inputs (4-bit) are two or four runs of eight; they are
+   dealt in pairs, 0 1 8 9 2 3 10 11 and so on, so that a warp's matrix load brings each
+   thread the numbers that it multiplies.
 2. Outputs come first: the matrix is turned around.
 3. Outputs are taken in twos (8-bit) or fours (4-bit), and their inputs alternate in
    runs of 64, so that one cache line of 128 bytes serves them.
@@ -20,8 +20,7 @@ is what Turing, Ampere and Ada read (compute capability 7.5 to 8.9), in every re
 Hopper read three different orders by the release (0.8; 0.9 to 0.15; since 0.16), so for
 it float weights are written instead.
 
-Shape suffixes: I input channels (K), O output channels (N), t inputs of a run, o
-outputs of a pack, T runs, P packs.
+Shape suffixes: I input channels (K), O output channels (N), G groups of I.
 
 Sources: TensorRT-LLM 0.8.0 to 0.16, cpp kernels/cutlass_kernels/
 cutlass_preprocessors.cpp `preprocess_weights_for_mixed_gemm`,
@@ -36,28 +35,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lmi_build.backends.trtllm.linear import Inexact, exactly, signed_codes
+from lmi_build.backends.trtllm.linear import Inexact, check_symmetric, exactly
 
 if TYPE_CHECKING:
     from lmi_build.checkpoint.formats.codec import Codes
 
-# Input of the matrix at each place of a group of inputs: pairs that lie eight apart.
-ROWS = {
-    8: tuple(
-        8 * block + 2 * pair + one
-        for pair in range(4)
-        for block in (0, 1)
-        for one in (0, 1)
-    ),
-    4: tuple(
-        8 * block + 2 * pair + one
-        for pair in range(4)
-        for block in range(4)
-        for one in (0, 1)
-    ),
-}
-# Code of a 32-bit word at each place in it.
-WORD = {8: (0, 2, 1, 3), 4: (0, 2, 4, 6, 1, 3, 5, 7)}
 # Outputs whose inputs alternate.
 PACK = {8: 2, 4: 4}
 RUN_LEN = 64
@@ -97,7 +79,7 @@ def weight_only_tensors(
     problem = order_problem(num_inputs, num_outputs, algorithm)
     if problem:
         raise Inexact(problem)
-    signed_codes(codes, bits, algorithm)
+    check_symmetric(codes, bits, algorithm)
     return {
         "weight": kernel_order(codes.code_IO, bits),
         "per_channel_scale": exactly(codes.scale_GO[0], dtype, "scales").contiguous(),
@@ -138,16 +120,14 @@ def kernel_order(code_IO: Tensor, bits: int) -> Tensor:
         int8 [K, N * bits / 8].
     """
     num_inputs, num_outputs = code_IO.shape
-    group = len(ROWS[bits])
-    code_OI = (
-        code_IO.view(-1, group, num_outputs)[:, ROWS[bits]]
-        .reshape(num_inputs, num_outputs)
-        .T
-    )
     pack = PACK[bits]
-    code_PoTt = code_OI.reshape(num_outputs // pack, pack, -1, RUN_LEN)
-    word = WORD[bits]
-    code_wc = code_PoTt.transpose(1, 2).reshape(-1, len(word))[:, word]
+    # Inputs by run, group, eight, pair of the eight, and place in the pair.
+    eights = 16 // bits
+    groups = RUN_LEN // (8 * eights)
+    code = code_IO.reshape(-1, groups, eights, 4, 2, num_outputs // pack, pack)
+    # Steps 1 and 4 together: pairs come before eights, and in a word, which holds one
+    # pair of all eights, first places come before second ones.
+    code = code.permute(5, 0, 6, 1, 3, 4, 2)
     if bits == 4:  # noqa: PLR2004
-        code_wc = code_wc[:, 0::2] | (code_wc[:, 1::2] << 4)
-    return code_wc.reshape(-1).view(torch.int8).reshape(num_inputs, -1)
+        code = code[..., 0::2] | (code[..., 1::2] << 4)
+    return code.reshape(-1).view(torch.int8).reshape(num_inputs, -1)

@@ -153,24 +153,40 @@ def middle_zeros(codes: Codes | Quantized, bits: int) -> bool:
     return bool((codes.zero_GO == 1 << (bits - 1)).all())
 
 
-def signed_codes(codes: Codes | Quantized, bits: int, layout: str) -> Tensor:
+def check_symmetric(codes: Codes | Quantized, bits: int, layout: str) -> None:
     """
-    Codes of a symmetric grid as signed numbers.
+    Refuse codes that a grid without zero points does not have.
 
     Args:
         codes: Unsigned codes.
         bits: 4 or 8.
         layout: Name for the message.
 
-    Returns:
-        int8 [O, I].
-
     Raises:
         Inexact: A zero point is not the middle, or a code needs more bits.
     """
     if not middle_zeros(codes, bits):
         raise Inexact(f"{layout} has no zero points, and these weights have")
-    if int(codes.code_IO.max()) >> bits:
+    check_bits(codes, bits, layout)
+
+
+def check_bits(codes: Codes | Quantized, bits: int, layout: str) -> None:
+    """Refuse codes that need more bits: raises `Inexact`."""
+    # Eight bits are all that a byte has.
+    if bits < 8 and int(codes.code_IO.max()) >> bits:  # noqa: PLR2004
         raise Inexact(f"{layout} has {bits}-bit codes, and one is larger")
-    code_OI = codes.code_IO.T.to(torch.int8 if bits == 4 else torch.int16)  # noqa: PLR2004
-    return (code_OI - (1 << (bits - 1))).to(torch.int8).contiguous()
+
+
+def signed_codes(codes: Codes | Quantized, bits: int, layout: str) -> Tensor:
+    """`around_middle` of codes that `check_symmetric` finds nothing wrong with."""
+    check_symmetric(codes, bits, layout)
+    return around_middle(codes, bits)
+
+
+def around_middle(codes: Codes | Quantized, bits: int) -> Tensor:
+    """Codes less the middle of their range: int8 [O, I]."""
+    middle = 1 << (bits - 1)
+    code_OI = codes.code_IO.T.contiguous()
+    if bits == 8:  # noqa: PLR2004
+        return (code_OI ^ middle).view(torch.int8)
+    return code_OI.view(torch.int8) - middle
