@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # As `build.py` of TensorRT-LLM 0.7 writes it.
-OLD_CONFIG = {
+OLD_CONFIG: dict[str, dict[str, Any]] = {
     "builder_config": {
         "name": "llama",
         "precision": "float16",
