@@ -11,13 +11,12 @@ import pytest
 from lmi_build.backends.trtllm.preflight import (
     Needs,
     check_gpus,
-    check_toolchain,
     free_host_bytes,
     preflight,
     read_gpus,
-    same_as_far,
     visible_gpus,
 )
+from lmi_build.backends.trtllm.toolchain import check_toolchain, same_as_far
 from lmi_build.errors import DoesNotFit, LmiBuildError, ToolMissing
 from lmi_build.spi import Answer
 
@@ -167,7 +166,7 @@ def test_too_few_gpus() -> None:
 def test_toolchains_that_will_not_do(answer: Answer, code: str) -> None:
     """Each has a code of its own, and a message that names the place."""
     with pytest.raises(LmiBuildError) as caught:
-        check_toolchain(answer, NEEDS, where="this environment")
+        check_toolchain(answer, NEEDS.trtllm, where="this environment")
 
     assert caught.value.code == code
     assert "this environment" in caught.value.message
@@ -178,14 +177,14 @@ def test_an_image_that_is_not_here() -> None:
     answer = Answer(status=125, output="docker: pull access denied")
 
     with pytest.raises(ToolMissing) as caught:
-        check_toolchain(answer, NEEDS, where="the image `repo:tag`")
+        check_toolchain(answer, NEEDS.trtllm, where="the image `repo:tag`")
 
     assert "docker pull" in caught.value.hints[0]
 
 
 def test_a_good_toolchain_is_read() -> None:
     """Its versions go into the record of the engine."""
-    found = check_toolchain(probed(), NEEDS, where="here")
+    found = check_toolchain(probed(), NEEDS.trtllm, where="here")
 
     assert (found.trtllm, found.tensorrt) == ("0.12.0", "10.3.0")
 

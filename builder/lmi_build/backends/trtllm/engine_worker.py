@@ -29,9 +29,9 @@ from lmi_build.backends.trtllm.preflight import (
     Needs,
     free_host_bytes,
     preflight,
-    same_as_far,
 )
 from lmi_build.backends.trtllm.running import ask_with, run_logged
+from lmi_build.backends.trtllm.toolchain import same_as_far
 from lmi_build.backends.trtllm.workplace import make_place
 from lmi_build.catalog.trtllm_flags import build_flags
 from lmi_build.errors import StageFailed

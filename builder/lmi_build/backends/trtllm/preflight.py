@@ -8,17 +8,17 @@ together and raises the first fault.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lmi_build.backends.trtllm.toolchain import PROBE, Toolchain, check_toolchain
 from lmi_build.errors import DoesNotFit, ToolMissing, Unsupported
 from lmi_build.units import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
     from typing import TypeAlias
 
@@ -27,31 +27,6 @@ if TYPE_CHECKING:
 _MIB = 1024**2
 _QUERY = "index,name,compute_cap,memory.total,memory.free,driver_version"
 _FIELDS = 6
-# PyPI's `tensorrt-llm` is a source package of 1.6 kB whose build fetches the wheel from
-# NVIDIA's own index; what is left of it where that failed has metadata and no module.
-_STUB = re.compile(r"wheel_stub|pypi\.nvidia\.com|InstallFailedError")
-# What is asked of the toolchain's Python: it must import, and say its versions.
-PROBE = """\
-import importlib.metadata as m, importlib.util, json, shutil
-found = {"trtllm_build": shutil.which("trtllm-build") or ""}
-try:
-    import tensorrt_llm
-    found["trtllm"] = getattr(tensorrt_llm, "__version__", "")
-    build = importlib.util.find_spec("tensorrt_llm.commands.build")
-    found["symbols"] = hasattr(tensorrt_llm, "Mapping") and build is not None
-    import tensorrt
-    found["tensorrt"] = tensorrt.__version__
-except Exception as error:
-    found["error"] = f"{type(error).__name__}: {error}"
-try:
-    found["distribution"] = m.version("tensorrt-llm")
-except m.PackageNotFoundError:
-    found["distribution"] = ""
-print("LMI-BUILD " + json.dumps(found))
-"""
-_MARK = "LMI-BUILD "
-_NOT_RUN = (125, 126, 127)
-
 # Runs a program, given as a list of words, to its end.
 if TYPE_CHECKING:
     Ask: TypeAlias = Callable[[Sequence[str]], Answer]
@@ -77,22 +52,6 @@ class Gpu:
     total_bytes: int
     free_bytes: int
     driver: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Toolchain:
-    """
-    The TensorRT-LLM that answered.
-
-    Args:
-        trtllm: Its version.
-        tensorrt: Version of TensorRT.
-        trtllm_build: Where `trtllm-build` lies.
-    """
-
-    trtllm: str
-    tensorrt: str
-    trtllm_build: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,7 +122,9 @@ def preflight(
     gpus = check_gpus(visible_gpus(read_gpus(ask), visible), needs)
     check_host(needs, free_host_bytes(), shutil.disk_usage(out).free)
     answer = ask((*prefix, "-c", PROBE))
-    return Machine(gpus=gpus, toolchain=check_toolchain(answer, needs, where=where))
+    return Machine(
+        gpus=gpus, toolchain=check_toolchain(answer, needs.trtllm, where=where)
+    )
 
 
 def read_gpus(ask: Ask) -> tuple[Gpu, ...]:
@@ -272,85 +233,6 @@ def check_host(needs: Needs, free_ram_bytes: int, free_disk_bytes: int) -> None:
         )
 
 
-def check_toolchain(answer: Answer, needs: Needs, *, where: str) -> Toolchain:
-    """
-    The TensorRT-LLM that answered `PROBE`.
-
-    Args:
-        answer: What the probe printed.
-        needs: The version it must have.
-        where: What messages call the toolchain.
-
-    Raises:
-        ToolMissing: `trtllm.absent`, `trtllm.stub`, `trtllm.broken`,
-            `trtllm.wrong-version` or `trtllm.no-builder`.
-    """
-    found = _found(answer)
-    code, fault, hint = _fault(found, answer, needs, where)
-    if found is None or code:
-        get = (
-            f"use the image of the release, or install TensorRT-LLM {needs.trtllm}"
-            " from https://pypi.nvidia.com"
-        )
-        raise ToolMissing(fault, code=code, hints=tuple(filter(None, (hint, get))))
-    return Toolchain(
-        trtllm=str(found["trtllm"]),
-        tensorrt=str(found.get("tensorrt", "")),
-        trtllm_build=str(found["trtllm_build"]),
-    )
-
-
-def _fault(
-    found: Mapping[str, object] | None, answer: Answer, needs: Needs, where: str
-) -> tuple[str, str, str]:
-    """Code, message and hint of what is wrong with a toolchain; empty for nothing."""
-    if found is None:
-        said = answer.output.strip().splitlines()[-1:] or ["nothing"]
-        words = f"{where} did not answer (exit status {answer.status}): {said[0]}"
-        # Docker's own statuses: it found no image, or no Python in it.
-        pull = answer.status in _NOT_RUN and where.startswith("the image")
-        hint = "log in to its registry and run `docker pull` first" if pull else ""
-        return "trtllm.absent", words, hint
-    error, version = str(found.get("error", "")), str(found.get("trtllm", ""))
-    distribution = str(found.get("distribution", ""))
-    builder = str(found.get("trtllm_build", ""))
-    whole = found.get("symbols") is True
-    absent = error.startswith("ModuleNotFoundError") and "'tensorrt_llm'" in error
-    empty = not error and not whole and not builder
-    name = f"TensorRT-LLM {distribution or version} in {where}"
-    if (absent and distribution) or empty or _STUB.search(error):
-        words = f"{name} is a placeholder without a library: PyPI has only that"
-        return "trtllm.stub", words, ""
-    if absent:
-        return "trtllm.absent", f"{where} has no TensorRT-LLM: {error}", ""
-    if error or not whole:
-        words = f"{name} cannot be imported: {error or 'it lacks its own names'}"
-        hint = "check driver and CUDA: `nvidia-smi` shows what the driver allows"
-        return "trtllm.broken", words, hint
-    if version != needs.trtllm:
-        words = (
-            f"the release has TensorRT-LLM {needs.trtllm}, {where} has {version}; it"
-            " would not load the engine"
-        )
-        return "trtllm.wrong-version", words, ""
-    if not builder:
-        words = f"{name} has no `trtllm-build` on its PATH"
-        return "trtllm.no-builder", words, "add the folder of its scripts to PATH"
-    return "", "", ""
-
-
-def same_as_far(known: str, found: str) -> bool:
-    """
-    Whether two versions agree as far as both go: `10.3` and `10.3.0.26` do.
-
-    Args:
-        known: What the catalogue says; empty agrees with everything.
-        found: What is installed.
-    """
-    parts = zip(known.split("."), found.split("."), strict=False)
-    return not known or all(one == other for one, other in parts)
-
-
 def free_host_bytes(meminfo: str | None = None) -> int:
     """
     Memory that a new process can have.
@@ -387,15 +269,3 @@ def _gpu(line: str) -> Gpu | None:
         free_bytes=int(free) * _MIB,
         driver=driver,
     )
-
-
-def _found(answer: Answer) -> Mapping[str, object] | None:
-    """What the probe says; libraries print around it."""
-    for line in answer.output.splitlines():
-        if line.startswith(_MARK):
-            try:
-                found = json.loads(line.removeprefix(_MARK))
-            except ValueError:
-                return None
-            return found if isinstance(found, dict) else None
-    return None
