@@ -179,6 +179,10 @@ def test_a_missing_rank_fails() -> None:
         assert "missing: 1" in found.reason
 
 
+def test_a_rank_of_another_build_does_not_stop_the_server() -> None:
+    assert verdict({**artifact_texts(ENGINE), "rank9.engine": "x"}).outcome == "loads"
+
+
 def test_an_engine_of_another_version_fails() -> None:
     texts = artifact_texts(ENGINE)
     texts |= engine_files(engine_config(version="0.12.0"))
@@ -314,6 +318,19 @@ def test_t5_is_served_from_folders_of_its_own() -> None:
     assert verdict(texts, "0.28.0").outcome == "compiles"
     assert verdict(built, "0.28.0").outcome == "loads"
     assert verdict(built, "0.27.0").outcome == "compiles"
+
+
+def test_a_folder_in_a_folder_stands_for_it() -> None:
+    """Hidden files do not count; the engine's path inside the container moves along."""
+    for release in (ENGINE, TRITON):
+        texts = {f"deep/{k}": v for k, v in artifact_texts(release).items()}
+        path = "deep/tensorrt_llm/config.pbtxt"
+        if path in texts:
+            assert verdict(texts, release.lmi).outcome == "fails"
+            texts[path] = texts[path].replace("/opt/ml/model", "/opt/ml/model/deep")
+        texts[".hidden"] = "x"
+        assert verdict(texts, release.lmi).outcome == "loads"
+        assert verdict({**texts, "shown": "x"}, release.lmi).outcome == "fails"
 
 
 def test_nothing_to_go_by_fails() -> None:

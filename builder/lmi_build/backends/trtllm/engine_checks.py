@@ -23,6 +23,7 @@ _AT_LEAST = (
     "max_beam_width",
 )
 _LONGEST_LIST = 8
+_HARMLESS = "engine.rank-extra"
 # A fourth one counts builds of the same release.
 _RELEASE_PARTS = 3
 
@@ -71,6 +72,13 @@ def engine_problems(engine: EngineFolder, expected: Expected) -> tuple[Problem, 
     )
 
 
+def load_problems(engine: EngineFolder, expected: Expected) -> tuple[Problem, ...]:
+    """Those of `engine_problems` with which a server does not start."""
+    # A file of another build is never opened.
+    found = engine_problems(engine, expected)
+    return tuple(problem for problem in found if problem.code != _HARMLESS)
+
+
 def checkpoint_problems(
     checkpoint: CheckpointFolder, expected: Expected
 ) -> tuple[Problem, ...]:
@@ -111,7 +119,7 @@ def rank_problems(folder: EngineFolder | CheckpointFolder) -> Iterator[Problem]:
     if extra := sorted(set(folder.ranks) - wanted):
         names = [folder.ranks[rank] for rank in extra[:_LONGEST_LIST]]
         yield Problem(
-            code="engine.rank-extra",
+            code=_HARMLESS,
             message=f"{split} has {folder.world_size} ranks, but there is"
             f" {join_words(names, last='and')} as well",
             hint="build into an empty folder: these are of another build",

@@ -71,19 +71,25 @@ def with_environment(
 
 def _logical_lines(text: str) -> Iterator[str]:
     """Lines without comments and blank ones, with continued lines joined."""
-    parts: list[str] = []
-    for raw in _END.split(text):
+    joined, open_end = "", False
+    lines = _END.split(text)
+    for raw in lines[:-1]:
         line = raw.lstrip(_BLANKS)
-        if not parts and (not line or line[0] in "#!"):
+        # Only backslashes before it, and a line still counts as the first.
+        if not joined and (not line or line[0] in "#!"):
+            open_end = False
             continue
-        if _continues(line):
-            parts.append(line[:-1])
+        open_end = _continues(line)
+        if open_end:
+            joined += line[:-1]
             continue
-        yield "".join((*parts, line))
-        parts = []
-    # A continuation at the end of the file continues nothing.
-    if any(parts):
-        yield "".join(parts)
+        yield joined + line
+        joined = ""
+    last = lines[-1].lstrip(_BLANKS)
+    ended = open_end and not lines[-1] and not text.endswith("\r\n")
+    if joined or ended or (last and last[0] not in "#!"):
+        # A backslash that ends the file continues nothing, and is dropped.
+        yield joined + (last[:-1] if _continues(last) else last)
 
 
 def _continues(line: str) -> bool:

@@ -56,10 +56,18 @@ def startup(
             is absurdly large.
     """
     front = front_end(lmi)
+    folder, mount = _model_folder(folder)
     read = _properties(folder, environment or {})
     if isinstance(read, str):
         return fails(read, "write `key=value` lines in printable ASCII", lmi=lmi)
-    case = Case(folder=folder, front=front, properties=read, lmi=lmi, trtllm=trtllm)
+    case = Case(
+        folder=folder,
+        front=front,
+        properties=read,
+        lmi=lmi,
+        trtllm=trtllm,
+        mount=mount,
+    )
     verdict = _elsewhere(case) or _engine_missing(case) or _decided(case)
     # Compiling comes first, even for an engine that is not in the container.
     return verdict if verdict.outcome == "compiles" else _foreign(case) or verdict
@@ -68,6 +76,21 @@ def startup(
 def startup_everywhere(folder: Folder) -> tuple[Verdict, ...]:
     """The verdict of every known release, newest first."""
     return tuple(startup(folder, lmi) for lmi in front_ends())
+
+
+def _model_folder(folder: Folder) -> tuple[Folder, str]:
+    """
+    The folder that the front end looks at, and where it is in the container.
+
+    A folder that holds nothing but one folder stands for that one.
+
+    Source: DJL `Utils.getNestedModelDir`.
+    """
+    names = [name for name in folder.names() if not name.startswith(".")]
+    folders = [name for name in folder.folders() if not name.startswith(".")]
+    if names or len(folders) != 1:
+        return folder, MOUNT
+    return folder.inside(folders[0]), f"{MOUNT}/{folders[0]}"
 
 
 def _decided(case: Case) -> Verdict:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmi_build.backends.trtllm.engine_checks import (
     Expected,
-    engine_problems,
+    load_problems,
     unknowns,
 )
 from lmi_build.backends.trtllm.engine_folder import CONFIG_NAME, read_engine_folder
@@ -152,7 +152,7 @@ def _broken(case: Case) -> Verdict:
         engine = read_engine_folder(case.folder)
     except VerifyFailed as error:
         return fails(error.message, "build the artifact again", lmi=case.lmi)
-    problems = engine_problems(engine, _expected(case))
+    problems = load_problems(engine, _expected(case))
     if problems:
         return fails(problems[0].message, problems[0].hint, lmi=case.lmi)
     refused = _too_much(case, engine) or _no_tokenizer(case)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmi_build.backends.trtllm.engine_checks import (
     Expected,
-    engine_problems,
+    load_problems,
 )
 from lmi_build.backends.trtllm.engine_folder import CONFIG_NAME, read_engine_folder
 from lmi_build.backends.trtllm.folder import read_text
@@ -38,7 +38,6 @@ _COMMENT = re.compile(r"#[^\n]*")
 _DECOUPLED = re.compile(r"decoupled\s*:\s*(true|t|1)\b", re.IGNORECASE)
 # Without these the backend does not start; any other is taken by its default.
 _NEEDED = ("max_batch_size", "gpt_model_path", "gpt_model_type")
-_MOUNT = "/opt/ml/model/"
 
 
 def decide(case: Case, config: Mapping[str, Any] | None) -> Verdict:
@@ -223,7 +222,7 @@ def _template_left(
         return fails(
             f"`{name}` {what} in {where}",
             f"fill `{name}`; the engine's folder inside the container is"
-            f" {_MOUNT}tensorrt_llm/1",
+            f" {case.mount}/tensorrt_llm/1",
             lmi=case.lmi,
         )
     return None
@@ -231,17 +230,17 @@ def _template_left(
 
 def _engine_broken(case: Case, path: str, where: str) -> Verdict | None:
     """The engine that `config.pbtxt` names is not there, or not whole."""
-    inside = path.removeprefix(_MOUNT).rstrip("/")
-    engine = case.folder.inside(inside)
-    if not path.startswith(_MOUNT) or not engine.has(CONFIG_NAME):
+    start = f"{case.mount}/"
+    engine = case.folder.inside(path.removeprefix(start).rstrip("/"))
+    if not path.startswith(start) or not engine.has(CONFIG_NAME):
         return fails(
             f"`gpt_model_path` in {where} is {path}, and no engine lies there",
-            f"write {_MOUNT} and the folder of the engine, such as"
-            f" {_MOUNT}tensorrt_llm/1",
+            f"write {start} and the folder of the engine, such as"
+            f" {start}tensorrt_llm/1",
             lmi=case.lmi,
         )
     try:
-        problems = engine_problems(read_engine_folder(engine), _expected(case))
+        problems = load_problems(read_engine_folder(engine), _expected(case))
     except VerifyFailed as error:
         return fails(error.message, "build the artifact again", lmi=case.lmi)
     if not problems:

@@ -49,6 +49,7 @@ class Case:
         properties: The entries of `serving.properties` and of the environment.
         lmi: Version of LMI, as it was asked for.
         trtllm: Version of TensorRT-LLM of the image, empty when unknown.
+        mount: Where the folder is in the container.
     """
 
     folder: Folder
@@ -56,6 +57,7 @@ class Case:
     properties: Mapping[str, str]
     lmi: str
     trtllm: str
+    mount: str
 
     def option(self, name: str) -> str | None:
         """A property of the model, without `option.`."""
