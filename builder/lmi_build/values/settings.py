@@ -30,6 +30,12 @@ _WORKER_VARIABLES = (
     "TMPDIR",
     "LD_LIBRARY_PATH",
     "SSL_CERT_FILE",
+    # Which GPUs there are, and whose daemon starts containers.
+    "CUDA_HOME",
+    "CUDA_VISIBLE_DEVICES",
+    "DOCKER_CONFIG",
+    "DOCKER_HOST",
+    "OPAL_PREFIX",
 )
 # Seen only by stages that list `hub` or `aws` in `Stage.secrets`.
 _SECRET_VARIABLES: Mapping[str, tuple[str, ...]] = {

@@ -121,7 +121,6 @@ def _engine(
     inside = folder.inside(str(manifest.serving["engine_dir"]))
     expected = Expected(
         trtllm=release.trtllm,
-        tensorrt=release.tensorrt or None,
         tensor_parallel_size=params["tensor_parallel_size"],
         pipeline_parallel_size=params["pipeline_parallel_size"],
         bounds={
@@ -141,6 +140,14 @@ def _engine(
         return {"ranks": len(checkpoint.ranks), "quant_algo": checkpoint.quant_algo}
     engine = read_engine_folder(inside)
     _refuse(engine_problems(engine, expected))
+    found = engine.built_on.tensorrt if engine.built_on else release.tensorrt
+    if release.tensorrt and found != release.tensorrt:
+        # The release's own image decides; the catalogue only says what it should have.
+        message = (
+            f"it was built with TensorRT {found}, the catalogue says that"
+            f" {release.name} has {release.tensorrt}"
+        )
+        _note(job, emit, "warning", "verify.other-tensorrt", message)
     for what in unknowns(engine):
         _note(job, emit, "warning", "verify.unknown", f"the engine does not say {what}")
     return {

@@ -241,7 +241,9 @@ def _engine_problems(
             unsupported=True,
         )
         return
-    problems = [*algorithm_problems(scheme, row, release, target.instance)]
+    problems = [
+        *algorithm_problems(scheme, row, release, target.instance, dtype=_dtype(model))
+    ]
     yield from problems
     yield from option_problems(spec.options, release.flags)
     if problems:
@@ -258,6 +260,8 @@ def _engine_problems(
             version=release.trtllm,
             dtype=_dtype(model),
             mapping=_mapping(recipe),
+            quant_algo=algorithm.quant_algo,
+            group_size=algorithm.group_size,
         )
     elif target.kind == CHECKPOINT:
         yield Problem(
