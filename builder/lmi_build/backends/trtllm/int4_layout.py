@@ -18,8 +18,8 @@ chose its numbers.
 into the layer before, so there is none: with `pre_quant_scale: false` the class does
 not declare it, and the kernel that multiplies is not run at all.
 
-Scales [N, K/G] are turned around on load, since 0.15 only where N > K/G. Other shapes
-have no spelling that all releases read alike and are refused.
+Scales [N, K/G] are turned around on load, in 0.15 and 0.16 only where N > K/G. Other
+shapes have no spelling that all releases read alike and are refused.
 
 Shape suffixes: I input channels (K), O output channels (N), G groups of I.
 
