@@ -25,8 +25,8 @@ Shape suffixes: I input channels (K), O output channels (N), G groups of I.
 Sources: TensorRT-LLM 0.8.0 to 0.16, cpp kernels/cutlass_kernels/
 cutlass_preprocessors.cpp `preprocess_weights_for_mixed_gemm`,
 cutlass_extensions/gemm/kernel/mixed_gemm_B_layout.h; models/convert_utils.py
-`weight_only_quantize_dict` (int8 tensors are left alone); 1.x quantization/functional.py
-`preprocess_weights_for_mixed_gemm`, the same in Python.
+`weight_only_quantize_dict` (int8 tensors are left alone); 1.x, the same in Python:
+quantization/functional.py `preprocess_weights_for_mixed_gemm`.
 """
 
 from __future__ import annotations
