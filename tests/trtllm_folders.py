@@ -27,6 +27,7 @@ BOUNDS = EngineBounds(
     paged_context_fmha=False,
     chunked_context=False,
 )
+TOKENIZER_CONFIG = '{"tokenizer_class": "PreTrainedTokenizerFast"}'
 HF_CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 
 
@@ -92,7 +93,7 @@ def artifact_texts(
     beside = "" if layout.tokenizer_dir == "." else f"{layout.tokenizer_dir}/"
     texts = {
         f"{beside}tokenizer.json": "{}",
-        f"{beside}tokenizer_config.json": "{}",
+        f"{beside}tokenizer_config.json": TOKENIZER_CONFIG,
         f"{beside}generation_config.json": "{}",
     }
     if "config.json" in layout.model_files:

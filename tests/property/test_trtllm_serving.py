@@ -15,7 +15,12 @@ from lmi_build.backends.trtllm.serving_keys import serving_problems, serving_pro
 from lmi_build.backends.trtllm.startup import startup
 from lmi_build.catalog.releases import releases
 from lmi_build.package.properties import parse_properties, render_properties
-from trtllm_folders import engine_config, engine_files, folder_of
+from trtllm_folders import (
+    TOKENIZER_CONFIG,
+    engine_config,
+    engine_files,
+    folder_of,
+)
 
 if TYPE_CHECKING:
     from lmi_build.catalog.releases import Release
@@ -140,7 +145,7 @@ def test_what_is_laid_out_is_loaded(
         **engine_files(config, at=at),
         **layout.files,
         f"{beside}tokenizer.json": "{}",
-        f"{beside}tokenizer_config.json": "{}",
+        f"{beside}tokenizer_config.json": TOKENIZER_CONFIG,
         "serving.properties": render_properties(
             serving_properties(release, place, dtype="float16")
         ).decode(),

@@ -125,6 +125,8 @@ def test_sources_whose_handler_cannot_start_are_told() -> None:
         ({"engine": "OnnxRuntime"}, "fails", "not in this container"),
         ({"entryPoint": "djl_python.huggingface"}, "fails", "entryPoint"),
         ({"async_mode": None}, "fails", "async mode"),
+        ({"rolling_batch": "trtllm"}, "fails", "a scheduler"),
+        ({"rolling_batch": None}, "loads", "build_config"),
         ({"async_mode": None, "entryPoint": None}, "loads", "build_config"),
         ({"max_rolling_batch_size": None}, "fails", "its default, is 32"),
         ({"max_rolling_batch_size": "17"}, "fails", "`max_batch_size` 16"),
@@ -143,7 +145,7 @@ def test_every_trap_of_033_is_found(
     assert bool(found.fix) is (outcome != "loads")
 
 
-@pytest.mark.parametrize("change", [{"engine": "MPI"}, {"rolling_batch": "trtllm"}])
+@pytest.mark.parametrize("change", [{"engine": "MPI"}, {"mpi_mode": "true"}])
 def test_mpi_is_refused_where_the_handler_starts_its_own_ranks(
     change: dict[str, str],
 ) -> None:
@@ -198,6 +200,19 @@ def test_a_bare_engine_has_no_tokenizer() -> None:
         del texts[name]
 
     assert "no tokenizer" in verdict(texts).reason
+
+
+@pytest.mark.parametrize("config", [None, "{}", '{"tokenizer_class": null}'])
+def test_a_tokenizer_of_no_class_is_not_loaded(config: str | None) -> None:
+    """Its class would be looked for in the engine's configuration."""
+    texts = artifact_texts(ENGINE)
+    del texts["tokenizer_config.json"]
+    if config is not None:
+        texts["tokenizer_config.json"] = config
+    found = verdict(texts)
+
+    assert found.outcome == "fails"
+    assert "`tokenizer_class`" in found.fix
 
 
 def test_a_checkpoint_is_compiled() -> None:
@@ -346,7 +361,7 @@ def test_properties_of_the_environment_count() -> None:
     folder = folder_of(texts)
 
     assert startup(folder, "0.33.0").outcome == "compiles"
-    environment = {"OPTION_BACKEND": "pytorch", "OPTION_ROLLING_BATCH": "trtllm"}
+    environment = {"OPTION_BACKEND": "pytorch", "OPTION_ROLLING_BATCH": "vllm"}
     assert startup(folder, "0.33.0", environment=environment).outcome == "loads"
 
 

@@ -11,7 +11,7 @@ from lmi_build.backends.trtllm.engine_checks import (
     unknowns,
 )
 from lmi_build.backends.trtllm.engine_folder import CONFIG_NAME, read_engine_folder
-from lmi_build.backends.trtllm.folder import read_text
+from lmi_build.backends.trtllm.folder import read_object, read_text
 from lmi_build.backends.trtllm.startup_triton import repositories
 from lmi_build.backends.trtllm.verdicts import compiles, fails, loads
 from lmi_build.errors import VerifyFailed
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _HANDLER = "model.py"
+# What `option.rolling_batch` may say, beside nothing.
+_NO_SCHEDULER = (None, "auto", "disable")
 _PYTORCH = "pytorch"
 # What the handler asks for when `option.max_rolling_batch_size` is not set; the front
 # end sets it when it reads the engine's configuration as a model's.
@@ -105,14 +107,22 @@ def _handler_refused(case: Case) -> Verdict | None:
             "write `option.async_mode=true`",
             lmi=case.lmi,
         )
+    batching = case.option("rolling_batch")
+    if batching not in _NO_SCHEDULER:
+        # `PyProcess.predict` asks a scheduler before it asks an asynchronous handler.
+        return fails(
+            f"`option.rolling_batch` is {batching}: requests go to a scheduler that"
+            " this handler does not answer",
+            "write `option.rolling_batch=disable`",
+            lmi=case.lmi,
+        )
     ranks = (case.number("tensor_parallel_degree") or 1) * (
         case.number("pipeline_parallel_degree") or 1
     )
     if _uses_mpi(case) and ranks > 1:
         return fails(
             f"MPI starts {ranks} servers, and each wants {ranks} ranks of its own",
-            "write `engine=Python` and `option.rolling_batch=disable`, and remove"
-            " `option.mpi_mode`",
+            "write `engine=Python`, and remove `option.mpi_mode`",
             lmi=case.lmi,
         )
     return None
@@ -122,7 +132,6 @@ def _uses_mpi(case: Case) -> bool:
     return (
         case.properties.get("engine") == "MPI"
         or (case.option("mpi_mode") or "").lower() == "true"
-        or case.option("rolling_batch") == "trtllm"
     )
 
 
@@ -155,7 +164,7 @@ def _broken(case: Case) -> Verdict:
     problems = load_problems(engine, _expected(case))
     if problems:
         return fails(problems[0].message, problems[0].hint, lmi=case.lmi)
-    refused = _too_much(case, engine) or _no_tokenizer(case)
+    refused = _too_much(case, engine) or _no_tokenizer(case) or _no_class(case)
     return refused or loads(
         f"{CONFIG_NAME} at the root has `build_config`",
         lmi=case.lmi,
@@ -225,6 +234,29 @@ def _no_tokenizer(case: Case) -> Verdict | None:
     )
 
 
+def _no_class(case: Case) -> Verdict | None:
+    """
+    A tokenizer whose class nothing names: the engine's configuration does not.
+
+    Source: transformers 4.51 `AutoTokenizer.from_pretrained`, as the LLM API calls it.
+    """
+    config: dict[str, Any] = {}
+    if case.folder.has(_TOKENIZER_CONFIG):
+        try:
+            config = read_object(case.folder, _TOKENIZER_CONFIG)
+        except VerifyFailed as error:
+            return fails(error.message, "build the artifact again", lmi=case.lmi)
+    if config.get("tokenizer_class") or config.get("auto_map"):
+        return None
+    return fails(
+        f"{_TOKENIZER_CONFIG} names no `tokenizer_class`, and {CONFIG_NAME} is the"
+        " engine's: no tokenizer is loaded, so every request with a text is refused",
+        f"add `tokenizer_class` to {_TOKENIZER_CONFIG}, `PreTrainedTokenizerFast` for"
+        " a tokenizer.json",
+        lmi=case.lmi,
+    )
+
+
 def _notes(case: Case, engine: EngineFolder) -> tuple[str, ...]:
     """What depends on the machine, or cannot be known from the files."""
     notes = [f"unknown: {what}" for what in unknowns(engine)]
@@ -232,11 +264,6 @@ def _notes(case: Case, engine: EngineFolder) -> tuple[str, ...]:
         notes.append(
             "`option.tensor_parallel_degree` is not set: it becomes the number of GPUs,"
             f" and any other than {engine.tensor_parallel_size} or 1 is refused"
-        )
-    if not case.folder.has(_TOKENIZER_CONFIG):
-        notes.append(
-            f"without {_TOKENIZER_CONFIG} the tokenizer's class is looked for in"
-            f" {CONFIG_NAME}, which is the engine's"
         )
     if case.folder.has(_HANDLER) and case.option("entryPoint") is None:
         notes.append(f"{_HANDLER} answers instead of the container's handler")
