@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lmi_build.backends.trtllm import checkpoint_files, checkpoint_writer
 from lmi_build.backends.trtllm.checkpoint_ledger import LEDGER_NAME
 from lmi_build.errors import LmiBuildError, SourceInvalid, Unsupported
 from lmi_build.events import StageNote, StageProgress
@@ -69,6 +71,29 @@ def test_read_back_is_the_model(
     dtype = "float32" if name == "gemma" else "bfloat16"
 
     out = convert(sources / name, tmp_path / "out", tp=tp, pp=pp, dtype=dtype)
+
+    _check_same(sources / name, out)
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("name", ["llama", "mixtral", "gpt_neox"])
+def test_parts_of_rows_go_straight_to_their_places(
+    sources: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    *,
+    kernel: bool,
+) -> None:
+    """As in models whose rows are wide; also where the kernel copies no rows."""
+    monkeypatch.setattr(checkpoint_writer, "MIN_PIECE_BYTES", 1)
+    monkeypatch.setattr(checkpoint_writer, "MAPPED_BYTES", 5000)
+    monkeypatch.setattr(checkpoint_files, "_MAX_PIECES", 7)
+    monkeypatch.setattr(checkpoint_files, "_FLUSH_BYTES", 10000)
+    if not kernel:
+        monkeypatch.delattr(os, "copy_file_range")
+
+    out = convert(sources / name, tmp_path / "out", tp=4)
 
     _check_same(sources / name, out)
 

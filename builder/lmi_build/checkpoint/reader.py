@@ -3,12 +3,16 @@ Tensors read one at a time, so that a model never has to fit into memory.
 
 Bytes are read with `pread` into memory of their own instead of being mapped: mapped
 pages count as resident until the kernel feels like dropping them, and a file that
-shrinks under a mapping kills the process.
+shrinks under a mapping kills the process. Only what goes straight to another file is
+mapped, a piece at a time (`mapped`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import mmap
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,6 +146,44 @@ class CheckpointReader:
         """
         self._fill(view, name, self.entry(name).begin + offset)
 
+    @contextlib.contextmanager
+    def mapped(self, name: str, offset: int, num_bytes: int) -> Iterator[memoryview]:
+        """
+        Part of a tensor's bytes where the kernel has them, to be handed to the kernel.
+
+        What is written from here is copied once. The program itself must not touch the
+        bytes: were the file cut, that would kill the process, and a write only fails.
+
+        Args:
+            name: The tensor.
+            offset: First byte, counted from the tensor's start.
+            num_bytes: How many.
+
+        Raises:
+            SourceInvalid: It is missing, or its file became shorter.
+        """
+        begin = self.entry(name).begin + offset
+        start = begin - begin % mmap.ALLOCATIONGRANULARITY
+        size = begin - start + num_bytes
+        try:
+            pages = mmap.mmap(
+                self.descriptor(name), size, access=mmap.ACCESS_READ, offset=start
+            )
+        except ValueError as error:
+            raise self._shorter(name) from error
+        view = memoryview(pages)[begin - start :]
+        try:
+            yield view
+        except OSError as error:
+            raise (
+                self._shorter(name) if error.errno == errno.EFAULT else error
+            ) from error
+        finally:
+            view.release()
+            # Pieces that an error still refers to keep the pages; they go with it.
+            with contextlib.suppress(BufferError):
+                pages.close()
+
     def descriptor(self, name: str) -> int:
         """The open file that holds a tensor; it belongs to the reader."""
         self.entry(name)
@@ -189,12 +231,16 @@ class CheckpointReader:
         while done < len(view):
             count = os.preadv(descriptor, [view[done:]], begin + done)
             if not count:
-                raise SourceInvalid(
-                    f"`{self.folder / file}` became shorter while `{name}` was read",
-                    code="checkpoint.truncated",
-                    hints=("fetch the model again; do not change it during a build",),
-                )
+                raise self._shorter(name)
             done += count
+
+    def _shorter(self, name: str) -> SourceInvalid:
+        file = self._places[name][0]
+        return SourceInvalid(
+            f"`{self.folder / file}` became shorter while `{name}` was read",
+            code="checkpoint.truncated",
+            hints=("fetch the model again; do not change it during a build",),
+        )
 
 
 def byte_view(tensor: Tensor) -> memoryview:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from lmi_build.checkpoint.header import DTYPES, SPELLINGS
@@ -12,6 +13,7 @@ from lmi_build.checkpoint.writer import TensorPlan, encode_header
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from concurrent.futures import Future
     from pathlib import Path
     from types import TracebackType
 
@@ -22,6 +24,8 @@ _CANNOT_COPY = frozenset(
     {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
 )
 
+# So much is written before the disk is told to begin; it works beside what follows.
+_FLUSH_BYTES = 128 << 20
 # What POSIX systems take in one call (IOV_MAX).
 _MAX_PIECES = 1024
 
@@ -52,6 +56,9 @@ class RankFiles:
         self._places: list[Mapping[str, int]] = []
         self._kernel_copies = hasattr(os, "copy_file_range")
         self._lock = threading.Lock()
+        self._flusher = ThreadPoolExecutor(1)
+        self._flushing: Future[None] | None = None
+        self._num_waiting_bytes = 0
         self.num_written_bytes = 0
         try:
             for rank, items in enumerate(tensors):
@@ -101,16 +108,15 @@ class RankFiles:
         """
         descriptor, at = self._descriptors[rank], self._places[rank][name] + offset
         for begin in range(0, len(pieces), _MAX_PIECES):
-            some = pieces[begin : begin + _MAX_PIECES]
-            size = sum(map(len, some))
-            done = os.pwritev(descriptor, some, at)
-            if done < size:
-                rest = b"".join(some)[done:]
-                while rest:
-                    count = os.pwrite(descriptor, rest, at + size - len(rest))
-                    rest = rest[count:]
-            at += size
-            self._count(size)
+            rest = list(pieces[begin : begin + _MAX_PIECES])
+            while rest:
+                done = os.pwritev(descriptor, rest, at)
+                at += done
+                self._count(done)
+                while rest and done >= len(rest[0]):
+                    done -= len(rest.pop(0))
+                if done:
+                    rest[0] = rest[0][done:]
 
     def copy(
         self, rank: int, name: str, offset: int, source: tuple[int, int], count: int
@@ -150,14 +156,27 @@ class RankFiles:
 
     def finish(self) -> None:
         """Flush all files to the disk and give them their names."""
+        if self._flushing is not None:
+            self._flushing.result()
         for rank, descriptor in enumerate(self._descriptors):
             os.fsync(descriptor)
             path = self._folder / rank_file(rank)
             path.with_name(f"{path.name}.partial").replace(path)
 
     def _count(self, num_bytes: int) -> None:
+        """Count what was written; let the disk begin when much of it waits."""
         with self._lock:
             self.num_written_bytes += num_bytes
+            self._num_waiting_bytes += num_bytes
+            busy = self._flushing is not None and not self._flushing.done()
+            if busy or self._num_waiting_bytes < _FLUSH_BYTES:
+                return
+            self._num_waiting_bytes = 0
+            self._flushing = self._flusher.submit(self._flush)
+
+    def _flush(self) -> None:
+        for descriptor in self._descriptors:
+            os.fdatasync(descriptor)
 
     def _create(self, rank: int, tensors: Sequence[TensorPlan]) -> None:
         header = encode_header(tensors)
@@ -176,6 +195,7 @@ class RankFiles:
         os.ftruncate(self._descriptors[-1], at)
 
     def _close(self) -> None:
+        self._flusher.shutdown()
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors.clear()

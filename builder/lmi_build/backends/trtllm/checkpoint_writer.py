@@ -4,8 +4,9 @@ Rank files written in one pass over the source, no tensor of it read twice.
 Every rank's header and the place of every block are known from shapes before a weight
 is read. So the source is read from its first byte to its last, and each piece goes
 straight to where it belongs, in as many rank files as want it. Whole rows whose dtype
-stays are copied inside the kernel; everything else passes through one buffer of
-`CHUNK_BYTES`, or, where a matrix is stored the other way around, through one tensor.
+stays are copied inside the kernel, parts of rows by it out of mapped pages; everything
+else passes through one buffer of `CHUNK_BYTES`, or, where a matrix is stored the other
+way around, through one tensor.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ if TYPE_CHECKING:
 # disk seek.
 NUM_THREADS = 2
 # Large enough that calls cost nothing, small enough for the second-level cache.
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 19
+# Mapped at a time: what is resident of the source.
+MAPPED_BYTES = 8 << 20
 # Parts of rows that are shorter are joined before they are written.
 MIN_PIECE_BYTES = 512
 
@@ -189,12 +192,56 @@ def _write_source(
         whole = reader.read(entry.name).T
         for target in turned:
             _write_rows(files, whole, 0, target)
-    plain = [target for target in rest if not target.tensor.transposed]
-    if not plain:
+    parts = [target for target in rest if _is_part(entry, target)]
+    _write_parts(files, reader, entry, parts)
+    plain = [x for x in rest if not x.tensor.transposed and x not in parts]
+    if plain:
+        for first, piece in _row_pieces(reader, entry, plain):
+            for target in plain:
+                _write_rows(files, piece, first, target)
+
+
+def _is_part(entry: TensorEntry, target: _Target) -> bool:
+    """Whether rows are cut and nothing else happens to them, in pieces worth a name."""
+    tensor, cols = target.tensor, target.block.cols
+    width = (cols[1] - cols[0]) * DTYPE_BITS[tensor.dtype] // 8
+    return (
+        not tensor.transposed
+        and not tensor.plus_one
+        and tensor.dtype == entry.dtype
+        and width >= MIN_PIECE_BYTES
+    )
+
+
+def _write_parts(
+    files: RankFiles,
+    reader: CheckpointReader,
+    entry: TensorEntry,
+    targets: Sequence[_Target],
+) -> None:
+    """Parts of rows, from the source's pages to the ranks' without a stop between."""
+    if not targets:
         return
-    for first, piece in _row_pieces(reader, entry, plain):
-        for target in plain:
-            _write_rows(files, piece, first, target)
+    element_bytes = DTYPE_BITS[entry.dtype] // 8
+    row_bytes = targets[0].block.full[1] * element_bytes
+    begin = min(target.block.rows[0] for target in targets)
+    end = max(target.block.rows[1] for target in targets)
+    step = max(1, MAPPED_BYTES // row_bytes)
+    for first in range(begin, end, step):
+        last = min(first + step, end)
+        size = (last - first) * row_bytes
+        with reader.mapped(entry.name, first * row_bytes, size) as view:
+            for target in targets:
+                block = target.block
+                top, bottom = max(block.rows[0], first), min(block.rows[1], last)
+                left, right = (col * element_bytes for col in block.cols)
+                offset = target.offset + (top - block.rows[0]) * (right - left)
+                pieces = [
+                    view[row * row_bytes + left : row * row_bytes + right]
+                    for row in range(top - first, bottom - first)
+                ]
+                files.write_all(target.rank, target.tensor.name, offset, pieces)
+                del pieces
 
 
 def _copy_rows(
@@ -245,19 +292,10 @@ def _write_rows(files: RankFiles, piece: Tensor, first: int, target: _Target) ->
     bottom = min(block.rows[1], first + len(piece))
     if top >= bottom:
         return
-    rows = piece[top - first : bottom - first]
     dtype = getattr(torch, tensor.dtype)
-    element_bytes = DTYPE_BITS[tensor.dtype] // 8
-    width = (block.cols[1] - block.cols[0]) * element_bytes
+    width = (block.cols[1] - block.cols[0]) * DTYPE_BITS[tensor.dtype] // 8
     offset = target.offset + (top - block.rows[0]) * width
-    plain = rows.dtype == dtype and not tensor.plus_one and rows.is_contiguous()
-    if plain and width >= MIN_PIECE_BYTES:
-        view, step = byte_view(rows), block.full[1] * element_bytes
-        begins = range(block.cols[0] * element_bytes, len(view), step)
-        pieces = [view[begin : begin + width] for begin in begins]
-        files.write_all(target.rank, tensor.name, offset, pieces)
-        return
-    part = rows[:, slice(*block.cols)]
+    part = piece[top - first : bottom - first, slice(*block.cols)]
     if tensor.plus_one:
         part = part.to(torch.float32) + 1.0
     data = part.to(dtype).contiguous()
