@@ -14,7 +14,9 @@ import pytest
 
 from lmi_build.backends.trtllm.front_ends import front_end, front_ends
 from lmi_build.backends.trtllm.startup import startup, startup_everywhere
+from lmi_build.backends.trtllm.tokenizer_config import served_tokenizer_config
 from lmi_build.catalog.releases import releases
+from lmi_build.errors import SourceInvalid
 from trtllm_folders import (
     HF_CONFIG,
     artifact_texts,
@@ -202,7 +204,15 @@ def test_a_bare_engine_has_no_tokenizer() -> None:
     assert "no tokenizer" in verdict(texts).reason
 
 
-@pytest.mark.parametrize("config", [None, "{}", '{"tokenizer_class": null}'])
+@pytest.mark.parametrize(
+    "config",
+    [
+        None,
+        "{}",
+        '{"tokenizer_class": null}',
+        '{"tokenizer_class": "TokenizersBackend"}',
+    ],
+)
 def test_a_tokenizer_of_no_class_is_not_loaded(config: str | None) -> None:
     """Its class would be looked for in the engine's configuration."""
     texts = artifact_texts(ENGINE)
@@ -210,9 +220,34 @@ def test_a_tokenizer_of_no_class_is_not_loaded(config: str | None) -> None:
     if config is not None:
         texts["tokenizer_config.json"] = config
     found = verdict(texts)
+    repaired = served_tokenizer_config(config.encode() if config else None)
 
     assert found.outcome == "fails"
     assert "`tokenizer_class`" in found.fix
+    assert repaired is not None
+    texts["tokenizer_config.json"] = repaired.decode()
+    assert verdict(texts).outcome == "loads"
+    assert served_tokenizer_config(repaired) is None
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"\xff"])
+def test_a_tokenizer_configuration_must_be_an_object(data: bytes) -> None:
+    with pytest.raises(SourceInvalid) as caught:
+        served_tokenizer_config(data)
+
+    assert caught.value.code == "source.tokenizer-config"
+
+
+def test_what_else_a_tokenizer_says_is_kept() -> None:
+    data = b'{"tokenizer_class": "TokenizersBackend", "chat_template": "x", "n": 1}'
+
+    assert json.loads(served_tokenizer_config(data) or b"") == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "chat_template": "x",
+        "n": 1,
+    }
+    assert served_tokenizer_config(b'{"tokenizer_class": "GPT2Tokenizer"}') is None
+    assert served_tokenizer_config(b'{"auto_map": {"AutoTokenizer": []}}') is None
 
 
 def test_a_checkpoint_is_compiled() -> None:

@@ -13,6 +13,8 @@ from lmi_build.backends.trtllm.engine_checks import (
 from lmi_build.backends.trtllm.engine_folder import CONFIG_NAME, read_engine_folder
 from lmi_build.backends.trtllm.folder import read_object, read_text
 from lmi_build.backends.trtllm.startup_triton import repositories
+from lmi_build.backends.trtllm.tokenizer_config import GENERIC, class_problem
+from lmi_build.backends.trtllm.tokenizer_config import NAME as _TOKENIZER_CONFIG
 from lmi_build.backends.trtllm.verdicts import compiles, fails, loads
 from lmi_build.errors import VerifyFailed
 
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from lmi_build.backends.trtllm.verdicts import Case, Verdict
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-_TOKENIZER_CONFIG = "tokenizer_config.json"
 _HANDLER = "model.py"
 # What `option.rolling_batch` may say, beside nothing.
 _NO_SCHEDULER = (None, "auto", "disable")
@@ -246,13 +247,14 @@ def _no_class(case: Case) -> Verdict | None:
             config = read_object(case.folder, _TOKENIZER_CONFIG)
         except VerifyFailed as error:
             return fails(error.message, "build the artifact again", lmi=case.lmi)
-    if config.get("tokenizer_class") or config.get("auto_map"):
+    problem = class_problem(config)
+    if not problem:
         return None
     return fails(
-        f"{_TOKENIZER_CONFIG} names no `tokenizer_class`, and {CONFIG_NAME} is the"
-        " engine's: no tokenizer is loaded, so every request with a text is refused",
-        f"add `tokenizer_class` to {_TOKENIZER_CONFIG}, `PreTrainedTokenizerFast` for"
-        " a tokenizer.json",
+        f"{_TOKENIZER_CONFIG} {problem}, and {CONFIG_NAME} is the engine's: no"
+        " tokenizer is loaded, so every request with a text is refused",
+        f"write `tokenizer_class` into {_TOKENIZER_CONFIG}: {GENERIC} for a"
+        " tokenizer.json",
         lmi=case.lmi,
     )
 
