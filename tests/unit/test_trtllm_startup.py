@@ -230,6 +230,14 @@ def test_a_tokenizer_of_no_class_is_not_loaded(config: str | None) -> None:
     assert served_tokenizer_config(repaired) is None
 
 
+def test_a_model_names_its_tokenizer_itself_unless_the_class_is_too_new() -> None:
+    texts = artifact_texts(ENGINE, "hf-quantized")
+    new = {**texts, "tokenizer_config.json": '{"tokenizer_class": "PythonBackend"}'}
+
+    assert verdict({**texts, "tokenizer_config.json": "{}"}).outcome == "loads"
+    assert verdict(new).outcome == "fails"
+
+
 @pytest.mark.parametrize("data", [b"", b"[]", b"\xff"])
 def test_a_tokenizer_configuration_must_be_an_object(data: bytes) -> None:
     with pytest.raises(SourceInvalid) as caught:

@@ -151,7 +151,8 @@ def _pytorch(case: Case, config: Mapping[str, Any] | None) -> Verdict:
             "deploy a Hugging Face folder, or remove `option.backend`",
             lmi=case.lmi,
         )
-    return _no_tokenizer(case) or loads(
+    refused = _no_tokenizer(case) or _no_class(case, beside="the model's")
+    return refused or loads(
         "`option.backend` is pytorch: nothing is compiled", lmi=case.lmi
     )
 
@@ -235,9 +236,9 @@ def _no_tokenizer(case: Case) -> Verdict | None:
     )
 
 
-def _no_class(case: Case) -> Verdict | None:
+def _no_class(case: Case, *, beside: str = "the engine's") -> Verdict | None:
     """
-    A tokenizer whose class nothing names: the engine's configuration does not.
+    A tokenizer whose class nothing names, or that the image does not have.
 
     Source: transformers 4.51 `AutoTokenizer.from_pretrained`, as the LLM API calls it.
     """
@@ -248,11 +249,12 @@ def _no_class(case: Case) -> Verdict | None:
         except VerifyFailed as error:
             return fails(error.message, "build the artifact again", lmi=case.lmi)
     problem = class_problem(config)
-    if not problem:
+    # A model's configuration names its kind, and that has a tokenizer.
+    if not problem or (beside == "the model's" and not config.get("tokenizer_class")):
         return None
     return fails(
-        f"{_TOKENIZER_CONFIG} {problem}, and {CONFIG_NAME} is the engine's: no"
-        " tokenizer is loaded, so every request with a text is refused",
+        f"{_TOKENIZER_CONFIG} {problem}, and {CONFIG_NAME} is {beside}: no tokenizer"
+        " is loaded, so every request with a text is refused",
         f"write `tokenizer_class` into {_TOKENIZER_CONFIG}: {GENERIC} for a"
         " tokenizer.json",
         lmi=case.lmi,
