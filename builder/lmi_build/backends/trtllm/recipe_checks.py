@@ -1,0 +1,196 @@
+"""Every reason why a recipe cannot be built for TensorRT-LLM, by dotted path."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lmi_build.backends.trtllm.algorithms import (
+    Algorithm,
+    algorithm_problems,
+    choose,
+)
+from lmi_build.backends.trtllm.bounds import (
+    bounds_problems,
+)
+from lmi_build.backends.trtllm.checkpoint_checks import checkpoint_problems
+from lmi_build.backends.trtllm.gptq_folder import gptq_folder_problems
+from lmi_build.backends.trtllm.hf_quantized import (
+    hf_quantized_problems,
+)
+from lmi_build.backends.trtllm.layout import layout_problems
+from lmi_build.backends.trtllm.lowering import terms_of
+from lmi_build.backends.trtllm.models import known_architectures, trtllm_models
+from lmi_build.backends.trtllm.options import option_problems
+from lmi_build.backends.trtllm.resolved import (
+    float_dtype,
+    placement_of,
+    ranks_of,
+)
+from lmi_build.backends.trtllm.serving_keys import (
+    serving_problems,
+)
+from lmi_build.backends.trtllm.target import (
+    CHECKPOINT,
+    ENGINE,
+    Target,
+)
+from lmi_build.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lmi_build.values.model import ModelFacts
+    from lmi_build.values.quant import QuantScheme
+    from lmi_build.values.recipe import Recipe
+
+
+def rolling_batch_problem(value: str) -> Problem:
+    """Why a scheduler cannot be chosen here."""
+    return Problem(
+        code="serve.rolling-batch",
+        message=f"`rolling_batch` is `{value}`; which scheduler loads an artifact"
+        " without compiling it is the release's to say",
+        path="serve.rolling_batch",
+        hint="write `rolling_batch: auto`, or remove the line",
+    )
+
+
+def engine_recipe_problems(
+    recipe: Recipe, model: ModelFacts, scheme: QuantScheme, target: Target
+) -> Iterator[Problem]:
+    """Of an engine, and of the checkpoint it is built from."""
+    release, spec = target.release, recipe.compile
+    row = trtllm_models().get(model.geometry.architecture)
+    if row is None or not row.supported(release.trtllm):
+        yield Problem(
+            code="trtllm.architecture",
+            message=f"TensorRT-LLM {release.trtllm} builds no engine of"
+            f" `{model.geometry.architecture}`",
+            path="model.source",
+            hint=f"it builds {known_architectures(release.trtllm)}",
+            unsupported=True,
+        )
+        return
+    problems = [
+        *algorithm_problems(
+            scheme, row, release, target.instance, dtype=float_dtype(model)
+        )
+    ]
+    yield from problems
+    yield from option_problems(spec.options, release.flags)
+    if problems:
+        return
+    algorithm = choose(scheme, row, release)
+    terms = terms_of(release, row, algorithm, spec.options)
+    yield from bounds_problems(recipe.bounds, terms)
+    if algorithm.writer == "ours":
+        yield from _scale_problems(recipe, model, scheme, algorithm)
+        yield from checkpoint_problems(
+            model.geometry,
+            model.config,
+            _float_shapes(model),
+            version=release.trtllm,
+            dtype=float_dtype(model),
+            mapping=ranks_of(recipe),
+            quant_algo=algorithm.quant_algo,
+            group_size=algorithm.group_size,
+        )
+    elif algorithm.quant_algo == "W4A16_GPTQ":
+        yield from _gptq_problems(recipe, model, scheme, target)
+    if algorithm.writer == "nvidia" and target.kind == CHECKPOINT:
+        yield Problem(
+            code="trtllm.no-writer",
+            message=f"the checkpoint of `{row.name}` is made by NVIDIA's converter on"
+            " the machine with the GPU; lmi-build cannot stop there",
+            path="compile.artifact",
+            hint="write `artifact: engine`",
+            unsupported=True,
+        )
+    place = placement_of(recipe, model, scheme, target)
+    yield from layout_problems(release, place)
+    if target.kind == ENGINE:
+        yield from serving_problems(release, place)
+
+
+def _gptq_problems(
+    recipe: Recipe, model: ModelFacts, scheme: QuantScheme, target: Target
+) -> Iterator[Problem]:
+    """
+    What NVIDIA's converter takes for granted in a GPTQ folder.
+
+    Our quantizer writes one file; of a folder that came quantized the headers say.
+    """
+    came_so = recipe.quantize.method == "none"
+    files = {tensor.file for tensor in model.tensors} if came_so else {"model"}
+    tensors = {tensor.name for tensor in model.tensors}
+    for message in gptq_folder_problems(
+        scheme,
+        files=files,
+        tensors=tensors,
+        trtllm=target.release.trtllm,
+        pipeline_parallel_size=recipe.compile.pipeline_parallel_size,
+    ):
+        yield Problem(
+            code="trtllm.gptq-folder",
+            message=f"NVIDIA's converter of `{model.geometry.architecture}` cannot take"
+            f" these weights: {message}",
+            path="model.source" if came_so else "quantize.method",
+            hint="set `quantize.method: none` on the float model, or `method: int8`",
+            unsupported=True,
+        )
+
+
+def _scale_problems(
+    recipe: Recipe, model: ModelFacts, scheme: QuantScheme, algorithm: Algorithm
+) -> Iterator[Problem]:
+    """Scales on disk have more digits than the checkpoint has room for."""
+    in_model_dtype = algorithm.quant_algo in {"W4A16_AWQ", "W8A16", "W4A16"}
+    dtype = float_dtype(model)
+    if not in_model_dtype or dtype != "bfloat16" or scheme.scale_dtype != "float16":
+        return
+    came_so = recipe.quantize.method == "none"
+    yield Problem(
+        code="trtllm.scale-dtype",
+        message="scales are float16, a checkpoint of a bfloat16 model holds them in"
+        " bfloat16, with three digits fewer",
+        path="model.dtype" if came_so else "quantize.format",
+        hint="write `model.dtype: float16`"
+        if came_so
+        else "write `format: compressed-tensors`, or `model.dtype: float16`",
+    )
+
+
+def hf_recipe_problems(
+    recipe: Recipe, model: ModelFacts, scheme: QuantScheme, target: Target
+) -> Iterator[Problem]:
+    """Of a folder for the PyTorch backend, which compiles nothing."""
+    spec, release = recipe.compile, target.release
+    for name in spec.options:
+        yield Problem(
+            code="compile.unknown-option",
+            message=f"`{name}` is an option of `trtllm-build`; the PyTorch backend"
+            " compiles nothing",
+            path=f"compile.options.{name}",
+            hint="remove the line",
+        )
+    yield from hf_quantized_problems(
+        scheme,
+        model,
+        trtllm=release.trtllm,
+        capability=target.instance.compute_capability,
+        tensor_parallel_size=spec.tensor_parallel_size,
+    )
+    place = placement_of(recipe, model, scheme, target)
+    yield from layout_problems(release, place)
+    yield from serving_problems(release, place)
+
+
+def _float_shapes(model: ModelFacts) -> dict[str, tuple[int, ...]]:
+    """
+    Shape of every tensor of the float model; empty where the source came quantized.
+
+    Names of codes and scales would be taken for surplus tensors.
+    """
+    if model.config.get("quantization_config") is not None:
+        return {}
+    return {tensor.name: tensor.shape for tensor in model.tensors}
