@@ -109,6 +109,10 @@ class Serving:
         settings: What the handler reads from `lmi_build.json` beside it: bounds,
             end-of-sequence ids and the backend's own values.
         tokenizer_dir: Folder inside the package for the tokenizer's files.
+        tokenizer_class: Whether the tokenizer's file must name a class that
+            transformers 4 has: `needed` where nothing else beside it names one,
+            `known` where the model's `config.json` does, empty where the handler reads
+            `tokenizer.json` itself.
         model_files: Further files of the model that lie beside its tokenizer, by
             name; those the model does not have are left out.
         files: Small texts written into the package, by path.
@@ -125,6 +129,7 @@ class Serving:
     engine_dir: str
     settings: Params
     tokenizer_dir: str = "."
+    tokenizer_class: str = ""
     model_files: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     compatibility: Params = field(default_factory=dict)

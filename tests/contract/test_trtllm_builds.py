@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -244,6 +245,30 @@ def test_a_folder_for_the_other_backend(tmp_path: Path, model: Path) -> None:
         PublishSpec(to=str(tree)), settings_of(tmp_path), release="0.33"
     )
     assert [row.outcome for row in rows] == ["loads"]
+
+
+def test_a_tokenizer_gets_a_class_that_the_image_has(
+    tmp_path: Path, model: Path
+) -> None:
+    """What transformers 5 wrote is loaded by transformers 4; the source stays."""
+    newer = tmp_path / "newer"
+    shutil.copytree(model, newer)
+    path = newer / "tokenizer_config.json"
+    config = {**json.loads(path.read_bytes()), "tokenizer_class": "TokenizersBackend"}
+    path.unlink()
+    path.write_text(json.dumps(config))
+
+    tree, _ = built(
+        tmp_path,
+        settings_of(tmp_path),
+        newer,
+        release="djl-tensorrtllm-0.33.0",
+        artifact="hf-quantized",
+    )
+
+    packed = json.loads((tree / "tokenizer_config.json").read_bytes())
+    assert packed == {**config, "tokenizer_class": "PreTrainedTokenizerFast"}
+    assert json.loads(path.read_bytes()) == config
 
 
 def test_an_engine_for_another_gpu_fails_verification(

@@ -92,6 +92,7 @@ def package_params(  # noqa: PLR0913 - each moves the key on its own
             "handler_digest": handler_digest,
             "engine_dir": serving.engine_dir,
             "tokenizer_dir": serving.tokenizer_dir,
+            "tokenizer_class": serving.tokenizer_class,
             "model_files": list(serving.model_files),
             "files": dict(serving.files),
             "rehearsal": serving.rehearsal,

@@ -12,6 +12,8 @@ import json
 from typing import TYPE_CHECKING, Any, cast
 
 from lmi_build import __version__
+from lmi_build.backends.trtllm.tokenizer_config import NAME as TOKENIZER_CONFIG
+from lmi_build.backends.trtllm.tokenizer_config import served_tokenizer_config
 from lmi_build.checkpoint.layers import (
     LAYERS_NAME,
     layers_of,
@@ -81,6 +83,7 @@ def run(job: Job, emit: Emit) -> None:
         out / serving["tokenizer_dir"],
         further=serving["model_files"],
     )
+    _name_tokenizer(out / serving["tokenizer_dir"], serving["tokenizer_class"])
     _lay_papers(job.inputs["model"], out, params)
     ledger = _lay_layers(job.inputs["checkpoint"], out)
     entries = _list_files(job, emit)
@@ -103,7 +106,13 @@ def make_manifest(
 ) -> Manifest:
     """Join what was planned with what lies there."""
     head = cast("dict[str, Any]", dict(params))
-    settings = ("settings", "handler_digest", "files", "model_files")
+    settings = (
+        "settings",
+        "handler_digest",
+        "files",
+        "model_files",
+        "tokenizer_class",
+    )
     serving = {k: v for k, v in head["serving"].items() if k not in settings}
     return Manifest(
         **{**head, "serving": serving},
@@ -211,6 +220,19 @@ def _lay_tokenizer(
                 ),
             ),
         )
+
+
+def _name_tokenizer(folder: Path, needed: str) -> None:
+    """Let the server's transformers find a class for the tokenizer."""
+    if not needed:
+        return
+    path = folder / TOKENIZER_CONFIG
+    data = path.read_bytes() if path.is_file() else None
+    named = served_tokenizer_config(data, only_unknown=needed == "known")
+    if named is not None:
+        # The file may be shared with the store: another takes its place.
+        path.unlink(missing_ok=True)
+        _write(path, named)
 
 
 def _lay_papers(model: Path, out: Path, params: Mapping[str, Any]) -> None:

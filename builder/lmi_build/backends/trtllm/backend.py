@@ -46,6 +46,7 @@ from lmi_build.values.quant import PACKINGS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from lmi_build.backends.trtllm.layout import Layout
     from lmi_build.digest import JSONValue
     from lmi_build.errors import Problem
     from lmi_build.spi import Host, Params
@@ -156,6 +157,7 @@ class TrtllmBackend:
             engine_dir=layout.engine_dir,
             settings={},
             tokenizer_dir=layout.tokenizer_dir,
+            tokenizer_class=_tokenizer_class(layout),
             model_files=layout.model_files,
             files=layout.files,
             compatibility=_compatibility(recipe, target),
@@ -187,6 +189,12 @@ class TrtllmBackend:
             params=params,
             weights=recipe.quantize.method != "none",
         )
+
+
+def _tokenizer_class(layout: Layout) -> str:
+    """An engine's `config.json` names no class; the model's own does."""
+    beside_engine = layout.engine_dir == layout.tokenizer_dir and layout.ranks
+    return "needed" if beside_engine else "known"
 
 
 def _compatibility(recipe: Recipe, target: Target) -> Params:

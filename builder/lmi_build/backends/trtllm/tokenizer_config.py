@@ -38,7 +38,9 @@ def class_problem(config: Mapping[str, Any]) -> str:
     return ""
 
 
-def served_tokenizer_config(data: bytes | None) -> bytes | None:
+def served_tokenizer_config(
+    data: bytes | None, *, only_unknown: bool = False
+) -> bytes | None:
     """
     The file as it must lie beside an engine, or None when it may stay as it is.
 
@@ -46,12 +48,16 @@ def served_tokenizer_config(data: bytes | None) -> bytes | None:
 
     Args:
         data: The model's own file; None without one.
+        only_unknown: A file that names no class is left alone, since the model's
+            `config.json` lies beside it.
 
     Raises:
         SourceInvalid: `source.tokenizer-config`, when it is not a JSON object.
     """
     config = {} if data is None else _object(data)
     if not class_problem(config):
+        return None
+    if only_unknown and not config.get("tokenizer_class"):
         return None
     text = json.dumps({**config, "tokenizer_class": GENERIC}, indent=2, sort_keys=True)
     return (text + "\n").encode()
