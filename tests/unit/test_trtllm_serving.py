@@ -195,6 +195,33 @@ def test_layout_of_a_triton_repository() -> None:
     assert not [path for path in layout.expected() if "/" not in path]
 
 
+def test_layout_of_an_encoder_and_its_decoder() -> None:
+    """Two engines in one repository, and the backend is told where each lies."""
+    pair = replace(placement(), encoder=True)
+    layout = artifact_layout(TRITON, pair)
+
+    assert layout.expected() == (
+        "tensorrt_llm/1/decoder/config.json",
+        "tensorrt_llm/1/decoder/rank0.engine",
+        "tensorrt_llm/1/encoder/config.json",
+        "tensorrt_llm/1/encoder/rank0.engine",
+        "tensorrt_llm/config.pbtxt",
+    )
+    told = parameters(layout.files["tensorrt_llm/config.pbtxt"])
+    assert told["gpt_model_path"] == "/opt/ml/model/tensorrt_llm/1/decoder"
+    assert told["encoder_model_path"] == "/opt/ml/model/tensorrt_llm/1/encoder"
+    alone = artifact_layout(TRITON, placement())
+    told = parameters(alone.files["tensorrt_llm/config.pbtxt"])
+    assert "encoder_model_path" not in told
+
+
+@pytest.mark.parametrize("name", ["djl-tensorrtllm-0.33.0", "djl-tensorrtllm-0.28.0"])
+def test_a_release_that_loads_one_engine_refuses_two(name: str) -> None:
+    problems = layout_problems(releases()[name], replace(placement(), encoder=True))
+
+    assert "serve.encoder-unsupported" in {problem.code for problem in problems}
+
+
 def test_layout_of_an_engine_folder() -> None:
     layout = artifact_layout(ENGINE, placement(tp=2, pp=2))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from lmi_build import __version__
@@ -42,7 +42,7 @@ from lmi_build.verify.streamed import can_stream, streamed_logits
 from lmi_build.verify.worker import REPORT_NAME, REPORT_SCHEMA, refuse_missed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tokenizers import Tokenizer
 
@@ -138,7 +138,26 @@ def _engine(
         checkpoint = read_checkpoint_folder(inside)
         _refuse(checkpoint_problems(checkpoint, expected))
         return {"ranks": len(checkpoint.ranks), "quant_algo": checkpoint.quant_algo}
-    engine = read_engine_folder(inside)
+    parts = cast("list[str]", params["parts"])
+    if len(parts) > 1:
+        # Each part has lengths of its own; the build held them against the plan.
+        expected = replace(expected, bounds=_shared(expected.bounds))
+    rows = [
+        _part(job, emit, inside.inside(part.rstrip("/") or "."), expected, release)
+        for part in parts
+    ]
+    return rows[-1]
+
+
+def _shared(bounds: Mapping[str, int]) -> dict[str, int]:
+    """What an encoder and its decoder have in common."""
+    return {name: bounds[name] for name in ("max_batch_size", "max_beam_width")}
+
+
+def _part(
+    job: Job, emit: Emit, folder: Folder, expected: Expected, release: Release
+) -> dict[str, JSONValue]:
+    engine = read_engine_folder(folder)
     _refuse(engine_problems(engine, expected))
     found = engine.built_on.tensorrt if engine.built_on else release.tensorrt
     if release.tensorrt and found != release.tensorrt:

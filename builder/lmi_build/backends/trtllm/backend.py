@@ -144,7 +144,7 @@ class TrtllmBackend:
         del versions
         target = find_target(recipe.compile)
         place = placement_of(recipe, model, scheme, target)
-        layout = artifact_layout(target.release, place)
+        layout = self._layout(recipe, model, scheme, target)
         served = target.kind != CHECKPOINT
         return Serving(
             handler="",
@@ -165,6 +165,13 @@ class TrtllmBackend:
             rehearsal=host.rehearse and target.kind == ENGINE,
         )
 
+    def _layout(
+        self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme, target: Target
+    ) -> Layout:
+        """Which file lies where."""
+        place = placement_of(recipe, model, scheme, target)
+        return artifact_layout(target.release, place)
+
     def proof(
         self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme, host: Host
     ) -> Proof:
@@ -175,6 +182,7 @@ class TrtllmBackend:
             "kind": target.kind,
             "rehearsal": host.rehearse and target.kind == ENGINE,
             "dtype": float_dtype(model),
+            "parts": list(self._layout(recipe, model, scheme, target).parts),
             "tensor_parallel_size": recipe.compile.tensor_parallel_size,
             "pipeline_parallel_size": recipe.compile.pipeline_parallel_size,
             "compute_capability": target.instance.compute_capability,

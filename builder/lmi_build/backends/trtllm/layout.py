@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from lmi_build.backends.trtllm.models import version_key
 from lmi_build.backends.trtllm.triton_config import (
     CONFIG_NAME,
     TritonModel,
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from lmi_build.catalog.releases import Release
 
 KINDS = ("engine", "hf-quantized", "checkpoint")
+# The Triton backend runs an encoder beside a decoder from here on.
+_ENCODERS_SINCE = (0, 11)
 # Where SageMaker puts the model's files.
 MOUNT = "/opt/ml/model"
 REPOSITORY = "tensorrt_llm"
@@ -39,6 +42,8 @@ class Layout:
         model_files: Further files of the model beside the tokenizer, by name.
         files: Small texts, by path.
         ranks: The engine's or checkpoint's rank files, by path.
+        parts: Folders of the engine's parts inside `engine_dir`, each with a slash at
+            its end; one empty name where the engine is whole.
     """
 
     engine_dir: str
@@ -46,11 +51,13 @@ class Layout:
     model_files: tuple[str, ...]
     files: Mapping[str, str] = field(default_factory=dict)
     ranks: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ("",)
 
     def expected(self) -> tuple[str, ...]:
         """What must lie there after a build, beside the tokenizer, sorted."""
         at = "" if self.engine_dir == "." else f"{self.engine_dir}/"
-        return tuple(sorted({f"{at}{_ENGINE_CONFIG}", *self.files, *self.ranks}))
+        configs = {f"{at}{part}{_ENGINE_CONFIG}" for part in self.parts}
+        return tuple(sorted({*configs, *self.files, *self.ranks}))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +74,7 @@ class Placement:
         kv_cache_reuse: Blocks of equal prompts are used again.
         scheduler: `guaranteed_no_evict` (no request is interrupted) or
             `max_utilization`.
+        encoder: The engine has two parts, an encoder and a decoder.
     """
 
     kind: str
@@ -76,6 +84,7 @@ class Placement:
     kv_cache_fraction: float = 0.9
     kv_cache_reuse: bool = False
     scheduler: str = "guaranteed_no_evict"
+    encoder: bool = False
 
     @property
     def world_size(self) -> int:
@@ -125,6 +134,16 @@ def layout_problems(release: Release, placement: Placement) -> Iterator[Problem]
             unsupported=True,
         )
     triton = placement.kind == "engine" and release.layout == "triton"
+    served = triton and version_key(release.trtllm) >= _ENCODERS_SINCE
+    if placement.encoder and placement.kind == "engine" and not served:
+        yield Problem(
+            code="serve.encoder-unsupported",
+            message=f"{release.name} does not serve an encoder and a decoder as"
+            " engines",
+            path="compile.release",
+            hint="use `release: djl-tensorrtllm-0.30.0`",
+            unsupported=True,
+        )
     chunked = placement.bounds.chunked_context
     if triton and scheduler_is_overruled(
         release.trtllm, placement.scheduler, chunked=chunked
@@ -141,8 +160,11 @@ def layout_problems(release: Release, placement: Placement) -> Iterator[Problem]
 
 def _triton(release: Release, placement: Placement) -> Layout:
     """A model repository one folder below the root, which holds no `config.json`."""
+    engine = f"{MOUNT}/{_VERSION_DIR}"
+    parts = ("encoder/", "decoder/") if placement.encoder else ("",)
     model = TritonModel(
-        model_path=f"{MOUNT}/{_VERSION_DIR}",
+        model_path=f"{engine}/decoder" if placement.encoder else engine,
+        encoder_path=f"{engine}/encoder" if placement.encoder else "",
         max_batch_size=placement.bounds.max_batch_size,
         max_beam_width=placement.bounds.max_beam_width,
         kv_cache_fraction=placement.kv_cache_fraction,
@@ -155,7 +177,12 @@ def _triton(release: Release, placement: Placement) -> Layout:
         tokenizer_dir=REPOSITORY,
         model_files=("config.json", "generation_config.json"),
         files={f"{REPOSITORY}/{CONFIG_NAME}": config_pbtxt(release.trtllm, model)},
-        ranks=_ranks(f"{_VERSION_DIR}/", placement),
+        ranks=tuple(
+            rank
+            for part in parts
+            for rank in _ranks(f"{_VERSION_DIR}/{part}", placement)
+        ),
+        parts=parts,
     )
 
 

@@ -87,4 +87,11 @@ def placement_of(
 ) -> Placement:
     """What decides where files lie."""
     bounds = engine_bounds(recipe, model, scheme, target)
-    return placement(target, recipe.compile, bounds, recipe.serve.options)
+    row = trtllm_models().get(model.geometry.architecture)
+    return placement(
+        target,
+        recipe.compile,
+        bounds,
+        recipe.serve.options,
+        encoder=row is not None and row.encoder,
+    )

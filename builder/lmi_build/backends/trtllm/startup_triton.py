@@ -203,9 +203,14 @@ def _broken(case: Case, found: tuple[str, ...]) -> Verdict:
             "write `model_transaction_policy { decoupled: true }`",
             lmi=case.lmi,
         )
-    return _engine_broken(case, parameters.get("gpt_model_path", ""), where) or loads(
-        f"`{name}` has {TRITON_CONFIG} and {_TOKENIZER}", lmi=case.lmi
-    )
+    for key in ("gpt_model_path", "encoder_model_path"):
+        path = parameters.get(key, "")
+        # Without an encoder the backend only warns that there is none.
+        if key == "gpt_model_path" or (path and "${" not in path):
+            verdict = _engine_broken(case, key, path, where)
+            if verdict is not None:
+                return verdict
+    return loads(f"`{name}` has {TRITON_CONFIG} and {_TOKENIZER}", lmi=case.lmi)
 
 
 def _template_left(
@@ -228,13 +233,13 @@ def _template_left(
     return None
 
 
-def _engine_broken(case: Case, path: str, where: str) -> Verdict | None:
+def _engine_broken(case: Case, key: str, path: str, where: str) -> Verdict | None:
     """The engine that `config.pbtxt` names is not there, or not whole."""
     start = f"{case.mount}/"
     engine = case.folder.inside(path.removeprefix(start).rstrip("/"))
     if not path.startswith(start) or not engine.has(CONFIG_NAME):
         return fails(
-            f"`gpt_model_path` in {where} is {path}, and no engine lies there",
+            f"`{key}` in {where} is {path}, and no engine lies there",
             f"write {start} and the folder of the engine, such as"
             f" {start}tensorrt_llm/1",
             lmi=case.lmi,

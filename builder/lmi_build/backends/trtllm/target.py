@@ -174,6 +174,8 @@ def placement(
     spec: CompileSpec,
     bounds: EngineBounds,
     options: Mapping[str, Any],
+    *,
+    encoder: bool = False,
 ) -> Placement:
     """
     What lies where, for the layout.
@@ -183,6 +185,7 @@ def placement(
         spec: Ranks.
         bounds: What the engine was lowered to.
         options: `serve.options`, checked.
+        encoder: The model has an encoder and a decoder.
     """
     chosen: dict[str, Any] = {}
     for name, field in (
@@ -197,6 +200,7 @@ def placement(
         bounds=bounds,
         tensor_parallel_size=spec.tensor_parallel_size,
         pipeline_parallel_size=spec.pipeline_parallel_size,
+        encoder=encoder,
         **chosen,
     )
 

@@ -43,6 +43,8 @@ class TritonModel:
         scheduler: One of `SCHEDULERS`.
         kv_cache_reuse: Blocks of equal prompts are used again.
         chunked_context: Prompts are computed in pieces.
+        encoder_path: Folder of the encoder's engine, where there is one; `model_path`
+            is then the decoder's.
     """
 
     model_path: str
@@ -52,6 +54,7 @@ class TritonModel:
     scheduler: str = "guaranteed_no_evict"
     kv_cache_reuse: bool = False
     chunked_context: bool = False
+    encoder_path: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +110,9 @@ def config_pbtxt(trtllm: str, model: TritonModel) -> str:
     ]
     values = _values(model)
     lines += [
-        _parameter(row.name, values[row.name]) for row in _of(tables.parameters, trtllm)
+        _parameter(row.name, values[row.name])
+        for row in _of(tables.parameters, trtllm)
+        if values[row.name]
     ]
     return "\n".join(lines) + "\n"
 
@@ -139,14 +144,16 @@ def _check(trtllm: str, model: TritonModel) -> None:
         )
     if not 0 < model.kv_cache_fraction < 1:
         raise ValueError(f"a fraction of {model.kv_cache_fraction} is refused")
-    if any(char in model.model_path for char in '"\\\n$'):
-        raise ValueError(f"the path {model.model_path!r} is refused")
+    for path in (model.model_path, model.encoder_path):
+        if any(char in path for char in '"\\\n$'):
+            raise ValueError(f"the path {path!r} is refused")
 
 
 def _values(model: TritonModel) -> dict[str, str]:
     return {
         "gpt_model_type": _MODEL_TYPE,
         "gpt_model_path": model.model_path,
+        "encoder_model_path": model.encoder_path,
         "max_beam_width": str(model.max_beam_width),
         "batch_scheduler_policy": model.scheduler,
         "kv_cache_free_gpu_mem_fraction": str(model.kv_cache_fraction),
