@@ -19,8 +19,8 @@ from lmi_build.backends.trtllm.checkpoint_plan import (
     SourceModel,
     layer_linears,
     plan_checkpoint,
-    source_problems,
 )
+from lmi_build.backends.trtllm.checkpoint_sources import source_problems
 from lmi_build.backends.trtllm.models import (
     is_since,
     known_architectures,

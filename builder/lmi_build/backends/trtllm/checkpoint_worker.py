@@ -15,8 +15,9 @@ from lmi_build.backends.trtllm.checkpoint_config import (
     pretrained_config,
 )
 from lmi_build.backends.trtllm.checkpoint_ledger import shard_rows, write_shard_ledger
-from lmi_build.backends.trtllm.checkpoint_plan import plan_checkpoint, unused
+from lmi_build.backends.trtllm.checkpoint_plan import plan_checkpoint
 from lmi_build.backends.trtllm.checkpoint_shards import Mapping2D
+from lmi_build.backends.trtllm.checkpoint_sources import unused
 from lmi_build.checkpoint.reader import CheckpointReader
 from lmi_build.errors import SourceInvalid, Unsupported
 from lmi_build.events import StageNote, StageProgress
