@@ -14,8 +14,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from lmi_build import api, artifacts
+from lmi_build.checkpoint.formats.dequantized import DequantizedReader
 from lmi_build.errors import (
     GateFailed,
     PublishFailed,
@@ -23,10 +25,12 @@ from lmi_build.errors import (
     ToolMissing,
     VerifyFailed,
 )
-from lmi_build.values.recipe import PublishSpec
+from lmi_build.values.recipe import CalibrationSpec, PublishSpec, QuantSpec
 from lmi_build.values.settings import Settings, settings_from_environ
 from lmi_build.verify.integrity import check_tree
 from make_tiny_model import make_tiny_model
+from stage_jobs import quantize
+from trtllm_reader import read_model
 from trtllm_toolchain import NO_DRIVER, install
 
 if TYPE_CHECKING:
@@ -210,6 +214,34 @@ def test_a_group_that_ranks_would_cut_is_refused_by_the_plan(
         )
 
     assert {problem.code for problem in caught.value.problems} == {"trtllm.layout"}
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_a_model_that_came_quantized_keeps_its_codes(
+    method: str, tmp_path: Path, model: Path
+) -> None:
+    """A hub's AWQ or GPTQ folder is the model: recognised, mapped, float16 as told."""
+    spec = QuantSpec(
+        method=method,
+        bits=4,
+        group_size=64,
+        sym=method == "gptq",
+        calibration=CalibrationSpec(num_samples=2, max_seq_len=64),
+    )
+    (tmp_path / "made").mkdir()
+    packed = quantize(tmp_path / "made", model, spec)
+
+    tree, _ = built(tmp_path, settings_of(tmp_path), packed, artifact="checkpoint")
+
+    config = json.loads((tree / "config.json").read_bytes())
+    assert config["dtype"] == "float16"
+    assert config["quantization"]["quant_algo"] == "W4A16_AWQ"
+    assert config["quantization"]["has_zero_point"] == (method == "awq")
+    found = read_model(tree)
+    name = "model.layers.1.mlp.down_proj"
+    with DequantizedReader(packed) as reader:
+        wanted = reader.read(f"{name}.weight").float()
+    assert torch.equal(found.coded[name].weight().float(), wanted)
 
 
 def test_a_gate_is_judged_without_a_gpu(tmp_path: Path, model: Path) -> None:

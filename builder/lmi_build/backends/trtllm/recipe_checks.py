@@ -84,7 +84,7 @@ def engine_recipe_problems(
     terms = terms_of(release, row, algorithm, spec.options)
     yield from bounds_problems(recipe.bounds, terms)
     if algorithm.writer == "ours":
-        yield from _scale_problems(recipe, model, scheme, algorithm)
+        yield from _scale_problems(model, scheme, algorithm)
         yield from checkpoint_problems(
             model.geometry,
             model.config,
@@ -141,22 +141,19 @@ def _gptq_problems(
 
 
 def _scale_problems(
-    recipe: Recipe, model: ModelFacts, scheme: QuantScheme, algorithm: Algorithm
+    model: ModelFacts, scheme: QuantScheme, algorithm: Algorithm
 ) -> Iterator[Problem]:
     """Scales on disk have more digits than the checkpoint has room for."""
     in_model_dtype = algorithm.quant_algo in {"W4A16_AWQ", "W8A16", "W4A16"}
     dtype = float_dtype(model)
     if not in_model_dtype or dtype != "bfloat16" or scheme.scale_dtype != "float16":
         return
-    came_so = recipe.quantize.method == "none"
     yield Problem(
         code="trtllm.scale-dtype",
         message="scales are float16, a checkpoint of a bfloat16 model holds them in"
         " bfloat16, with three digits fewer",
-        path="model.dtype" if came_so else "quantize.format",
-        hint="write `model.dtype: float16`"
-        if came_so
-        else "write `format: compressed-tensors`, or `model.dtype: float16`",
+        path="quantize.format",
+        hint="write `format: compressed-tensors`, or `model.dtype: float16`",
     )
 
 

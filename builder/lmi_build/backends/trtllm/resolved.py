@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lmi_build.backends.trtllm.algorithms import (
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from lmi_build.values.quant import QuantScheme
     from lmi_build.values.recipe import Recipe
 
+_FLOAT16_SCALES = ("gptq", "awq")
 _DTYPES = ("float16", "bfloat16", "float32")
 # What the PyTorch backend packs into one pass unless it is told otherwise.
 _USUAL_NUM_TOKENS = 8192
@@ -46,7 +48,16 @@ def ranks_of(recipe: Recipe) -> Mapping2D:
 
 
 def float_dtype(model: ModelFacts) -> str:
-    """Of what is not quantized; TensorRT-LLM knows three."""
+    """
+    Of what is not quantized; TensorRT-LLM knows three.
+
+    A model that came in AutoGPTQ's or AutoAWQ's format has float16 scales, which are
+    held in the same type: it is computed in float16, whatever its other weights are.
+    """
+    packed = model.config.get("quantization_config")
+    method = packed.get("quant_method") if isinstance(packed, Mapping) else None
+    if method in _FLOAT16_SCALES:
+        return "float16"
     return model.dtype if model.dtype in _DTYPES else "float16"
 
 
