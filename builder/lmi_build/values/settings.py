@@ -164,9 +164,7 @@ def settings_from_environ(
         ),
         runner=_runner(environ),
         places={
-            place: environ[name]
-            for place, name in _PLACES.items()
-            if environ.get(name)
+            place: environ[name] for place, name in _PLACES.items() if environ.get(name)
         },
         toolchains_file=_path(environ.get("LMI_BUILD_TOOLCHAINS")),
         worker_environment=_pick(environ, _WORKER_VARIABLES),
