@@ -104,6 +104,20 @@ def problems(
     return list(PROVIDER.check(recipe(**spec), model or facts(), scheme))
 
 
+def test_a_pass_shorter_than_a_prompt_is_refused() -> None:
+    """A backend that computes prompts in pieces would take it; this one does not."""
+    short = Bounds(max_input_len=512, max_output_len=128, max_num_tokens=511)
+    enough = Bounds(max_input_len=512, max_output_len=128, max_num_tokens=512)
+
+    (problem,) = problems(bounds=short)
+
+    assert (problem.code, problem.path) == (
+        "bounds.num-tokens",
+        "bounds.max_num_tokens",
+    )
+    assert problems(bounds=enough) == []
+
+
 def test_it_is_found_by_its_name() -> None:
     """The entry point leads to a provider that implements the interface."""
     assert find_backend("onnxruntime") is PROVIDER

@@ -118,6 +118,15 @@ class OnnxRuntimeBackend:
                 path=f"serve.options.{name}",
                 hint="remove the line",
             )
+        given = recipe.bounds.max_num_tokens
+        if given is not None and given < recipe.bounds.max_input_len:
+            yield Problem(
+                code="bounds.num-tokens",
+                message=f"{given} tokens of one pass are too few: `onnxruntime` computes"
+                f" a prompt in one, of up to {recipe.bounds.max_input_len}",
+                path="bounds.max_num_tokens",
+                hint="remove the line",
+            )
         if recipe.bounds.max_beam_width != 1:
             yield _unsupported(
                 f"`max_beam_width` is {recipe.bounds.max_beam_width},"

@@ -122,18 +122,14 @@ def _num_tokens(sections: Sections) -> Iterator[Problem]:
     bounds = sections.bounds
     if bounds is None or bounds.max_num_tokens is None:
         return
-    decode = bounds.max_batch_size * bounds.max_beam_width
-    least = max(decode, bounds.max_input_len)
+    # A pass shorter than a prompt is the backend's to judge: some compute it in pieces.
+    least = bounds.max_batch_size * bounds.max_beam_width
     if bounds.max_num_tokens < least:
-        why = (
-            f"one prompt has up to {bounds.max_input_len}"
-            if least == bounds.max_input_len
-            else f"{bounds.max_batch_size} requests of {bounds.max_beam_width} beams "
-            f"need {decode} in each step"
-        )
         yield Problem(
             code="bounds.num-tokens",
-            message=f"{bounds.max_num_tokens} tokens of one pass are too few: {why}",
+            message=f"{bounds.max_num_tokens} tokens of one pass are too few:"
+            f" {bounds.max_batch_size} requests of {bounds.max_beam_width} beams need"
+            f" {least} in each step",
             path="bounds.max_num_tokens",
             hint=f"raise it to {least}, or remove it and let the backend derive it",
         )

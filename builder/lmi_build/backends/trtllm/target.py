@@ -24,7 +24,7 @@ ENGINE, CHECKPOINT, HF_QUANTIZED = "engine", "checkpoint", "hf-quantized"
 _SCHEDULERS = ("guaranteed_no_evict", "max_utilization")
 # What `serve.options` may say, with the form of its value.
 SERVE_OPTIONS: Mapping[str, str] = {
-    "kv_cache_fraction": "a number above 0 and up to 1",
+    "kv_cache_fraction": "a number above 0 and below 1",
     "kv_cache_reuse": "`true` or `false`",
     "batch_scheduler_policy": join_words(_SCHEDULERS),
 }
@@ -166,7 +166,7 @@ def _fits(name: str, value: JSONValue) -> bool:
     if name == "batch_scheduler_policy":
         return value in _SCHEDULERS
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and 0 < float(str(value)) <= 1
+    return is_number and 0 < float(str(value)) < 1
 
 
 def placement(
