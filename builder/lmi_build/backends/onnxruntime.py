@@ -122,8 +122,8 @@ class OnnxRuntimeBackend:
         if given is not None and given < recipe.bounds.max_input_len:
             yield Problem(
                 code="bounds.num-tokens",
-                message=f"{given} tokens of one pass are too few: `onnxruntime` computes"
-                f" a prompt in one, of up to {recipe.bounds.max_input_len}",
+                message=f"{given} tokens of one pass are too few: `onnxruntime`"
+                f" computes a prompt in one, of up to {recipe.bounds.max_input_len}",
                 path="bounds.max_num_tokens",
                 hint="remove the line",
             )
