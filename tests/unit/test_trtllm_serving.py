@@ -215,6 +215,18 @@ def test_layout_of_an_encoder_and_its_decoder() -> None:
     assert "encoder_model_path" not in told
 
 
+def test_a_window_of_attention_reaches_the_server() -> None:
+    """No checkpoint says it; without it a block would see more than it learnt to."""
+    narrow = replace(placement(), attention_window=4096)
+
+    texts = artifact_layout(TRITON, narrow).files["tensorrt_llm/config.pbtxt"]
+    assert parameters(texts)["max_attention_window_size"] == "4096"
+    told = serving_properties(ENGINE, narrow, dtype="float16")
+    assert told["option.max_attention_window"] == "[4096]"
+    told = serving_properties(ENGINE, placement(), dtype="float16")
+    assert "option.max_attention_window" not in told
+
+
 @pytest.mark.parametrize("name", ["djl-tensorrtllm-0.33.0", "djl-tensorrtllm-0.28.0"])
 def test_a_release_that_loads_one_engine_refuses_two(name: str) -> None:
     problems = layout_problems(releases()[name], replace(placement(), encoder=True))

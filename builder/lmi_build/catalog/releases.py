@@ -30,6 +30,7 @@ BOUNDS = (
     "kv_cache_fraction",
     "kv_cache_reuse",
     "chunked_context",
+    "attention_window",
     "backend",
 )
 

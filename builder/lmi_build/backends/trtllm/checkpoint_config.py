@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
     from lmi_build.backends.trtllm.checkpoint_plan import SourceModel
     from lmi_build.backends.trtllm.checkpoint_shards import Mapping2D
+    from lmi_build.catalog.architectures import Architecture
     from lmi_build.digest import JSONValue
+    from lmi_build.values.model import ModelGeometry
 
 # From here on a checkpoint may describe experts in a table of their own.
 MOE_TABLE_SINCE = "0.11"
@@ -136,18 +138,25 @@ def rotary_scaling(
     return None if kind == "default" else {"type": kind, **rest}
 
 
-def attention_window(model: SourceModel, config: Mapping[str, Any]) -> int | None:
+def attention_window(
+    architecture: Architecture, geometry: ModelGeometry, config: Mapping[str, Any]
+) -> int | None:
     """
     Tokens that a block attends to, where they are fewer than the model's positions.
 
     No checkpoint says it: it is `max_attention_window_size` of the runtime.
+
+    Args:
+        architecture: Of Hugging Face.
+        geometry: The model's sizes.
+        config: Its `config.json`.
     """
-    if not model.architecture.windows:
+    if not architecture.windows:
         return None
     window = config.get("sliding_window")
     if window is None or config.get("use_sliding_window") is False:
         return None
-    return int(window) if window < model.geometry.max_position_embeddings else None
+    return int(window) if window < geometry.max_position_embeddings else None
 
 
 def _value(

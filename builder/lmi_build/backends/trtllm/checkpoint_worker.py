@@ -87,7 +87,7 @@ def run(job: Job, emit: Emit) -> None:
         write_ranks(job.out, reader, plans, coded=coded, on_source=on_source)
         rows = shard_rows(reader.tensors.values(), plans, model.quantized)
     write_shard_ledger(job.out, rows)
-    window = attention_window(model, config)
+    window = attention_window(model.architecture, model.geometry, config)
     if window is not None:
         _tell_window(job, emit, window)
     section = _section(scheme, plans, request)

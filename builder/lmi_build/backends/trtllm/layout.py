@@ -75,6 +75,7 @@ class Placement:
         scheduler: `guaranteed_no_evict` (no request is interrupted) or
             `max_utilization`.
         encoder: The engine has two parts, an encoder and a decoder.
+        attention_window: Tokens that a block attends to; 0 for all.
     """
 
     kind: str
@@ -85,6 +86,7 @@ class Placement:
     kv_cache_reuse: bool = False
     scheduler: str = "guaranteed_no_evict"
     encoder: bool = False
+    attention_window: int = 0
 
     @property
     def world_size(self) -> int:
@@ -171,6 +173,7 @@ def _triton(release: Release, placement: Placement) -> Layout:
         scheduler=placement.scheduler,
         kv_cache_reuse=placement.kv_cache_reuse,
         chunked_context=placement.bounds.chunked_context,
+        attention_window=placement.attention_window,
     )
     return Layout(
         engine_dir=_VERSION_DIR,

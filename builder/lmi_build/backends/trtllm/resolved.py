@@ -13,6 +13,7 @@ from lmi_build.backends.trtllm.bounds import (
     EngineBounds,
     lower_bounds,
 )
+from lmi_build.backends.trtllm.checkpoint_config import attention_window
 from lmi_build.backends.trtllm.checkpoint_shards import Mapping2D
 from lmi_build.backends.trtllm.lowering import terms_of
 from lmi_build.backends.trtllm.models import trtllm_models
@@ -21,6 +22,7 @@ from lmi_build.backends.trtllm.target import (
     Target,
     placement,
 )
+from lmi_build.catalog.architectures import architectures
 
 if TYPE_CHECKING:
     from lmi_build.backends.trtllm.bounds import Terms
@@ -105,4 +107,18 @@ def placement_of(
         bounds,
         recipe.serve.options,
         encoder=row is not None and row.encoder,
+        attention_window=_window(model, bounds),
     )
+
+
+def _window(model: ModelFacts, bounds: EngineBounds) -> int:
+    """
+    The window of attention, where a request can be longer than it.
+
+    Only where every block has the same: one number is all that a server takes.
+    """
+    known = architectures().get(model.geometry.architecture)
+    if known is None or known.windows != "all":
+        return 0
+    window = attention_window(known, model.geometry, model.config)
+    return window if window is not None and window < bounds.max_seq_len else 0

@@ -132,6 +132,9 @@ def _values(release: Release, placement: Placement, dtype: str) -> dict[str, str
         "kv_cache_reuse": _word(yes=placement.kv_cache_reuse),
         "chunked_context": _word(yes=bounds.chunked_context),
     }
+    if placement.attention_window:
+        # One number for every layer, as JSON.
+        values["attention_window"] = f"[{placement.attention_window}]"
     return {**values, "backend": "pytorch"} if pytorch else values
 
 

@@ -176,6 +176,7 @@ def placement(
     options: Mapping[str, Any],
     *,
     encoder: bool = False,
+    attention_window: int = 0,
 ) -> Placement:
     """
     What lies where, for the layout.
@@ -186,6 +187,7 @@ def placement(
         bounds: What the engine was lowered to.
         options: `serve.options`, checked.
         encoder: The model has an encoder and a decoder.
+        attention_window: Tokens that a block attends to; 0 for all.
     """
     chosen: dict[str, Any] = {}
     for name, field in (
@@ -201,6 +203,7 @@ def placement(
         tensor_parallel_size=spec.tensor_parallel_size,
         pipeline_parallel_size=spec.pipeline_parallel_size,
         encoder=encoder,
+        attention_window=attention_window,
         **chosen,
     )
 

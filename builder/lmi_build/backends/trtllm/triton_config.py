@@ -45,6 +45,7 @@ class TritonModel:
         chunked_context: Prompts are computed in pieces.
         encoder_path: Folder of the encoder's engine, where there is one; `model_path`
             is then the decoder's.
+        attention_window: Tokens that a block attends to; 0 for all.
     """
 
     model_path: str
@@ -55,6 +56,7 @@ class TritonModel:
     kv_cache_reuse: bool = False
     chunked_context: bool = False
     encoder_path: str = ""
+    attention_window: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,6 +157,7 @@ def _values(model: TritonModel) -> dict[str, str]:
         "gpt_model_path": model.model_path,
         "encoder_model_path": model.encoder_path,
         "max_beam_width": str(model.max_beam_width),
+        "max_attention_window_size": str(model.attention_window or ""),
         "batch_scheduler_policy": model.scheduler,
         "kv_cache_free_gpu_mem_fraction": str(model.kv_cache_fraction),
         "max_num_sequences": str(model.max_batch_size),
