@@ -75,6 +75,7 @@ def placements(draw: st.DrawFn, kind: str) -> Placement:
         pipeline_parallel_size=draw(st.sampled_from([1, 2])),
         kv_cache_fraction=draw(st.sampled_from([0.5, 0.85, 0.9, 0.95])),
         kv_cache_reuse=draw(st.booleans()),
+        attention_window=draw(st.sampled_from([0, 0, 1024, 4096])),
     )
 
 
@@ -105,12 +106,17 @@ def test_every_bound_arrives_unchanged(
         "kv_cache_fraction": str(place.kv_cache_fraction),
         "kv_cache_reuse": "true" if place.kv_cache_reuse else "false",
         "chunked_context": "true" if bounds.chunked_context else "false",
+        "attention_window": f"[{place.attention_window}]",
         "backend": "pytorch",
+    }
+    unsaid = {
+        "backend": kind != "hf-quantized",
+        "attention_window": not place.attention_window,
     }
     read = {
         name: f"option.{key}"
         for name, key in release.properties.items()
-        if name != "backend" or kind == "hf-quantized"
+        if not unsaid.get(name)
     }
 
     assert {name: entries[key] for name, key in read.items()} == {
