@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 # `bench` is importable as the tests see it.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import kl, quantize_models
+from bench import kl
 from bench.quantize_goals import goals_table, judge
 from bench.quantize_job import RECORD
 from bench.quantize_results import Results, scaling_costs, scaling_table, table
@@ -170,16 +170,24 @@ def score_row(
 
 
 def prepare(name: str, model: Path, work: Path) -> Path:
-    """The folder of a reference model, made on first use."""
+    """
+    The folder of a reference model, made on first use.
+
+    In a process of its own: what this one holds when it starts a row counts as the
+    row's peak, since a child begins as a copy.
+    """
     if name == "plain":
         return model
     out = work / "models" / name
     if (out / "model.safetensors").exists():
         return out
+    words = [name, str(model), str(out)]
     if name.startswith("random"):
-        layers = int(name.partition("-")[2] or RANDOM_LAYERS)
-        return quantize_models.make_random(out, num_layers=layers)
-    return quantize_models.derive(name, model, out)
+        layers = name.partition("-")[2] or str(RANDOM_LAYERS)
+        words = ["random", str(out), "--layers", layers]
+    command = [sys.executable, str(HERE / "quantize_models.py"), *words]
+    subprocess.run(command, check=True)
+    return out
 
 
 def interpreters(peers: Sequence[str], work: Path) -> dict[str, str]:
