@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 
+from bench.folder_facts import folder_facts
 from bench.unpack import read_checkpoint
-from lmi_build.checkpoint.header import read_header
 from lmi_build.checkpoint.ledger import read_ledger
 from lmi_build.events import ignore
 from lmi_build.quantizers import builtin_worker
 from lmi_build.quantizers.builtin import PROVIDER
 from lmi_build.spi import Job
-from lmi_build.values.model import ModelFacts, TensorFact, geometry_from_config
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,34 +22,13 @@ if TYPE_CHECKING:
     from lmi_build.values.recipe import QuantSpec
 
 
-def model_facts(folder: Path) -> ModelFacts:
-    """A folder as the planner knows it."""
-    config = json.loads((folder / "config.json").read_text())
-    tensors = tuple(
-        TensorFact(name=e.name, dtype=e.dtype, shape=e.shape, file=path.name)
-        for path in sorted(folder.glob("*.safetensors"))
-        for e in read_header(path).tensors.values()
-    )
-    return ModelFacts(
-        kind="folder",
-        source=str(folder),
-        location=str(folder),
-        revision="",
-        geometry=geometry_from_config(config),
-        config=config,
-        files=(),
-        tensors=tensors,
-        dtype=tensors[0].dtype,
-    )
-
-
 def quantize_job(root: Path, model: Path, spec: QuantSpec, **settings: Any) -> Job:
     """The stage's job, as the planner would lower it."""
     out = root / "out"
     out.mkdir(parents=True)
     return Job(
         stage="tiny/quantize",
-        params=json.loads(json.dumps(PROVIDER.lower(spec, model_facts(model)))),
+        params=json.loads(json.dumps(PROVIDER.lower(spec, folder_facts(model)))),
         inputs={"model": model},
         out=out,
         state=root / "state",

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 import tiny_architectures
+from bench.folder_facts import folder_facts
 from lmi_build.checkpoint.ledger import read_ledger
 from lmi_build.checkpoint.reader import CheckpointReader
 from lmi_build.events import ignore
 from lmi_build.quantizers import builtin_worker
 from lmi_build.quantizers.builtin import PROVIDER
 from lmi_build.values.recipe import CalibrationSpec, QuantSpec
-from stage_jobs import model_facts, quantize, quantize_job, unpacked
+from stage_jobs import quantize, quantize_job, unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,7 +140,7 @@ def test_activations_on_disk_change_no_byte(
 ) -> None:
     """A budget too small for the activations gives the same checkpoint."""
     model = folders(name)
-    need = PROVIDER.estimate(spec, model_facts(model)).ram_bytes
+    need = PROVIDER.estimate(spec, folder_facts(model)).ram_bytes
     held = quantize(tmp_path / "held", model, spec, memory_bytes=need)
     spilled = quantize(tmp_path / "spilled", model, spec, memory_bytes=need - 1)
 

@@ -14,6 +14,7 @@ pytest.importorskip("torch")
 import torch
 from safetensors.torch import load_file, save_file
 
+from bench.folder_facts import folder_facts
 from formats import quantize_folder_as, scheme
 from lmi_build.backends.trtllm import hf_quantized_worker
 from lmi_build.backends.trtllm.hf_quantized import hf_quantized_params
@@ -27,7 +28,7 @@ from lmi_build.spi import Job
 from lmi_build.values.quant import MODELOPT
 from lmi_build.values.recipe import QuantSpec
 from make_tiny_model import make_tiny_model
-from stage_jobs import model_facts, quantize
+from stage_jobs import quantize
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -191,7 +192,7 @@ def test_the_result_is_known_as_a_source(tiny: Path, tmp_path: Path) -> None:
     """A folder that was published can be a model again."""
     quantize_folder_as(tiny, tmp_path / "checkpoint", FORMS["awq"])
     out, _ = run(tmp_path / "checkpoint", tmp_path, FORMS["awq"])
-    found = source_scheme(model_facts(out))
+    found = source_scheme(folder_facts(out))
 
     assert found is not None
     assert (found.packing, found.group_size) == (MODELOPT, 64)
@@ -218,7 +219,7 @@ def test_the_ledger_of_our_own_stage_comes_along(
     from lmi_build.quantizers.builtin import PROVIDER
 
     checkpoint = quantize(tmp_path / "quantize", tiny, spec)
-    out, _ = run(checkpoint, tmp_path, PROVIDER.scheme(spec, model_facts(tiny)))
+    out, _ = run(checkpoint, tmp_path, PROVIDER.scheme(spec, folder_facts(tiny)))
 
     source = read_header(tiny / "model.safetensors").tensors
     result = read_header(out / "model.safetensors").tensors

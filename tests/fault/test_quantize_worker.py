@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bench.folder_facts import folder_facts
 from calibration_data import bring, pinned
-from lmi_build.checkpoint.header import read_header
 from lmi_build.checkpoint.ledger import read_ledger
 from lmi_build.errors import LmiBuildError
 from lmi_build.events import Event, StageNote, StageProgress, ignore
@@ -24,7 +24,6 @@ from lmi_build.numerics.packing import unpack_rows, unpack_zeros
 from lmi_build.quantizers import builtin_worker
 from lmi_build.quantizers.builtin import PROVIDER
 from lmi_build.spi import Job
-from lmi_build.values.model import ModelFacts, TensorFact, geometry_from_config
 from lmi_build.values.recipe import CalibrationSpec, QuantSpec
 from make_tiny_model import make_tiny_model
 
@@ -42,26 +41,6 @@ GPTQ = QuantSpec(
 INT8 = QuantSpec(method="int8")
 
 
-def facts(folder: Path) -> ModelFacts:
-    config = json.loads((folder / "config.json").read_text())
-    tensors = [
-        TensorFact(name=e.name, dtype=e.dtype, shape=e.shape, file=path.name)
-        for path in sorted(folder.glob("*.safetensors"))
-        for e in read_header(path).tensors.values()
-    ]
-    return ModelFacts(
-        kind="folder",
-        source=str(folder),
-        location=str(folder),
-        revision="",
-        geometry=geometry_from_config(config),
-        config=config,
-        files=(),
-        tensors=tuple(tensors),
-        dtype=config["dtype"],
-    )
-
-
 def make_job(root: Path, model: Path, spec: QuantSpec) -> Job:
     out = root / "out"
     out.mkdir(parents=True)
@@ -73,7 +52,7 @@ def make_job(root: Path, model: Path, spec: QuantSpec) -> Job:
             inputs["calibration"] = bring(calibration.facts, root)
     return Job(
         stage="tiny/quantize",
-        params=json.loads(json.dumps(PROVIDER.lower(spec, facts(model)))),
+        params=json.loads(json.dumps(PROVIDER.lower(spec, folder_facts(model)))),
         inputs=inputs,
         out=out,
         state=root / "state",
@@ -170,7 +149,7 @@ def test_estimate_is_the_size_on_disk(
     """The bytes of the weights are known exactly before any work."""
     out = quantize(tmp_path, llama, spec)
 
-    assert PROVIDER.estimate(spec, facts(llama)).disk_bytes == sum(
+    assert PROVIDER.estimate(spec, folder_facts(llama)).disk_bytes == sum(
         path.stat().st_size for path in out.glob("*.safetensors")
     )
 

@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 import torch
 from safetensors.torch import load_file, save_file
 
+from bench.folder_facts import folder_facts
 from formats import quantize_folder_as, scheme
 from lmi_build.errors import Problem, Unsupported
 from lmi_build.sources.assemble import distil
@@ -26,7 +27,6 @@ from lmi_build.values.quant import MODELOPT
 from lmi_build.values.recipe import CalibrationSpec, QuantSpec
 from make_tiny_model import make_tiny_model
 from packed import sample_recipe
-from stage_jobs import model_facts
 from tiny_models import hf_files
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def test_every_format_is_known_and_whole(
     name: str, folders: Callable[[str], Path]
 ) -> None:
     """The scheme is what was written, and headers agree with it."""
-    facts = model_facts(folders(name))
+    facts = folder_facts(folders(name))
 
     assert source_scheme(facts) == SCHEMES[name]
     assert problems(facts) == ()
@@ -115,7 +115,7 @@ def test_every_format_is_known_and_whole(
 
 def test_a_float_model_has_neither_scheme_nor_problems(tiny: Path) -> None:
     """Nothing is made up."""
-    facts = model_facts(tiny)
+    facts = folder_facts(tiny)
 
     assert source_scheme(facts) is None
     assert problems(facts, QuantSpec(method="rtn", bits=4, group_size=32)) == ()
@@ -126,7 +126,7 @@ def test_a_method_on_a_quantized_model_is_refused(
 ) -> None:
     """Codes are not rounded again; the message says what the model is."""
     spec = QuantSpec(method="gptq", bits=4, calibration=CalibrationSpec())
-    (problem,) = problems(model_facts(folders("gptq")), spec)
+    (problem,) = problems(folder_facts(folders("gptq")), spec)
 
     assert problem.code == "quantize.already-quantized"
     assert problem.path == "quantize.method"
@@ -148,7 +148,7 @@ def test_a_configuration_of_other_weights_is_refused(
     name: str, changes: dict[str, Any], part: str, folders: Callable[[str], Path]
 ) -> None:
     """Bits, groups and formats that the headers contradict."""
-    (problem,) = problems(with_config(model_facts(folders(name)), **changes))
+    (problem,) = problems(with_config(folder_facts(folders(name)), **changes))
 
     assert problem.path == "model.source"
     assert problem.code == "checkpoint.format"
@@ -159,7 +159,7 @@ def test_another_tools_configuration_is_refused(
     folders: Callable[[str], Path],
 ) -> None:
     """None of its tensors are there."""
-    facts = model_facts(folders("fp8-static"))
+    facts = folder_facts(folders("fp8-static"))
     entry: dict[str, JSONValue] = {
         "quant_method": "awq",
         "bits": 4,
@@ -188,7 +188,7 @@ def test_a_missing_tensor_is_named(
     name: str, tensor: str, folders: Callable[[str], Path]
 ) -> None:
     """Scales and their companions must be there."""
-    facts = model_facts(folders(name))
+    facts = folder_facts(folders(name))
     kept = tuple(x for x in facts.tensors if not x.name.endswith(tensor))
     assert len(kept) == len(facts.tensors) - 1
 
@@ -203,7 +203,7 @@ def test_a_group_index_may_be_missing_unless_it_is_needed(
     folders: Callable[[str], Path],
 ) -> None:
     """Readers make up the plain one; activation order cannot be made up."""
-    facts = model_facts(folders("gptq"))
+    facts = folder_facts(folders("gptq"))
     kept = tuple(x for x in facts.tensors if not x.name.endswith("g_idx"))
     bare = replace(facts, tensors=kept)
 
@@ -230,7 +230,7 @@ def test_a_group_index_may_be_missing_unless_it_is_needed(
 )
 def test_what_nobody_reads_is_refused_before_a_weight(entry: Any, tiny: Path) -> None:
     """With the entry that is in the way, as something that is not supported."""
-    facts = model_facts(tiny)
+    facts = folder_facts(tiny)
     facts = replace(facts, config={**facts.config, "quantization_config": entry})
 
     (problem,) = problems(facts)
@@ -259,7 +259,7 @@ def modelopt_model(tiny: Path, folder: Path, entry: dict[str, Any]) -> ModelFact
     config = json.loads((tiny / "config.json").read_bytes())
     config["quantization_config"] = entry
     (folder / "config.json").write_text(json.dumps(config))
-    return model_facts(folder)
+    return folder_facts(folder)
 
 
 def test_modelopts_four_bits_are_passed_on(tiny: Path, tmp_path: Path) -> None:
@@ -313,10 +313,10 @@ def test_the_float_model_behind_it_has_the_float_models_shapes(
     name: str, tiny: Path, folders: Callable[[str], Path]
 ) -> None:
     """Whoever estimates by tensors sees the model that the codes stand for."""
-    facts = model_facts(folders(name))
+    facts = folder_facts(folders(name))
     found = dequantized_facts(facts, SCHEMES[name])
 
-    shapes = {x.name: x.shape for x in model_facts(tiny).tensors}
+    shapes = {x.name: x.shape for x in folder_facts(tiny).tensors}
     assert {x.name: x.shape for x in found.tensors} == shapes
     assert "quantization_config" not in found.config
     assert (found.dtype, found.files) == ("float32", facts.files)

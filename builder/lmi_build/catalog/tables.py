@@ -30,17 +30,20 @@ _UNIONS = (UnionType, Union)
 _SCALARS = (str, int, float, bool)
 
 
-def read_tables(name: str) -> dict[str, dict[str, Any]]:
+def read_tables(
+    name: str, *, package: str = "lmi_build.catalog"
+) -> dict[str, dict[str, Any]]:
     """
-    The tables of one file of the catalogue, in its order.
+    The tables of one data file, in its order.
 
     Args:
         name: File name, such as `releases.toml`.
+        package: Where it lies.
 
     Raises:
         ValueError: The file has something beside tables; a fault of the package.
     """
-    text = files("lmi_build.catalog").joinpath(name).read_text("utf-8")
+    text = files(package).joinpath(name).read_text("utf-8")
     return parse_tables(text, name)
 
 
@@ -63,6 +66,26 @@ def parse_tables(text: str, name: str) -> dict[str, dict[str, Any]]:
     if loose:
         raise ValueError(f"{name} has {loose} outside of tables")
     return tables
+
+
+def read_rows(cls: type[Row], name: str, *, package: str) -> Mapping[str, Row]:
+    """
+    Every table of a data file as a dataclass, by its name.
+
+    Args:
+        cls: A dataclass; what `read_row` knows.
+        name: File name.
+        package: Where it lies.
+
+    Raises:
+        ValueError: As for `read_tables` and `read_row`.
+    """
+    return MappingProxyType(
+        {
+            key: read_row(cls, table, where=f"{name}: [{key}]")
+            for key, table in read_tables(name, package=package).items()
+        }
+    )
 
 
 def read_row(cls: type[Row], table: Mapping[str, Any], *, where: str) -> Row:

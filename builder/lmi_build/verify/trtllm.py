@@ -10,8 +10,7 @@ beside the float model, and the gates judge that. Nothing here runs an engine.
 from __future__ import annotations
 
 import json
-import tempfile
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from lmi_build import __version__
@@ -30,14 +29,12 @@ from lmi_build.backends.trtllm.startup import startup, startup_everywhere
 from lmi_build.catalog.releases import releases
 from lmi_build.checkpoint.formats.dequantized import DequantizedReader
 from lmi_build.errors import VerifyFailed
-from lmi_build.events import StageNote, StageProgress
-from lmi_build.numerics.compare import DriftMeter
-from lmi_build.numerics.intervals import LEVEL
+from lmi_build.events import StageNote
 from lmi_build.store.files import write_atomic
+from lmi_build.verify.drift import drift_document, measure_drift
 from lmi_build.verify.gates import judge, summary
 from lmi_build.verify.held_out import held_out_windows
 from lmi_build.verify.integrity import refuse_if_damaged
-from lmi_build.verify.reference import LogitsFile
 from lmi_build.verify.streamed import can_stream, streamed_logits
 from lmi_build.verify.worker import REPORT_NAME, REPORT_SCHEMA, refuse_missed
 
@@ -90,11 +87,7 @@ def run(job: Job, emit: Emit) -> None:
     drift = _quality(job, emit, manifest)
     rows = judge(drift, params["gates"]) if drift is not None else ()
     if drift is not None:
-        report["drift"] = {
-            **asdict(drift),
-            "perplexity_ratio": drift.perplexity_ratio,
-            "interval_level": LEVEL,
-        }
+        report["drift"] = drift_document(drift)
         report["gates"] = [row.to_json() for row in rows]
         _note(job, emit, "info", "verify.measured", ", ".join(summary(drift)))
     text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
@@ -232,24 +225,17 @@ def _quality(job: Job, emit: Emit, manifest: Manifest) -> Drift | None:
         max_seq_len=int(cast("int", job.params["max_seq_len"])),
     )
     threads = int(cast("int", job.settings.get("threads", 0)))
-    total = 2 * len(windows)
-
-    def progress(done: int) -> None:
-        emit(StageProgress(stage=job.stage, done=done, total=total, unit="windows"))
-
-    meter = DriftMeter()
-    with tempfile.TemporaryFile(dir=job.out) as scratch:
-        kept = LogitsFile(scratch)
-        floats = streamed_logits(model, windows, threads=threads)
-        for done, logits_TV in enumerate(floats, start=1):
-            kept.append(logits_TV)
-            progress(done)
-        with DequantizedReader(weights) as reader:
-            found = streamed_logits(model, windows, threads=threads, reader=reader)
-            for done, logits_TV in enumerate(found):
-                meter.add(kept.read(done), logits_TV, windows[done])
-                progress(len(windows) + done + 1)
-    return meter.result()
+    reference = streamed_logits(model, windows, threads=threads)
+    with DequantizedReader(weights) as reader:
+        return measure_drift(
+            job,
+            emit,
+            windows,
+            reference=reference,
+            candidate=lambda: streamed_logits(
+                model, windows, threads=threads, reader=reader
+            ),
+        )
 
 
 def _tokenizer(job: Job, manifest: Manifest) -> Tokenizer:

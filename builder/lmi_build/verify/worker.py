@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -26,19 +25,17 @@ from lmi_build.checkpoint.formats.dequantized import (
     write_dequantized,
 )
 from lmi_build.checkpoint.layers import LAYERS_NAME, layers_from_bytes
-from lmi_build.errors import VerifyFailed
-from lmi_build.events import StageNote, StageProgress
-from lmi_build.numerics.compare import Drift, DriftMeter
-from lmi_build.numerics.intervals import LEVEL
+from lmi_build.events import StageNote
 from lmi_build.package.engine import load_engine
 from lmi_build.store.files import write_atomic
 from lmi_build.values.quant import QuantScheme
 from lmi_build.verify import checks
 from lmi_build.verify.advice import advice, quant_spec, worst_lines
+from lmi_build.verify.drift import drift_document, measure_drift
 from lmi_build.verify.gates import judge, require_gates, summary, weak_note
 from lmi_build.verify.held_out import held_out_windows, num_held_out_windows
 from lmi_build.verify.integrity import refuse_if_damaged
-from lmi_build.verify.reference import FloatReference, LogitsFile
+from lmi_build.verify.reference import FloatReference
 from lmi_build.verify.streamed import can_stream, streamed_logits
 
 if TYPE_CHECKING:
@@ -51,6 +48,7 @@ if TYPE_CHECKING:
     from lmi_build.checkpoint.layers import Layers
     from lmi_build.digest import JSONValue
     from lmi_build.events import Emit
+    from lmi_build.numerics.compare import Drift
     from lmi_build.spi import Job
     from lmi_build.values.manifest import Manifest
     from lmi_build.verify.gates import GateRow
@@ -84,11 +82,7 @@ def run(job: Job, emit: Emit) -> None:
     tokenizer = _tokenizer(job)
     drift = _measure(job, emit, manifest, tokenizer)
     rows = judge(drift, params["gates"])
-    report["drift"] = {
-        **asdict(drift),
-        "perplexity_ratio": drift.perplexity_ratio,
-        "interval_level": LEVEL,
-    }
+    report["drift"] = drift_document(drift)
     report["gates"] = [row.to_json() for row in rows]
     _note(job, emit, "info", "verify.measured", ", ".join(summary(drift)))
     _tell_weak(job, emit, rows, tokenizer)
@@ -206,33 +200,12 @@ def _measure(job: Job, emit: Emit, manifest: Manifest, tokenizer: Tokenizer) -> 
         max_seq_len=params["max_seq_len"],
     )
 
-    def progress(done: int) -> None:
-        emit(
-            StageProgress(
-                stage=job.stage, done=done, total=2 * len(windows), unit="windows"
-            )
-        )
-
-    meter = DriftMeter()
-    with tempfile.TemporaryFile(dir=job.out) as scratch:
-        kept = LogitsFile(scratch)
-        for done, logits_TV in enumerate(_float_logits(job, windows), start=1):
-            kept.append(logits_TV)
-            progress(done)
+    def candidate() -> Iterator[npt.NDArray[np.float32]]:
         engine = load_engine(root, manifest).engine
-        for done, ids in enumerate(windows, start=1):
-            try:
-                found = engine.logits(ids)
-                meter.add(kept.read(done - 1), found, ids)
-            except ValueError as error:
-                raise VerifyFailed(
-                    f"held-out window {done} of {len(windows)}: {error}",
-                    code="verify.logits-broken",
-                    hints=("build it again; if it stays, report it with the log",),
-                ) from error
-            del found
-            progress(len(windows) + done)
-    return meter.result()
+        return (engine.logits(ids) for ids in windows)
+
+    reference = _float_logits(job, windows)
+    return measure_drift(job, emit, windows, reference=reference, candidate=candidate)
 
 
 def _float_logits(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping  # noqa: TC003 - `read_row` reads the hints
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from lmi_build.backends.trtllm import PACKAGE
 from lmi_build.backends.trtllm.models import value_at
-from lmi_build.catalog.tables import parse_tables, read_row
+from lmi_build.catalog.tables import read_rows
 from lmi_build.errors import Problem
 
 if TYPE_CHECKING:
@@ -78,12 +78,7 @@ def converter_rows() -> Mapping[str, _Row]:
     Raises:
         ValueError: The data file is wrong; a fault of the package.
     """
-    text = files("lmi_build.backends.trtllm").joinpath(FILE).read_text("utf-8")
-    tables = parse_tables(text, FILE)
-    return {
-        name: read_row(_Row, table, where=f"{FILE}: [{name}]")
-        for name, table in tables.items()
-    }
+    return read_rows(_Row, FILE, package=PACKAGE)
 
 
 def conversion_problems(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from lmi_build.catalog.tables import parse_tables, read_row
+from lmi_build.backends.trtllm import PACKAGE
+from lmi_build.catalog.tables import read_row, read_tables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,9 +64,8 @@ def front_ends() -> Mapping[str, FrontEnd]:
     Raises:
         ValueError: The data file is wrong; a fault of the package.
     """
-    text = files("lmi_build.backends.trtllm").joinpath(FILE).read_text("utf-8")
     found = {}
-    for lmi, table in parse_tables(text, FILE).items():
+    for lmi, table in read_tables(FILE, package=PACKAGE).items():
         row = read_row(FrontEnd, {"lmi": lmi, **table}, where=f"{FILE}: [{lmi}]")
         known = (
             (row.layout, LAYOUTS),

@@ -23,11 +23,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from lmi_build.catalog.tables import parse_tables, read_row
+from lmi_build.backends.trtllm import PACKAGE
+from lmi_build.catalog.tables import read_rows
 from lmi_build.errors import Problem
 from lmi_build.text import join_words
 
@@ -90,14 +89,7 @@ def hf_formats() -> Mapping[str, HfFormat]:
     Raises:
         ValueError: The table is wrong; a fault of the package.
     """
-    text = files("lmi_build.backends.trtllm").joinpath(FILE).read_text("utf-8")
-    tables = parse_tables(text, FILE)
-    return MappingProxyType(
-        {
-            name: read_row(HfFormat, table, where=f"{FILE} [{name}]")
-            for name, table in tables.items()
-        }
-    )
+    return read_rows(HfFormat, FILE, package=PACKAGE)
 
 
 def readable(trtllm: str) -> Mapping[str, HfFormat]:

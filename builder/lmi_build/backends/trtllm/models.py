@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping  # noqa: TC003 - `read_row` resolves it
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from lmi_build.catalog.tables import parse_tables, read_row
+from lmi_build.backends.trtllm import PACKAGE
+from lmi_build.catalog.tables import read_row, read_tables
 from lmi_build.text import join_words
 
 FILE = "models.toml"
@@ -126,8 +126,7 @@ def trtllm_models() -> Mapping[str, TrtllmModel]:
     Raises:
         ValueError: The data file has a wrong key; a fault of the package.
     """
-    text = files("lmi_build.backends.trtllm").joinpath(FILE).read_text("utf-8")
-    tables = parse_tables(text, FILE)
+    tables = read_tables(FILE, package=PACKAGE)
     return MappingProxyType(
         {name: _model(name, _inherit(name, tables)) for name in tables}
     )
