@@ -33,6 +33,7 @@ class Instance:
         compute_capability: Of a GPU, such as `8.6`; empty for others.
         num_vcpus: Virtual processors of the host.
         memory_bytes: Memory of the host.
+        own_disk: A disk of the host's own holds the model.
         source: Where the numbers were read.
     """
 
@@ -45,6 +46,7 @@ class Instance:
     compute_capability: str
     num_vcpus: int
     memory_bytes: int
+    own_disk: bool
     source: str
 
     @property
@@ -64,6 +66,7 @@ class _Family:
     device_memory_mib: int = 0
     cores_per_device: int = 0
     compute_capability: str = ""
+    own_disk: bool = False
 
 
 @cache
@@ -116,6 +119,7 @@ def _family(name: str, table: Mapping[str, Any]) -> list[Instance]:
                 compute_capability=family.compute_capability,
                 num_vcpus=num_vcpus,
                 memory_bytes=memory_gib * GIB,
+                own_disk=family.own_disk,
                 source=family.source,
             )
         )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lmi_build.catalog.images import image_uri, regions
+from lmi_build.catalog.instances import instances
 from lmi_build.errors import Problem, UsageInvalid
 from lmi_build.text import did_you_mean
 
@@ -30,18 +31,6 @@ _MOST_TIMEOUT = 3600
 # The API takes 512 GiB at most; instances with an NVMe disk take none.
 _MOST_VOLUME_GIB = 512
 _SMALLEST_VOLUME_GIB = 32
-_OWN_DISK = (
-    "ml.g4dn.",
-    "ml.g5.",
-    "ml.g6.",
-    "ml.g6e.",
-    "ml.p3dn.",
-    "ml.p4d.",
-    "ml.p4de.",
-    "ml.p5.",
-    "ml.p5e.",
-    "ml.p5en.",
-)
 # Half of what a single connection to S3 gives, so that a slow day is survived.
 _DOWNLOAD_BYTES_A_SECOND = 64 << 20
 _GIB = 1 << 30
@@ -262,7 +251,8 @@ def volume_gib(deployment: Deployment) -> int | None:
 
     An archive lies there twice while it is unpacked.
     """
-    if deployment.instance_type.startswith(_OWN_DISK):
+    machine = instances().get(deployment.instance_type)
+    if machine is not None and machine.own_disk:
         return None
     copies = 2 if deployment.compressed else 1
     wanted = _SMALLEST_VOLUME_GIB + -(-copies * deployment.artifact_bytes // _GIB)
