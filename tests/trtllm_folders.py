@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from lmi_build.backends.folder import Folder, listed_folder
 from lmi_build.backends.trtllm.bounds import EngineBounds
-from lmi_build.backends.trtllm.folder import Folder, listed_folder
 from lmi_build.backends.trtllm.layout import Placement, artifact_layout
 from lmi_build.backends.trtllm.serving_keys import serving_properties
 from lmi_build.package.properties import render_properties

@@ -22,7 +22,7 @@ from lmi_build.values.manifest import MANIFEST_NAME
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lmi_build.backends.trtllm.folder import Folder
+    from lmi_build.backends.folder import Folder
     from lmi_build.errors import Problem
     from lmi_build.events import Emit
     from lmi_build.publishers.reader import ArtifactReader
@@ -322,7 +322,7 @@ def start_up(
 
 def _folder(reader: ArtifactReader, where: str) -> Folder:
     """The files that lie at a place, for whoever asks about them."""
-    from lmi_build.backends.trtllm.folder import listed_folder
+    from lmi_build.backends.folder import listed_folder
     from lmi_build.errors import UsageInvalid
 
     sizes = reader.list()

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from lmi_build.backends.java_properties import java_properties
 from lmi_build.backends.trtllm.bounds import EngineBounds
-from lmi_build.backends.trtllm.java_properties import java_properties
 from lmi_build.backends.trtllm.layout import Placement, artifact_layout
 from lmi_build.backends.trtllm.serving_keys import serving_problems, serving_properties
 from lmi_build.backends.trtllm.startup import startup

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from lmi_build.backends.folder import MAX_TEXT_BYTES, listed_folder, local_folder
 from lmi_build.backends.trtllm.engine_checks import (
     Expected,
     checkpoint_problems,
@@ -17,7 +18,6 @@ from lmi_build.backends.trtllm.engine_folder import (
     read_checkpoint_folder,
     read_engine_folder,
 )
-from lmi_build.backends.trtllm.folder import MAX_TEXT_BYTES, listed_folder, local_folder
 from lmi_build.errors import VerifyFailed
 from trtllm_folders import engine_config, engine_files, folder_of
 

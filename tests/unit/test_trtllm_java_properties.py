@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmi_build.backends.trtllm.java_properties import java_properties, with_environment
+from lmi_build.backends.java_properties import java_properties, with_environment
 from lmi_build.package.properties import render_properties
 
 KEYS = st.from_regex(r"option\.[a-z_]{1,20}", fullmatch=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lmi_build.backends.containers import Container, Mount, docker_run
 from lmi_build.backends.trtllm.algorithms import (
     algorithm_problems,
     algorithm_rows,
@@ -20,9 +21,6 @@ from lmi_build.backends.trtllm.bounds import (
     lower_bounds,
 )
 from lmi_build.backends.trtllm.command import (
-    Container,
-    Mount,
-    docker_run,
     trtllm_build,
 )
 from lmi_build.backends.trtllm.conversion import (

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lmi_build.backends.host import free_host_bytes
 from lmi_build.backends.trtllm.preflight import (
     Needs,
     check_gpus,
-    free_host_bytes,
     preflight,
     read_gpus,
     visible_gpus,

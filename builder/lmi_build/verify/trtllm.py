@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from lmi_build import __version__
+from lmi_build.backends.folder import local_folder
 from lmi_build.backends.trtllm.engine_checks import (
     Expected,
     checkpoint_problems,
@@ -24,7 +25,6 @@ from lmi_build.backends.trtllm.engine_folder import (
     read_checkpoint_folder,
     read_engine_folder,
 )
-from lmi_build.backends.trtllm.folder import local_folder
 from lmi_build.backends.trtllm.startup import startup, startup_everywhere
 from lmi_build.catalog.releases import releases
 from lmi_build.checkpoint.formats.dequantized import DequantizedReader
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from tokenizers import Tokenizer
 
-    from lmi_build.backends.trtllm.folder import Folder
+    from lmi_build.backends.folder import Folder
     from lmi_build.catalog.releases import Release
     from lmi_build.digest import JSONValue
     from lmi_build.errors import Problem

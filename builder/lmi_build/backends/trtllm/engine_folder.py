@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lmi_build.backends.trtllm.folder import read_object, unreadable
+from lmi_build.backends.folder import read_object, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lmi_build.backends.trtllm.folder import Folder
+    from lmi_build.backends.folder import Folder
 
 CONFIG_NAME = "config.json"
 # What this project records beside an engine that it built.

@@ -13,24 +13,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmi_build.backends.containers import docker_run
+from lmi_build.backends.folder import local_folder
+from lmi_build.backends.host import free_host_bytes
+from lmi_build.backends.running import ask_with, run_logged
 from lmi_build.backends.trtllm.command import (
     ENGINE,
     TIMING_CACHE,
     convert_checkpoint,
-    docker_run,
     trtllm_build,
 )
 from lmi_build.backends.trtllm.engine_checks import Expected, engine_problems
 from lmi_build.backends.trtllm.engine_folder import read_engine_folder
-from lmi_build.backends.trtllm.folder import local_folder
 from lmi_build.backends.trtllm.lowering import EnginePlan
 from lmi_build.backends.trtllm.preflight import (
     Machine,
     Needs,
-    free_host_bytes,
     preflight,
 )
-from lmi_build.backends.trtllm.running import ask_with, run_logged
 from lmi_build.backends.trtllm.toolchain import same_as_far
 from lmi_build.backends.trtllm.workplace import make_place
 from lmi_build.catalog.trtllm_flags import build_flags

@@ -8,11 +8,11 @@ together and raises the first fault.
 
 from __future__ import annotations
 
-import re
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lmi_build.backends.host import free_host_bytes
 from lmi_build.backends.trtllm.toolchain import PROBE, Toolchain, check_toolchain
 from lmi_build.errors import DoesNotFit, ToolMissing, Unsupported
 from lmi_build.units import format_bytes
@@ -231,26 +231,6 @@ def check_host(needs: Needs, free_ram_bytes: int, free_disk_bytes: int) -> None:
             code="trtllm.disk",
             hints=("free some space or choose another disk: `--cache-dir DIR`",),
         )
-
-
-def free_host_bytes(meminfo: str | None = None) -> int:
-    """
-    Memory that a new process can have.
-
-    Args:
-        meminfo: Text of /proc/meminfo; None reads it.
-    """
-    from pathlib import Path
-
-    text = meminfo if meminfo is not None else Path("/proc/meminfo").read_text("ascii")
-    match = re.search(r"^MemAvailable:\s+(\d+) kB$", text, re.MULTILINE)
-    if match is None:
-        raise ToolMissing(
-            "/proc/meminfo does not say how much memory is available",
-            code="trtllm.host-memory",
-            hints=("build on Linux",),
-        )
-    return int(match[1]) * 1024
 
 
 def _gpu(line: str) -> Gpu | None:

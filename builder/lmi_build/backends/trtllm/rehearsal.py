@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from lmi_build.backends.trtllm.command import (
+from lmi_build.backends.containers import (
     SHM_SIZE,
     WORK,
     Container,
     Mount,
-    convert_checkpoint,
     docker_run,
     environment,
+)
+from lmi_build.backends.trtllm.command import (
+    convert_checkpoint,
     trtllm_build,
 )
 from lmi_build.backends.trtllm.conversion import CHECKPOINT, EXAMPLES, SOURCE
@@ -99,5 +101,6 @@ def _container(plan: EnginePlan, image: str) -> Container:
             *(Mount(source=f"/{x.upper()}", target=f"{WORK}/{x}") for x in read),
         ),
         user="UID:GID",
+        gpus="all",
         environment=environment(f"{WORK}/home"),
     )

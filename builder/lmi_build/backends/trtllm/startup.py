@@ -11,16 +11,16 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from lmi_build.backends.folder import read_text
+from lmi_build.backends.java_properties import java_properties, with_environment
 from lmi_build.backends.trtllm import startup_engine, startup_triton
-from lmi_build.backends.trtllm.folder import read_text
 from lmi_build.backends.trtllm.front_ends import front_end, front_ends
-from lmi_build.backends.trtllm.java_properties import java_properties, with_environment
 from lmi_build.backends.trtllm.verdicts import Case, Verdict, compiles, elsewhere, fails
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lmi_build.backends.trtllm.folder import Folder
+    from lmi_build.backends.folder import Folder
 
 PROPERTIES_NAME = "serving.properties"
 # Where SageMaker puts the model's files.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from lmi_build.backends.folder import read_object, read_text
 from lmi_build.backends.trtllm.engine_checks import (
     Expected,
     load_problems,
     unknowns,
 )
 from lmi_build.backends.trtllm.engine_folder import CONFIG_NAME, read_engine_folder
-from lmi_build.backends.trtllm.folder import read_object, read_text
 from lmi_build.backends.trtllm.startup_triton import repositories
 from lmi_build.backends.trtllm.tokenizer_config import GENERIC, class_problem
 from lmi_build.backends.trtllm.tokenizer_config import NAME as _TOKENIZER_CONFIG

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from lmi_build.backends.folder import read_text
 from lmi_build.backends.trtllm.engine_checks import (
     Expected,
     load_problems,
 )
 from lmi_build.backends.trtllm.engine_folder import CONFIG_NAME, read_engine_folder
-from lmi_build.backends.trtllm.folder import read_text
 from lmi_build.backends.trtllm.triton_config import CONFIG_NAME as TRITON_CONFIG
 from lmi_build.backends.trtllm.verdicts import (
     compiles,
@@ -24,7 +24,7 @@ from lmi_build.errors import VerifyFailed
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lmi_build.backends.trtllm.folder import Folder
+    from lmi_build.backends.folder import Folder
     from lmi_build.backends.trtllm.verdicts import Case, Verdict
 
 _TOKENIZER = "tokenizer_config.json"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lmi_build.backends.trtllm.folder import Folder
+    from lmi_build.backends.folder import Folder
     from lmi_build.backends.trtllm.front_ends import FrontEnd
 
 # Takes the engine as it is; builds one at every start; goes past TensorRT-LLM to

@@ -9,15 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmi_build.backends.trtllm.command import (
-    CACHE,
-    ENGINE,
+from lmi_build.backends.containers import (
     WORK,
     Container,
     Mount,
     docker_run,
     environment,
 )
+from lmi_build.backends.trtllm.command import CACHE, ENGINE
 from lmi_build.backends.trtllm.conversion import (
     CHECKPOINT,
     EXAMPLES,
