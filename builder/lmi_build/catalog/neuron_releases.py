@@ -1,0 +1,120 @@
+"""Releases of the containers that serve Neuron artifacts, read from data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping  # noqa: TC003 - read_row reads annotations
+from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
+
+from lmi_build.catalog.tables import read_row, read_tables
+
+FILE = "neuron_releases.toml"
+CONTAINERS = ("djl-neuronx", "huggingface-vllm-neuronx")
+LAYOUTS = ("split", "presharded", "export", "")
+LOADERS = ("tnx", "optimum", "nxdi", "trace")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NeuronRelease:
+    """
+    What one image compiles and loads.
+
+    Args:
+        name: Such as `djl-neuronx-0.30.0`.
+        container: One of `CONTAINERS`.
+        version: Version of the image, such as `0.30.0`.
+        repository: Repository of the image in its registry.
+        tag: Its tag; empty where none was published.
+        published: An image of it can be pulled.
+        sdk: Version of the Neuron SDK.
+        neuronx_cc: Version of the compiler.
+        torch_neuronx: Version of torch-neuronx.
+        torch: Version of PyTorch.
+        torch_xla: Version of PyTorch/XLA; empty where it is not pinned.
+        libneuronxla: Version of libneuronxla; empty where it is not pinned.
+        transformers_neuronx: Version of transformers-neuronx; empty without it.
+        neuronx_distributed: Version of NeuronX Distributed.
+        nxdi: Version of NxD Inference; empty without it.
+        optimum_neuron: Version of optimum-neuron; empty without it.
+        transformers: Version of transformers.
+        python: Version of Python.
+        loaders: Of `LOADERS`, those that load an artifact without compiling it; the
+            first is the one it takes by default.
+        layout: Of a compiled decoder: `split` (weights in `checkpoint/`, graphs in
+            `compiled/`), `presharded` (both in `compiled/`), `export` (optimum-neuron's
+            folder), or empty for none.
+        families: Instance families it serves on, such as `inf2`.
+        end_of_life: What its makers said about its end.
+        note: What else matters.
+        source: Where it was read.
+    """
+
+    name: str
+    container: str
+    version: str
+    repository: str
+    published: bool
+    sdk: str
+    neuronx_cc: str
+    torch_neuronx: str
+    torch: str
+    transformers: str
+    python: str
+    loaders: tuple[str, ...]
+    families: tuple[str, ...]
+    source: str
+    layout: str = ""
+    tag: str = ""
+    torch_xla: str = ""
+    libneuronxla: str = ""
+    transformers_neuronx: str = ""
+    neuronx_distributed: str = ""
+    nxdi: str = ""
+    optimum_neuron: str = ""
+    end_of_life: str = ""
+    note: str = ""
+
+    @property
+    def tnx_row(self) -> str:
+        """Major and minor version of transformers-neuronx, such as `0.12`."""
+        return ".".join(self.transformers_neuronx.split(".")[:2])
+
+
+@cache
+def neuron_releases() -> Mapping[str, NeuronRelease]:
+    """
+    Every known release by name, newest first, LMI images before others.
+
+    Raises:
+        ValueError: The data file is wrong; a fault of the package.
+    """
+    found = {}
+    for name, table in read_tables(FILE).items():
+        where = f"{FILE}: [{name}]"
+        row = read_row(NeuronRelease, {"name": name, **table}, where=where)
+        for what, values, allowed in (
+            ("container", (row.container,), CONTAINERS),
+            ("layout", (row.layout,), LAYOUTS),
+            ("loaders", row.loaders, LOADERS),
+        ):
+            if unknown := sorted(set(values) - set(allowed)):
+                raise ValueError(f"{where}, `{what}` has {unknown}")
+        found[name] = row
+    return MappingProxyType(found)
+
+
+def newest_neuron(container: str = "djl-neuronx") -> NeuronRelease:
+    """
+    The newest published release of one container.
+
+    Args:
+        container: One of `CONTAINERS`.
+
+    Raises:
+        KeyError: No published release has that container.
+    """
+    for found in neuron_releases().values():
+        if found.container == container and found.published:
+            return found
+    raise KeyError(container)
