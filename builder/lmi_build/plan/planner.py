@@ -27,6 +27,7 @@ from lmi_build.sources.prequantized import (
 from lmi_build.text import join_words
 from lmi_build.toolchains.versions import missing_blocker
 from lmi_build.values.quant import QuantScheme
+from lmi_build.values.recipe import COMPILER
 from lmi_build.values.stage import (
     Blocker,
     Estimate,
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from lmi_build.spi import Backend, Host, Params, Proof, Quantizer
     from lmi_build.toolchains.environment import Pinned
     from lmi_build.values.model import ModelFacts
-    from lmi_build.values.recipe import Recipe
+    from lmi_build.values.recipe import QuantSpec, Recipe
     from lmi_build.values.settings import Settings
 
 # Bytes of engine and package files beside the weights: tokenizer, graph, settings.
@@ -146,7 +147,9 @@ def _problems(recipe: Recipe, world: World) -> Iterable[Problem]:
         return [recipe.locate(problem) for problem in (*found, *packed)]
     recipe = _settled(recipe, world)
     scheme = float_scheme(facts)
-    if recipe.quantize.method != "none":
+    if recipe.quantize.provider == COMPILER:
+        scheme = _compiler_scheme(recipe.quantize)
+    elif recipe.quantize.method != "none":
         quantizer = world.quantizer(recipe.quantize.provider)
         found += quantizer.check(recipe, facts)
         scheme = quantizer.scheme(recipe.quantize, facts)
@@ -225,6 +228,19 @@ def float_scheme(facts: ModelFacts) -> QuantScheme:
     )
 
 
+def _compiler_scheme(spec: QuantSpec) -> QuantScheme:
+    """Of weights that lie in float and are rounded where they are loaded."""
+    return QuantScheme(
+        weight_bits=spec.bits,
+        weight_dtype="int",
+        group_size=spec.group_size,
+        sym=spec.sym,
+        activation_bits=16,
+        packing="none",
+        scale_dtype="float32",
+    )
+
+
 def _float_facts(facts: ModelFacts) -> ModelFacts:
     """The float model that an engine is compared with."""
     scheme = source_scheme(facts)
@@ -237,7 +253,9 @@ def _chain(recipe: Recipe, world: World) -> list[Stage]:
     recipe = _settled(recipe, world)
     chain = [_fetch(recipe, facts, world)]
     scheme = float_scheme(facts)
-    if recipe.quantize.method != "none":
+    if recipe.quantize.provider == COMPILER:
+        scheme = _compiler_scheme(recipe.quantize)
+    elif recipe.quantize.method != "none":
         quantizer = world.quantizer(recipe.quantize.provider)
         scheme = quantizer.scheme(recipe.quantize, facts)
         dataset = _calibration(recipe, world)

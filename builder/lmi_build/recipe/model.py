@@ -351,6 +351,12 @@ class CompileSection(Section):
         "from, or a Hugging Face folder that the server quantizes nothing of; `auto` "
         "is an engine where the release has one.",
     )
+    loader: Literal["auto", "tnx", "optimum", "nxdi", "trace"] = Field(
+        default="auto",
+        description="Library that compiles and loads Neuron graphs: Transformers "
+        "NeuronX, Optimum Neuron, NxD Inference, or `torch_neuronx.trace` (encoders); "
+        "`auto` is the one the release takes for the model.",
+    )
     tensor_parallel_size: Annotated[int, Field(ge=1, le=1024)] = Field(
         default=1, description="Ranks that a layer is split over."
     )

@@ -118,6 +118,20 @@ def _known(path: str, name: str, names: Sequence[str], group: str) -> Iterator[P
         )
 
 
+def _loader(sections: Sections) -> Iterator[Problem]:
+    """One backend of ours has more than one library to load with."""
+    spec = sections.compile
+    if spec is None or spec.loader == "auto" or spec.backend == "neuronx":
+        return
+    if spec.backend in BACKENDS:
+        yield Problem(
+            code="recipe.unused-option",
+            message=f"`loader` means nothing for backend `{spec.backend}`",
+            path="compile.loader",
+            hint="remove it, or write `backend: neuronx`",
+        )
+
+
 def _num_tokens(sections: Sections) -> Iterator[Problem]:
     bounds = sections.bounds
     if bounds is None or bounds.max_num_tokens is None:
@@ -176,6 +190,7 @@ RULES: tuple[Rule, ...] = (
     _source,
     _calibration,
     _names,
+    _loader,
     _num_tokens,
     _verify_lengths,
     _publish,

@@ -97,7 +97,6 @@ DERIVED = frozenset(
 LATER: Mapping[str, str] = {
     "job": "remote builds are not in this version; run `lmi-build build` on the "
     "machine itself",
-    "compile.loader": "not in this version; remove it",
 }
 
 # Other spellings of values, by the last part of the path.
@@ -126,6 +125,15 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "inferentia": "neuronx",
         "aoti": "aotinductor",
         "inductor": "aotinductor",
+    },
+    "loader": {
+        "transformers-neuronx": "tnx",
+        "transformers_neuronx": "tnx",
+        "optimum-neuron": "optimum",
+        "nxd-inference": "nxdi",
+        "neuronx-distributed-inference": "nxdi",
+        "torch-neuronx": "trace",
+        "torch_neuronx": "trace",
     },
     "layout": {"djl": "djl-lmi", "lmi": "djl-lmi"},
     "format": {"tar": "tar.gz", "tgz": "tar.gz", "folder": "prefix"},

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from lmi_build.values.dataset import DatasetFacts
 
 
+# A provider that no recipe names: the backend's toolchain rounds weights as it loads
+# them, and there is no stage before it.
+COMPILER = "compiler"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSpec:
     """
@@ -71,7 +76,7 @@ class QuantSpec:
 
     Args:
         method: `none`, `rtn`, `gptq`, `awq`, `smoothquant`, `int8` or `fp8`.
-        provider: Who runs it; `builtin` unless named.
+        provider: Who runs it; `builtin` unless named. A backend may make it `COMPILER`.
         bits: Bits of one weight.
         group_size: Input channels that share a scale; -1 is the whole row.
         sym: Symmetric around zero, without zero points.
@@ -118,6 +123,8 @@ class CompileSpec:
         target: `cpu` or an instance type.
         release: Row of the catalogue; None takes the newest.
         artifact: `auto`, `engine`, `checkpoint` or `hf-quantized`.
+        loader: Library that compiles and loads, where a backend has several: `auto`,
+            `tnx`, `optimum`, `nxdi` or `trace`.
         tensor_parallel_size: Ranks a layer is split over.
         pipeline_parallel_size: Ranks the layers are split over.
         options: The backend's own options, checked by the backend.
@@ -127,6 +134,7 @@ class CompileSpec:
     target: str = "cpu"
     release: str | None = None
     artifact: str = "auto"
+    loader: str = "auto"
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     options: Mapping[str, JSONValue] = field(default_factory=dict)
