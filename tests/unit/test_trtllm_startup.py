@@ -28,7 +28,7 @@ from trtllm_folders import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lmi_build.backends.trtllm.verdicts import Verdict
+    from lmi_build.backends.verdicts import Verdict
     from lmi_build.catalog.releases import Release
 
 TRITON = releases()["djl-tensorrtllm-0.32.0"]

@@ -15,7 +15,8 @@ from lmi_build.backends.folder import read_text
 from lmi_build.backends.java_properties import java_properties, with_environment
 from lmi_build.backends.trtllm import startup_engine, startup_triton
 from lmi_build.backends.trtllm.front_ends import front_end, front_ends
-from lmi_build.backends.trtllm.verdicts import Case, Verdict, compiles, elsewhere, fails
+from lmi_build.backends.trtllm.verdicts import Case
+from lmi_build.backends.verdicts import Verdict, compiles, elsewhere, fails
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,14 +15,15 @@ from lmi_build.backends.trtllm.engine_folder import CONFIG_NAME, read_engine_fol
 from lmi_build.backends.trtllm.startup_triton import repositories
 from lmi_build.backends.trtllm.tokenizer_config import GENERIC, class_problem
 from lmi_build.backends.trtllm.tokenizer_config import NAME as _TOKENIZER_CONFIG
-from lmi_build.backends.trtllm.verdicts import compiles, fails, loads
+from lmi_build.backends.verdicts import compiles, fails, loads
 from lmi_build.errors import VerifyFailed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lmi_build.backends.trtllm.engine_folder import EngineFolder
-    from lmi_build.backends.trtllm.verdicts import Case, Verdict
+    from lmi_build.backends.trtllm.verdicts import Case
+    from lmi_build.backends.verdicts import Verdict
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _HANDLER = "model.py"

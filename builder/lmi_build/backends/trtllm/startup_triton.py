@@ -12,7 +12,7 @@ from lmi_build.backends.trtllm.engine_checks import (
 )
 from lmi_build.backends.trtllm.engine_folder import CONFIG_NAME, read_engine_folder
 from lmi_build.backends.trtllm.triton_config import CONFIG_NAME as TRITON_CONFIG
-from lmi_build.backends.trtllm.verdicts import (
+from lmi_build.backends.verdicts import (
     compiles,
     fails,
     generates_text,
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lmi_build.backends.folder import Folder
-    from lmi_build.backends.trtllm.verdicts import Case, Verdict
+    from lmi_build.backends.trtllm.verdicts import Case
+    from lmi_build.backends.verdicts import Verdict
 
 _TOKENIZER = "tokenizer_config.json"
 _BATCHING = "trtllm"
