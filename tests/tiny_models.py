@@ -77,6 +77,23 @@ def hf_files(*, config: Mapping[str, Any] | None = None) -> dict[str, bytes]:
     }
 
 
+def sentence_files() -> dict[str, bytes]:
+    """What sentence-transformers adds, with weights that nobody can read yet."""
+    kind = "sentence_transformers.models."
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": f"{kind}Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{kind}Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": f"{kind}Normalize"},
+    ]
+    return {
+        "modules.json": json.dumps(modules).encode(),
+        "1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}',
+        "sentence_bert_config.json": b'{"max_seq_length": 64}',
+        "config_sentence_transformers.json": b"{}",
+        "1_Pooling/notes.txt": b"n",
+    }
+
+
 _BLOCK = {
     "attn_norm": (8,),
     "ffn_norm": (8,),

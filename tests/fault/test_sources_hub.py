@@ -22,7 +22,7 @@ from lmi_build.sources.resolve import (
 from lmi_build.spi import Job
 from lmi_build.values.recipe import ModelSpec
 from lmi_build.values.settings import Settings
-from tiny_models import SHAPES, hf_files, safetensors
+from tiny_models import SHAPES, hf_files, safetensors, sentence_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -440,3 +440,13 @@ def test_weights_from_a_hub_can_be_cast(server: Hub, tmp_path: Path) -> None:
 
     assert {t.dtype for t in facts.tensors} == {"bfloat16"}
     assert b'"BF16"' in (job.out / "model.safetensors").read_bytes()
+
+
+def test_a_sentence_encoder_brings_the_settings_of_its_modules(tmp_path: Path) -> None:
+    """They lie one folder down, and nothing else of there is taken."""
+    with serve_hub({REPO: {**hf_files(), **sentence_files()}}) as server:
+        job = make_job(resolve(server, tmp_path), server, tmp_path)
+        run(job, ignore)
+
+    assert (job.out / "1_Pooling" / "config.json").is_file()
+    assert [path.name for path in (job.out / "1_Pooling").iterdir()] == ["config.json"]

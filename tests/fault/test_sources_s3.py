@@ -22,7 +22,7 @@ from lmi_build.sources.resolve import (
 from lmi_build.spi import Job
 from lmi_build.values.recipe import ModelSpec
 from lmi_build.values.settings import Settings
-from tiny_models import SHAPES, gguf, hf_files, safetensors
+from tiny_models import SHAPES, gguf, hf_files, safetensors, sentence_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -271,3 +271,17 @@ def test_what_is_not_in_s3_is_told_apart(
     source: str, code: str, server: FaultyS3, tmp_path: Path
 ) -> None:
     assert error_of(lambda: resolve(server, tmp_path, source)).code == code
+
+
+def test_a_sentence_encoder_brings_the_settings_of_its_modules(
+    server: FaultyS3, tmp_path: Path
+) -> None:
+    """They lie one level below the prefix, and nothing else of there is taken."""
+    client = put_client(server)
+    for name, data in sentence_files().items():
+        client.put_object(Bucket="models", Key=f"tiny/llama/{name}", Body=data)
+    job = make_job(resolve(server, tmp_path), server, tmp_path)
+    run(job, ignore)
+
+    assert (job.out / "1_Pooling" / "config.json").is_file()
+    assert [path.name for path in (job.out / "1_Pooling").iterdir()] == ["config.json"]

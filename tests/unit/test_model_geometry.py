@@ -8,7 +8,7 @@ import pytest
 
 from lmi_build.values.model import ModelGeometry, geometry_from_config
 
-# The same decoder as five families write it; widths no default could give.
+# The same decoder as six families write it; widths no default could give.
 SPELLINGS: dict[str, dict[str, Any]] = {
     "llama": {
         "hidden_size": 96,
@@ -19,6 +19,13 @@ SPELLINGS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 96, "n_layer": 3, "n_head": 6, "n_positions": 77},
     "bloom": {"n_embed": 96, "n_layer": 3, "n_head": 6, "seq_length": 77},
     "t5": {"d_model": 96, "num_layers": 3, "num_heads": 6, "n_positions": 77},
+    "distilbert": {
+        "dim": 96,
+        "n_layers": 3,
+        "n_heads": 6,
+        "max_position_embeddings": 77,
+        "hidden_dim": 384,
+    },
     "nested": {
         "text_config": {
             "hidden_size": 96,

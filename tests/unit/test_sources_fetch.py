@@ -26,7 +26,15 @@ from lmi_build.sources.resolve import (
 from lmi_build.spi import Job
 from lmi_build.values.recipe import ModelSpec
 from lmi_build.values.settings import Settings
-from tiny_models import METADATA, SHAPES, TOKENS, gguf, hf_files, safetensors
+from tiny_models import (
+    METADATA,
+    SHAPES,
+    TOKENS,
+    gguf,
+    hf_files,
+    safetensors,
+    sentence_files,
+)
 
 Fetch = Callable[..., Path]
 
@@ -304,3 +312,62 @@ def test_an_unreadable_file_says_which(
     (root / "LICENSE").mkdir()
     with pytest.raises(LmiBuildError, match="LICENSE"):
         run(job, ignore)
+
+
+SENTENCE_FILES = {
+    "1_Pooling/config.json",
+    "config_sentence_transformers.json",
+    "modules.json",
+    "sentence_bert_config.json",
+}
+
+
+def planned(job: Job) -> set[str]:
+    rows: Any = job.params["files"]
+    return {row[0] for row in rows}
+
+
+def test_a_sentence_encoder_brings_the_settings_of_its_modules(
+    plan: Callable[..., Job], tmp_path: Path
+) -> None:
+    """They lie one folder down, and nothing else of those folders is taken."""
+    source = write(tmp_path / "m", {**hf_files(), **sentence_files()})
+    job = plan(source)
+    run(job, ignore)
+    found = {str(p.relative_to(job.out)) for p in job.out.rglob("*") if p.is_file()}
+    plain = plan(write(tmp_path / "n", hf_files()))
+
+    assert found - planned(plain) == SENTENCE_FILES
+
+
+def test_without_its_list_of_modules_no_folder_is_looked_into(
+    plan: Callable[..., Job], tmp_path: Path
+) -> None:
+    files = {**hf_files(), **sentence_files()}
+    del files["modules.json"]
+    paths = planned(plan(write(tmp_path / "m", files)))
+
+    assert paths == planned(plan(write(tmp_path / "n", hf_files())))
+
+
+def test_a_link_out_of_a_modules_folder_is_refused(
+    plan: Callable[..., Job], tmp_path: Path
+) -> None:
+    source = write(tmp_path / "m", {**hf_files(), **sentence_files()})
+    (tmp_path / "secret.json").write_text("{}")
+    (source / "1_Pooling" / "config.json").unlink()
+    (source / "1_Pooling" / "config.json").symlink_to(tmp_path / "secret.json")
+    with pytest.raises(LmiBuildError) as caught:
+        plan(source)
+
+    assert caught.value.code == "source.link-outside"
+
+
+def test_a_list_of_modules_that_is_no_list_is_refused(
+    plan: Callable[..., Job], tmp_path: Path
+) -> None:
+    files = {**hf_files(), **sentence_files(), "modules.json": b"{}"}
+    with pytest.raises(LmiBuildError) as caught:
+        run(plan(write(tmp_path / "m", files)), ignore)
+
+    assert caught.value.code == "source.bad-config"

@@ -124,6 +124,7 @@ def _fetch_file(
     wait: float,
 ) -> None:
     target = safe_child(folder, file.path)
+    target.parent.mkdir(exist_ok=True)
     part = target.with_name(target.name + ".part")
     if target.is_file():
         if _hash_file(target, file, on_bytes).matches_size(file.size):

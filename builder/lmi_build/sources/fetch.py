@@ -25,7 +25,7 @@ from lmi_build.sources.copy_files import (
 from lmi_build.sources.download import download_all
 from lmi_build.sources.gguf_convert import convert_gguf
 from lmi_build.sources.recast import recast_config, recast_index, recast_shard
-from lmi_build.sources.selection import CONFIG, INDEX, check_name
+from lmi_build.sources.selection import CONFIG, INDEX, MODULES, check_name
 from lmi_build.values.model import FileFact
 from lmi_build.values.settings import settings_from_environ
 
@@ -130,6 +130,7 @@ def _place(
     for file in files:
         origin = safe_child(source, file.path)
         target = safe_child(job.out, file.path)
+        target.parent.mkdir(exist_ok=True)
         with reading(origin):
             if dtype != "keep" and file.path.endswith(".safetensors"):
                 total += recast_shard(
@@ -171,9 +172,10 @@ def check_json(path: Path, *, source: str) -> None:
     except (ValueError, RecursionError) as error:
         what = f"is not JSON: {error}"
     else:
-        if isinstance(document, dict):
+        wanted = list if path.name == MODULES else dict
+        if isinstance(document, wanted):
             return
-        what = "is not a JSON object"
+        what = f"is not a JSON {'array' if wanted is list else 'object'}"
     raise SourceInvalid(
         f"`{path.name}` of `{source}` {what}",
         code="source.bad-config",

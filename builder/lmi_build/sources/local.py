@@ -12,9 +12,10 @@ from lmi_build.sources.assemble import assemble, distil
 from lmi_build.sources.cache import cached_digest, file_identity, is_settled
 from lmi_build.sources.gguf import read_gguf_header
 from lmi_build.sources.gguf_facts import facts_of_gguf, summarise_gguf
+from lmi_build.sources.selection import CONFIG, MODULES, SENTENCE_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from lmi_build.sources.cache import FactsCache
     from lmi_build.values.model import ModelFacts
@@ -80,9 +81,24 @@ def _list_folder(root: Path, *, source: str) -> dict[str, int]:
                 _check_link(root, Path(entry.path), source=source)
             if entry.is_file():
                 sizes[entry.name] = entry.stat().st_size
+        if MODULES in sizes:
+            sizes.update(_list_modules(root, entries, source=source))
     except OSError as error:
         raise unreadable(root, error) from error
     return sizes
+
+
+def _list_modules(
+    root: Path, entries: list[os.DirEntry[str]], *, source: str
+) -> Iterator[tuple[str, int]]:
+    """Settings of a sentence encoder's modules, one folder down."""
+    for entry in entries:
+        name = f"{entry.name}/{CONFIG}"
+        path = root / name
+        if SENTENCE_FILE.fullmatch(name) and path.is_file():
+            if path.is_symlink():
+                _check_link(root, path, source=source)
+            yield name, path.stat().st_size
 
 
 def _check_link(root: Path, link: Path, *, source: str) -> None:

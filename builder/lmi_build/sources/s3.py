@@ -14,6 +14,7 @@ from lmi_build.sources.gguf import read_gguf_header
 from lmi_build.sources.gguf_facts import GGUF_NAME, facts_of_gguf, summarise_gguf
 from lmi_build.sources.hub import retry
 from lmi_build.sources.s3_client import S3Client
+from lmi_build.sources.selection import MODULES, SENTENCE_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -51,8 +52,17 @@ class _Bucket:
         self._client = S3Client(bucket, settings=settings)
         self.name = self._client.endpoint or f"s3://{bucket}"
 
-    def list_objects(self, prefix: str) -> dict[str, tuple[int, str]]:
-        return self._again(lambda: self._client.list_objects(prefix))
+    def list_model(self, prefix: str) -> dict[str, tuple[int, str]]:
+        """Files of a model: those at the top, and a sentence encoder's settings."""
+        found = self._again(lambda: self._client.list_objects(prefix))
+        if MODULES not in found:
+            return found
+        every = self._again(lambda: self._client.list_objects(prefix, nested=True))
+        return {
+            name: what
+            for name, what in every.items()
+            if "/" not in name or SENTENCE_FILE.fullmatch(name)
+        }
 
     def head(self, key: str) -> tuple[int, str, str]:
         return self._again(lambda: self._client.head(key))
@@ -128,7 +138,7 @@ def resolve_s3(spec: ModelSpec, *, settings: Settings, cache: FactsCache) -> Mod
         folder = None
     else:
         prefix = key.rstrip("/") + "/" if key.rstrip("/") else ""
-        objects = bucket.list_objects(prefix)
+        objects = bucket.list_model(prefix)
         folder = S3Folder(spec.source, bucket, prefix, objects)
         record = _resolve_prefix(
             bucket, prefix, objects, folder, endpoint=endpoint, cache=cache

@@ -64,9 +64,15 @@ class S3Client:
             ),
         )
 
-    def list_objects(self, prefix: str) -> dict[str, tuple[int, str]]:
+    def list_objects(
+        self, prefix: str, *, nested: bool = False
+    ) -> dict[str, tuple[int, str]]:
         """
-        Objects directly below a prefix.
+        Objects below a prefix.
+
+        Args:
+            prefix: What their keys begin with.
+            nested: Not only those directly below it.
 
         Returns:
             Name after the prefix to (bytes, ETag).
@@ -74,7 +80,7 @@ class S3Client:
         found: dict[str, tuple[int, str]] = {}
         with self.errors(prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=prefix, Delimiter="/"
+                Bucket=self.bucket, Prefix=prefix, Delimiter="" if nested else "/"
             )
             for page in pages:
                 for entry in page.get("Contents", ()):

@@ -14,6 +14,14 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
+# What sentence-transformers writes beside an encoder: the order of its modules, and
+# the settings of each in a folder of its own such as `1_Pooling`.
+MODULES = "modules.json"
+SENTENCE_FILE = re.compile(
+    r"config_sentence_transformers\.json | sentence_[\w-]+_config\.json"
+    r" | (?P<folder>\d{1,2}_[A-Za-z]\w*)/config\.json",
+    re.VERBOSE | re.ASCII,
+)
 
 # Tokenizers in the order in which transformers prefers them.
 _TOKENIZERS: tuple[frozenset[str], ...] = (
@@ -47,11 +55,12 @@ _MAX_NAME_BYTES = 255
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Selection:
     """
-    Files by their use; all are names at the top of the model's folder.
+    Files by their use, as names relative to the model's folder.
 
     Args:
         weights: Safetensors files.
-        others: Configuration, tokenizer, licence, read-me.
+        others: Configuration, tokenizer, licence, read-me; of a sentence encoder also
+            the settings of its modules, each in a folder of its own.
         code: The model's own Python files.
     """
 
@@ -103,6 +112,7 @@ def select_files(
         SourceInvalid: Weights, configuration or tokenizer are missing, or the weights
             are pickles.
     """
+    names = set(names)
     top = {name for name in names if "/" not in name}
     weights = _select_weights(top, source=source, indexed=indexed)
     if CONFIG not in top:
@@ -124,6 +134,8 @@ def select_files(
     others = {n for n in top if _TAKEN.fullmatch(n) or _LEGAL.fullmatch(n)}
     if indexed is not None:
         others.add(INDEX)
+    if MODULES in top:
+        others |= {MODULES, *(n for n in names if SENTENCE_FILE.fullmatch(n))}
     return Selection(
         weights=tuple(sorted(weights)),
         others=tuple(sorted(others)),

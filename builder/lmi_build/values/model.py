@@ -103,9 +103,9 @@ class ModelGeometry:
 
 # Older architectures spell the same sizes otherwise; first match wins.
 _SPELLINGS: Mapping[str, tuple[str, ...]] = {
-    "num_layers": ("num_hidden_layers", "n_layer", "num_layers"),
-    "hidden_size": ("hidden_size", "n_embd", "n_embed", "d_model"),
-    "num_attention_heads": ("num_attention_heads", "n_head", "num_heads"),
+    "num_layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+    "hidden_size": ("hidden_size", "n_embd", "n_embed", "d_model", "dim"),
+    "num_attention_heads": ("num_attention_heads", "n_head", "num_heads", "n_heads"),
     "vocab_size": ("vocab_size",),
     "max_position_embeddings": (
         "max_position_embeddings",
@@ -151,7 +151,8 @@ def geometry_from_config(config: Mapping[str, Any]) -> ModelGeometry:
         model_type=str(config.get("model_type", "unknown")),
         num_layers=size("num_layers"),
         hidden_size=hidden,
-        intermediate_size=find("intermediate_size", "ffn_dim", "n_inner") or 4 * hidden,
+        intermediate_size=find("intermediate_size", "ffn_dim", "n_inner", "hidden_dim")
+        or 4 * hidden,
         num_attention_heads=heads,
         num_key_value_heads=find("num_key_value_heads") or heads,
         head_dim=find("head_dim") or hidden // heads,
