@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lmi_build.spi import Answer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 TAIL_LINES = 20
@@ -42,7 +44,11 @@ class Ran:
 
 
 def run_logged(
-    command: Sequence[str], *, cwd: Path, environment: Mapping[str, str]
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    environment: Mapping[str, str],
+    hear: Callable[[str], None] | None = None,
 ) -> Ran:
     """
     Run a command to its end; what it prints goes on to standard output.
@@ -53,6 +59,7 @@ def run_logged(
         command: Program and words.
         cwd: Where it runs.
         environment: All its variables.
+        hear: Told each line as it comes, without its end.
     """
     started = time.monotonic()
     tail: deque[str] = deque(maxlen=TAIL_LINES)
@@ -76,6 +83,8 @@ def run_logged(
                 sys.stdout.write(line)
                 # Bars overwrite their line; the last state is what was seen.
                 tail.append(line.rstrip().rpartition("\r")[2])
+                if hear is not None:
+                    hear(line.rstrip("\n"))
         sys.stdout.flush()
     except BaseException:
         process.kill()
@@ -89,6 +98,34 @@ def run_logged(
         seconds=round(time.monotonic() - started, 3),
         peak_rss_bytes=usage.ru_maxrss * 1024,
     )
+
+
+@contextmanager
+def ended_with_us(container: str) -> Iterator[None]:
+    """
+    End a container when this worker is asked to end, or fails.
+
+    A container is no process of ours: it would go on without anyone to see it.
+
+    Args:
+        container: Its name; empty for none.
+    """
+    if not container:
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        del frame
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except BaseException:
+        ask_with(dict(os.environ))(("docker", "rm", "--force", container))
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def ask_with(environment: Mapping[str, str]) -> _Ask:

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import sys
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lmi_build.backends.containers import docker_run
 from lmi_build.backends.folder import local_folder
 from lmi_build.backends.host import free_host_bytes
-from lmi_build.backends.running import ask_with, run_logged
+from lmi_build.backends.running import ask_with, ended_with_us, run_logged
 from lmi_build.backends.trtllm.command import (
     ENGINE,
     TIMING_CACHE,
@@ -38,7 +37,7 @@ from lmi_build.errors import StageFailed
 from lmi_build.events import StageNote, StageProgress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from lmi_build.backends.trtllm.arguments import Build
     from lmi_build.backends.trtllm.workplace import Place
@@ -68,7 +67,7 @@ def run(job: Job, emit: Emit) -> None:
     work.mkdir(parents=True)
     try:
         place = make_place(job, plan, work)
-        with _ended_with_us(place):
+        with ended_with_us(place.container.name if place.image else ""):
             machine = _preflight(job, plan, place)
             _tell_machine(job, emit, plan, machine)
             _build(job, emit, plan, place, machine)
@@ -264,32 +263,6 @@ def _keep(made: Path, cache: Path) -> None:
     half = cache.with_name(f".{cache.name}.{os.getpid()}")
     shutil.copyfile(made, half)
     half.replace(cache)
-
-
-@contextmanager
-def _ended_with_us(place: Place) -> Iterator[None]:
-    """
-    End a container when this worker is asked to end.
-
-    A container is no process of ours: it would go on without anyone to see it.
-    """
-    if place.runner == "local":
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        del frame
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except BaseException:
-        name = place.container.name
-        ask_with(dict(os.environ))(("docker", "rm", "--force", name))
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _number(value: object) -> int:

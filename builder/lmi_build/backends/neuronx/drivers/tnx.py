@@ -76,7 +76,7 @@ def chosen_class(folder: str) -> Any:
     classes: Mapping[str, Any] = module.NEURON_MODEL_FOR_CAUSAL_LM_MAPPING
     if kind not in classes:
         raise Fault(
-            "neuronx.architecture",
+            "neuronx.no-class",
             f"transformers-neuronx has no class for the model type `{kind}`, only for"
             f" {', '.join(sorted(classes))}",
             kind="unsupported",
