@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lmi_build.backends.neuronx.encoders import is_encoder
 from lmi_build.errors import Problem
 from lmi_build.plan.hessian import calibration_problems
 
@@ -28,9 +29,18 @@ def check_model(recipe: Recipe, facts: ModelFacts) -> tuple[Problem, ...]:
         Problems with places, in the order of the recipe's text.
     """
     geometry = facts.geometry
+    # An encoder's positions are counted otherwise; its backend judges them.
+    lengths = (
+        ()
+        if is_encoder(facts.config)
+        else (
+            *_output(recipe),
+            *_positions(recipe, geometry),
+            *_verify_length(recipe, geometry),
+        )
+    )
     problems = [
-        *_positions(recipe, geometry),
-        *_verify_length(recipe, geometry),
+        *lengths,
         *_calibration_length(recipe, geometry),
         *calibration_problems(recipe.quantize, facts),
     ]
@@ -41,6 +51,17 @@ def check_model(recipe: Recipe, facts: ModelFacts) -> tuple[Problem, ...]:
 def _place(problem: Problem) -> tuple[str, int, int]:
     span = problem.span
     return (span.file, span.line, span.column) if span else ("", 0, 0)
+
+
+def _output(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.bounds.max_output_len:
+        return
+    yield Problem(
+        code="bounds.no-output",
+        message="`max_output_len` is 0, and the model generates text",
+        path="bounds.max_output_len",
+        hint="write the most new tokens that one request may ask for",
+    )
 
 
 def _positions(recipe: Recipe, geometry: ModelGeometry) -> Iterator[Problem]:

@@ -309,8 +309,10 @@ class BoundsSection(Section):
     max_input_len: Tokens = Field(
         description="Longest prompt of one request, in tokens.", examples=[512]
     )
-    max_output_len: Tokens = Field(
-        description="Most new tokens of one request.", examples=[128]
+    max_output_len: Annotated[int, Field(ge=0, le=MAX_TOKENS)] = Field(
+        description="Most new tokens of one request; 0 for an encoder, which generates "
+        "none.",
+        examples=[128],
     )
     max_batch_size: Count = Field(
         default=1, description="Requests scheduled together.", examples=[4]
@@ -429,7 +431,7 @@ class VerifySection(Section):
         default=["What is the capital of France?"],
         description="Questions answered greedily.",
     )
-    max_new_tokens: Tokens | None = Field(
+    max_new_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = Field(
         default=None,
         description="Length of those answers; 32 or `max_output_len`, if smaller.",
         examples=[32],

@@ -132,6 +132,20 @@ def _loader(sections: Sections) -> Iterator[Problem]:
         )
 
 
+def _output(sections: Sections) -> Iterator[Problem]:
+    """Only one backend of ours has models that generate nothing."""
+    bounds, spec = sections.bounds, sections.compile
+    if bounds is None or bounds.max_output_len or spec is None:
+        return
+    if spec.backend in BACKENDS and spec.backend != "neuronx":
+        yield Problem(
+            code="bounds.no-output",
+            message="`max_output_len` is 0: nothing could be generated",
+            path="bounds.max_output_len",
+            hint="raise it; 0 is for encoders, which `backend: neuronx` compiles",
+        )
+
+
 def _num_tokens(sections: Sections) -> Iterator[Problem]:
     bounds = sections.bounds
     if bounds is None or bounds.max_num_tokens is None:
@@ -191,6 +205,7 @@ RULES: tuple[Rule, ...] = (
     _calibration,
     _names,
     _loader,
+    _output,
     _num_tokens,
     _verify_lengths,
     _publish,

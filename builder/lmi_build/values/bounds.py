@@ -12,7 +12,7 @@ class Bounds:
 
     Args:
         max_input_len: Longest prompt of one request, in tokens.
-        max_output_len: Most new tokens of one request.
+        max_output_len: Most new tokens of one request; 0 for an encoder.
         max_batch_size: Requests scheduled together.
         max_num_tokens: Packed input tokens of one forward pass; None lets the
             backend derive it.
