@@ -8,6 +8,7 @@ import botocore.session
 import pytest
 
 from lmi_build.catalog.images import image_uri, regions, registries
+from lmi_build.catalog.neuron_releases import newest_neuron
 from lmi_build.catalog.releases import newest
 
 URI = re.compile(
@@ -61,3 +62,17 @@ def test_an_unknown_region_or_repository_is_a_key_error() -> None:
         image_uri("t", "us-east-9")
     with pytest.raises(KeyError, match="other"):
         registries("other")
+
+
+def test_another_repository_has_regions_of_its_own() -> None:
+    newest_vllm = newest_neuron("huggingface-vllm-neuronx")
+    name = newest_vllm.repository
+
+    assert image_uri(newest_vllm.tag, "us-west-2", repository=name) == (
+        "763104351884.dkr.ecr.us-west-2.amazonaws.com/"
+        "huggingface-vllm-inference-neuronx:"
+        "0.11.0-optimum0.4.4-neuronx-py310-sdk2.26.1-ubuntu22.04"
+    )
+    assert len(regions(repository=name)) == 11
+    with pytest.raises(KeyError, match="eu-south-1"):
+        image_uri(newest_vllm.tag, "eu-south-1", repository=name)

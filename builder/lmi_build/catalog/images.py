@@ -1,9 +1,9 @@
-"""Where the LMI images are, by region, read from data."""
+"""Where the images that serve are, by region, read from data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping  # noqa: TC003 - read_row reads annotations
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType
 
@@ -41,8 +41,8 @@ class _Repository:
     source: str
     suffix: str
     accounts: Mapping[str, str]
-    suffixes: Mapping[str, str]
-    absent: Mapping[str, tuple[str, ...]]
+    suffixes: Mapping[str, str] = field(default_factory=dict)
+    absent: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @cache
@@ -83,34 +83,40 @@ def registries(repository: str = REPOSITORY) -> Mapping[str, Registry]:
     )
 
 
-def regions(tag: str = "") -> tuple[str, ...]:
+def regions(tag: str = "", *, repository: str = REPOSITORY) -> tuple[str, ...]:
     """
-    Every region that has LMI images, sorted.
+    Every region that has images of a repository, sorted.
 
     Args:
         tag: As `Release.tag` says; only regions that have images of its kind then.
+        repository: Name of the repository; LMI's unless named.
+
+    Raises:
+        KeyError: No repository has that name.
     """
     absent = {
         region
-        for kind, without in _repository(REPOSITORY).absent.items()
+        for kind, without in _repository(repository).absent.items()
         if kind in tag
         for region in without
     }
-    return tuple(region for region in registries() if region not in absent)
+    return tuple(region for region in registries(repository) if region not in absent)
 
 
-def image_uri(tag: str, region: str) -> str:
+def image_uri(tag: str, region: str, *, repository: str = REPOSITORY) -> str:
     """
     The image to pull.
 
     Args:
         tag: As `Release.tag` says.
         region: Such as `us-east-1`.
+        repository: Name of the repository, as `NeuronRelease.repository` says; LMI's
+            unless named.
 
     Raises:
-        KeyError: The region has no LMI images, or none of the tag's kind; its argument
-            is the region.
+        KeyError: The region has no images of the repository, or none of the tag's kind;
+            its argument is the region. Or no repository has that name.
     """
-    if region not in regions(tag):
+    if region not in regions(tag, repository=repository):
         raise KeyError(region)
-    return f"{registries()[region].host}/{REPOSITORY}:{tag}"
+    return f"{registries(repository)[region].host}/{repository}:{tag}"

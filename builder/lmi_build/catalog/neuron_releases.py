@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping  # noqa: TC003 - read_row reads annotations
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType
 
@@ -40,11 +40,27 @@ class NeuronRelease:
         transformers: Version of transformers.
         python: Version of Python.
         loaders: Of `LOADERS`, those that load an artifact without compiling it; the
-            first is the one it takes by default.
+            first is the one that is taken where a recipe names none.
         layout: Of a compiled decoder: `split` (weights in `checkpoint/`, graphs in
             `compiled/`), `presharded` (both in `compiled/`), `export` (optimum-neuron's
             folder), or empty for none.
         families: Instance families it serves on, such as `inf2`.
+        vllm: Version of vLLM, where requests come in through it alone.
+        site_packages: Where its Python finds packages; file names of graphs are hashes
+            that depend on it. Empty where that is not known.
+        working_directory: Where LMI goes before graphs are built, for the same reason.
+        cc_flags: `NEURON_CC_FLAGS` of the image.
+        cpu_compile: Its transformers-neuronx compiles without a device.
+        sharded_weights: Its transformers-neuronx saves weights split by rank.
+        continuous_field: The argument of its ContinuousBatchingConfig that holds the
+            number of sequences; empty where there is no such class. LMI always passes
+            `batch_size_for_shared_caches`, which the newer ones take as well.
+        context_buckets: With continuous batching it takes prefill buckets other than
+            the one of all positions.
+        properties: Every key of `serving.properties` that its handler reads, without
+            `option.`.
+        options: Fields of NeuronConfig that its `tnx` loader can be told, by the key
+            that tells them.
         end_of_life: What its makers said about its end.
         note: What else matters.
         source: Where it was read.
@@ -66,6 +82,16 @@ class NeuronRelease:
     source: str
     layout: str = ""
     tag: str = ""
+    vllm: str = ""
+    site_packages: str = ""
+    working_directory: str = ""
+    cc_flags: str = ""
+    cpu_compile: bool = False
+    sharded_weights: bool = False
+    continuous_field: str = ""
+    context_buckets: bool = False
+    properties: tuple[str, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
     torch_xla: str = ""
     libneuronxla: str = ""
     transformers_neuronx: str = ""
@@ -97,6 +123,7 @@ def neuron_releases() -> Mapping[str, NeuronRelease]:
             ("container", (row.container,), CONTAINERS),
             ("layout", (row.layout,), LAYOUTS),
             ("loaders", row.loaders, LOADERS),
+            ("options", tuple(row.options.values()), row.properties),
         ):
             if unknown := sorted(set(values) - set(allowed)):
                 raise ValueError(f"{where}, `{what}` has {unknown}")
