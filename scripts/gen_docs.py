@@ -231,7 +231,7 @@ def support_page() -> str:
 
 
 def releases_page() -> str:
-    """What each LMI image and each release of TensorRT-LLM builds and reads."""
+    """What each image and each release of TensorRT-LLM builds and reads."""
     from lmi_build.catalog.releases import releases
     from lmi_build.catalog.trtllm_flags import flag_rows
 
@@ -291,7 +291,73 @@ def releases_page() -> str:
         f"| {x.name} | {x.version} | {len(x.flags)} | {x.read} | {x.source} |"
         for x in flag_rows().values()
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *neuron_lines()]) + "\n"
+
+
+def neuron_lines() -> list[str]:
+    """What each container for Inferentia and Trainium loads and can be told."""
+    from lmi_build.backends.neuronx.models import known
+    from lmi_build.backends.neuronx.options import lmi_option_names
+    from lmi_build.backends.neuronx.signatures import signatures
+    from lmi_build.catalog.neuron_releases import neuron_releases
+
+    rows = list(neuron_releases().values())
+    told = {row.name: lmi_option_names(row) for row in rows if "tnx" in row.loaders}
+    lines = [
+        "\n## Neuron\n",
+        (
+            "LMI images for Inferentia and Trainium, and Hugging Face's vLLM images;"
+            " newest first. *Loaders*: what loads compiled graphs; the first is taken"
+            " where a recipe names none. *Layout*: `presharded` has weights and graphs"
+            " in `compiled/`, `split` has the weights in `checkpoint/`, `export` is"
+            " optimum-neuron's folder.\n"
+        ),
+        (
+            "| release | SDK | neuronx-cc | torch-neuronx | transformers-neuronx |"
+            " optimum-neuron | Python | loaders | layout | families | note |"
+        ),
+        "| --- " * 11 + "|",
+    ]
+    for row in rows:
+        said = ("" if row.published else "Not published.", row.note, row.end_of_life)
+        lines.append(
+            f"| `{row.name}` | {row.sdk} | {row.neuronx_cc} | {row.torch_neuronx} |"
+            f" {row.transformers_neuronx} | {row.optimum_neuron} | {row.python} |"
+            f" {', '.join(row.loaders)} | {row.layout} | {', '.join(row.families)} |"
+            f" {' '.join(filter(None, said))} |"
+        )
+    lines += [
+        "\n### Model types by loader\n",
+        "| release | loader | model types |\n| --- | --- | --- |",
+        *(
+            f"| `{row.name}` | {loader} | {known(loader, row)} |"
+            for row in rows
+            if row.published
+            for loader in row.loaders
+        ),
+        "\n### Options of Transformers NeuronX\n",
+        (
+            "What `compile.options` may set, by the key of `serving.properties` that"
+            " tells the loader of it; without one its graphs would not be found.\n"
+        ),
+        "| option | " + " | ".join(name.rpartition("-")[2] for name in told) + " |",
+        "| --- " * (len(told) + 1) + "|",
+    ]
+    for option in sorted({name for names in told.values() for name in names}):
+        keys = (names.get(option, "") for names in told.values())
+        cells = (f"`option.{key}`" if key else "" for key in keys)
+        lines.append(f"| {option} | {' | '.join(cells)} |")
+    lines += [
+        "\n### Versions of transformers-neuronx\n",
+        "| row | version | fields of NeuronConfig | without a device | read in |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            f"| {x.name} | {x.version} | {len(x.configs['NeuronConfig'])} |"
+            f" {'yes' if x.cpu_compile else 'no'} | {x.source} |"
+            for x in signatures().values()
+        ),
+    ]
+    return lines
 
 
 def instances_page() -> str:
