@@ -38,13 +38,13 @@ NEED = MemoryNeed(
 def linears(num_layers: int, width: int, inner: int) -> list[Linear]:
     """A Llama's linears."""
     shapes = {
-        "q_proj": (width, width),
-        "k_proj": (width, width),
-        "v_proj": (width, width),
-        "o_proj": (width, width),
-        "gate_proj": (inner, width),
-        "up_proj": (inner, width),
-        "down_proj": (width, inner),
+        "self_attn.q_proj": (width, width),
+        "self_attn.k_proj": (width, width),
+        "self_attn.v_proj": (width, width),
+        "self_attn.o_proj": (width, width),
+        "mlp.gate_proj": (inner, width),
+        "mlp.up_proj": (inner, width),
+        "mlp.down_proj": (width, inner),
     }
     return [
         Linear(
@@ -84,8 +84,8 @@ def test_the_largest_layer_is_the_one_with_the_widest_input() -> None:
     """H of the down projection is what hurts, and the message names it."""
     found = need(2)
 
-    assert found.largest == "model.layers.0.down_proj"
-    matrices = H_COPIES * 4096**2 + W_COPIES * 4096 * 1024
+    assert found.largest == "model.layers.0.mlp.down_proj"
+    matrices = H_COPIES["gptq"] * 4096**2 + W_COPIES * 4096 * 1024
     assert found.work_bytes == FLOAT_BYTES * matrices
 
 

@@ -263,7 +263,7 @@ def rounding_error(w_IO: Tensor, h_II: Tensor, s_I: Tensor, *, grid: Grid) -> fl
 
 
 def awq(
-    w_IO: Tensor, h_II: Tensor, s_I: Tensor, *, grid: Grid, clip: bool = True
+    w_IO: Tensor, h_II: Tensor, s_I: Tensor | None, *, grid: Grid, clip: bool = True
 ) -> Quantized:
     """
     Round a scaled layer to nearest.
@@ -271,26 +271,30 @@ def awq(
     Args:
         w_IO: float32 weights, not scaled, side by side.
         h_II: float32 mean of X' X.
-        s_I: Scales of the input channels, from `search_awq_scales`.
+        s_I: Scales of the input channels, from `search_awq_scales`; None where they are
+            in the weights and in H already.
         grid: The grid.
         clip: Search how much of each group's range is cut off.
 
     Returns:
         Codes of s W; errors are those of the layer's outputs.
     """
-    scaled_IO, scaled_II = scale_problem(w_IO, h_II, s_I)
+    scaled_IO, scaled_II = w_IO, h_II
+    if s_I is not None:
+        scaled_IO, scaled_II = scale_problem(w_IO, h_II, s_I)
+    diagonal_I = scaled_II.diagonal()
     scale_GO, zero_GO = search_scales(
         scaled_IO,
-        scaled_II.diagonal() if clip else torch.ones_like(s_I),
+        diagonal_I if clip else torch.ones_like(diagonal_I),
         grid=grid,
         shrinks=CLIPS if clip else (1.0,),
     )
     for _ in range(CLIP_ROUNDS if clip else 0):
         refine_clipping(scaled_IO, scaled_II, scale_GO, zero_GO, grid=grid)
-    code_IO = round_codes(scaled_IO, scale_GO, zero_GO, grid=grid)
+    code_IO = round_codes(scaled_IO, scale_GO, zero_GO, grid=grid).to(torch.uint8)
     miss_IO = dequantize(code_IO, scale_GO, zero_GO).sub_(scaled_IO)
     return Quantized(
-        code_IO=code_IO.to(torch.uint8),
+        code_IO=code_IO,
         scale_GO=scale_GO,
         zero_GO=zero_GO.to(torch.uint8),
         error_O=hessian_error(miss_IO, scaled_II),
@@ -328,6 +332,7 @@ def refine_clipping(
     group = grid.group_size
     code_IO = round_codes(w_IO, scale_GO, zero_GO, grid=grid)
     miss_IO = dequantize(code_IO, scale_GO, zero_GO).sub_(w_IO)
+    del code_IO
     pull_IO = h_II @ miss_IO
     for index in range(scale_GO.shape[0]):
         rows = slice(index * group, (index + 1) * group)

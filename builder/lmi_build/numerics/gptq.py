@@ -21,8 +21,8 @@ What is done beyond the paper, each a known improvement that leaves the format a
 
 The loops are left-looking inside a block of channels (one matrix-vector product reads
 the block's errors once) and update the rest by one matrix product per block. Of I x I
-matrices two are alive at a time: H itself is overwritten as soon as it is factored, and
-the error it would tell is told by the walk, as the sum of e_j^2.
+matrices one is alive: H is ordered, factored and inverted in its own memory
+(triangular.py), and the error it would tell is told by the walk, as the sum of e_j^2.
 
 Shape suffixes: I input channels, O output channels, G groups of I, T tokens,
 B channels of one block, P channels in visiting order.
@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 
 from lmi_build.numerics.grids import Grid, dequantize, search_scales
+from lmi_build.numerics.triangular import factor, invert, mirror, reorder
 
 # Channels per block: large enough that the rest is updated by fat matrix products,
 # small enough that a block's errors (block x O floats) stay in the L2 cache.
@@ -46,8 +47,6 @@ BLOCK_LEN = 64
 # even on a tie. `torch.round` wakes other threads from 2048 numbers on, which in a loop
 # over columns costs hundreds of times the rounding itself.
 _ROUNDER = 1.5 * 2**23
-# Rows that are turned around at a time.
-_FLIP_ROWS = 256
 # Dampening starts at the recipe's share and grows tenfold, at most this often.
 DAMP_GROWTH = 10.0
 MAX_DAMP_TRIES = 5
@@ -91,9 +90,7 @@ def inverse_factor(
     """
     The upper U with H^-1 = U' U, dampened until there is one.
 
-    With J the reversal, J H J = L L' gives H = (J L J)(J L J)', and J L J is upper
-    triangular; its inverse is U. One factorization and one triangular inverse, and H
-    is never inverted explicitly.
+    H = R R' with R upper triangular gives U = R^-1. H is never inverted explicitly.
 
     Args:
         h_II: float32, symmetric; overwritten.
@@ -107,28 +104,21 @@ def inverse_factor(
         NotPositiveDefinite: No dampening tried was enough.
     """
     mean = float(h_II.diagonal().mean())
-    back_P = order_P.flip(0)
-    turned_PP = h_II[back_P[:, None], back_P]
-    diagonal_P = turned_PP.diagonal()
+    reorder(h_II, order_P)
+    diagonal_P = h_II.diagonal()
     seen_P = diagonal_P.clone()
-    info = torch.empty((), dtype=torch.int32, device=h_II.device)
     share = damp_percent
     for _ in range(MAX_DAMP_TRIES):
         diagonal_P.copy_(seen_P + share * mean)
         diagonal_P[diagonal_P <= 0] = 1.0
-        torch.linalg.cholesky_ex(turned_PP, out=(h_II, info))
-        if not int(info):
+        if factor(h_II):
             break
+        mirror(h_II.T)
         share = max(share, 1e-4) * DAMP_GROWTH
     else:
         raise NotPositiveDefinite(f"not positive definite at dampening {share:g}")
-    turned_PP.zero_().fill_diagonal_(1.0)
-    torch.linalg.solve_triangular(h_II, turned_PP, upper=False, out=turned_PP)
-    size = len(order_P)
-    for start in range(0, size, _FLIP_ROWS):
-        rows = turned_PP[start : start + _FLIP_ROWS]
-        h_II[size - start - len(rows) : size - start] = rows.flip(0, 1)
-    if not bool(torch.isfinite(h_II.diagonal()).all()):
+    invert(h_II)
+    if not bool(torch.isfinite(diagonal_P).all()):
         raise NotPositiveDefinite(f"singular at dampening {share:g}")
     return h_II, share
 
@@ -169,7 +159,7 @@ def gptq(
     scale_GO, zero_GO = search_scales(w_IO, importance_I, grid=grid)
     group_P = order_P // grid.group_size
     code_PO, loss_O = walk(w_IO[order_P], u_PP, scale_GO, zero_GO, group_P, grid=grid)
-    code_IO = code_PO.to(torch.uint8)[back_I]
+    code_IO = code_PO[back_I]
     del code_PO
     # The walk's loss is in the norm of the dampened H.
     extra = share * float(diagonal_I.mean())
@@ -207,7 +197,7 @@ def walk(
         grid: The grid.
 
     Returns:
-        Codes [P, O], float32, and each output's loss [O], the sum of e_j^2, which is
+        Codes [P, O], uint8, and each output's loss [O], the sum of e_j^2, which is
         diag(D' H D) of what was factored.
     """
     num_inputs, num_outputs = w_PO.shape
@@ -216,16 +206,16 @@ def walk(
     scales, zeros = scale_GO.unbind(), zero_GO.unbind()
     inverses = scale_GO.reciprocal().unbind()
     offsets = (zero_GO + _ROUNDER).unbind()
-    code_PO = torch.empty_like(w_PO)
-    error_BO = w_PO.new_empty(BLOCK_LEN, num_outputs)
+    code_PO = torch.empty_like(w_PO, dtype=torch.uint8)
+    code_BO, error_BO = w_PO.new_empty(2, BLOCK_LEN, num_outputs)
     loss_O = w_PO.new_zeros(num_outputs)
-    errors, codes, weights = error_BO.unbind(), code_PO.unbind(), w_PO.unbind()
+    errors, codes, weights = error_BO.unbind(), code_BO.unbind(), w_PO.unbind()
     for start in range(0, num_inputs, BLOCK_LEN):
         stop = min(start + BLOCK_LEN, num_inputs)
         column_BB = u_PP[start:stop, start:stop].T.contiguous()
         for row in range(stop - start):
             j = start + row
-            w_O, code_O, error_O, g = weights[j], codes[j], errors[row], groups[j]
+            w_O, code_O, error_O, g = weights[j], codes[row], errors[row], groups[j]
             if row:
                 w_O.addmv_(error_BO[:row].T, column_BB[row, :row], alpha=-1)
             torch.addcmul(offsets[g], w_O, inverses[g], out=code_O)
@@ -233,6 +223,7 @@ def walk(
             torch.sub(code_O, zeros[g], out=error_O)
             torch.addcmul(w_O, error_O, scales[g], value=-1, out=error_O)
             error_O.mul_(pivots[j])
+        code_PO[start:stop] = code_BO[: stop - start]
         done_BO = error_BO[: stop - start]
         loss_O += done_BO.square().sum(dim=0)
         if stop < num_inputs:

@@ -74,7 +74,7 @@ def round_scale(scale: Tensor, dtype: str = "float16") -> Tensor:
 
 def quantize(w: Tensor, scale: Tensor, zero: Tensor, *, max_code: int) -> Tensor:
     """Codes nearest to `w`, as float32; all arguments broadcast together."""
-    return torch.round(w / scale).add_(zero).clamp_(0, max_code)
+    return (w / scale).round_().add_(zero).clamp_(0, max_code)
 
 
 def dequantize(code_IO: Tensor, scale_GO: Tensor, zero_GO: Tensor) -> Tensor:
@@ -90,9 +90,10 @@ def dequantize(code_IO: Tensor, scale_GO: Tensor, zero_GO: Tensor) -> Tensor:
         float32 weights [I, O].
     """
     num_groups, num_outputs = scale_GO.shape
-    code_GgO = code_IO.to(torch.float32).view(num_groups, -1, num_outputs)
-    w_GgO = (code_GgO - zero_GO.to(torch.float32)[:, None]) * scale_GO[:, None]
-    return w_GgO.view(-1, num_outputs)
+    w_IO = code_IO.to(torch.float32, copy=True)
+    w_GgO = w_IO.view(num_groups, -1, num_outputs)
+    w_GgO.sub_(zero_GO.to(torch.float32)[:, None]).mul_(scale_GO[:, None])
+    return w_IO
 
 
 def search_scales(

@@ -54,12 +54,15 @@ def round_to_nearest(
         zero_GO[:, None],
         max_code=grid.max_code,
     ).view_as(w_IO)
+    code_IO = code_IO.to(torch.uint8)
     miss_IO = dequantize(code_IO, scale_GO, zero_GO).sub_(w_IO)
+    error_O = miss_IO.square_().sum(dim=0)
+    del miss_IO
     return Quantized(
-        code_IO=code_IO.to(torch.uint8),
+        code_IO=code_IO,
         scale_GO=scale_GO,
         zero_GO=zero_GO.to(torch.uint8),
-        error_O=miss_IO.square_().sum(dim=0),
+        error_O=error_O,
         power_O=w_IO.square().sum(dim=0),
         damp_percent=0.0,
     )

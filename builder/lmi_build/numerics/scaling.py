@@ -89,7 +89,9 @@ def scale_problem(w_IO: Tensor, h_II: Tensor, s_I: Tensor) -> tuple[Tensor, Tens
         s W, and the H of x / s. Errors weighed by it are those of the layer itself:
         trace((s D)' (H / s s') (s D)) = trace(D' H D).
     """
-    return w_IO * s_I[:, None], h_II / (s_I[:, None] * s_I)
+    scaled_II = s_I[:, None] * s_I
+    torch.div(h_II, scaled_II, out=scaled_II)
+    return w_IO * s_I[:, None], scaled_II
 
 
 def settle_scales(

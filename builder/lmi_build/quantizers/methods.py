@@ -128,7 +128,7 @@ def round_weights(
             scale_dtype=scheme.scale_dtype,
         )
     if options.method == "awq" and not options.then_gptq:
-        return awq(w_IO, h_II, torch.ones_like(h_II[0]), grid=grid, clip=options.clip)
+        return awq(w_IO, h_II, None, grid=grid, clip=options.clip)
     return gptq(
         w_IO,
         h_II,

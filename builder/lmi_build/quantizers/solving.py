@@ -269,7 +269,15 @@ class BlockWork:
 
     def _weights(self, parts: list[str]) -> Tensor:
         """Float32 weights of several linears side by side [I, O]."""
-        return torch.cat([self._weight(part) for part in parts]).T.contiguous()
+        total = sum(self.block.weights[part].shape[0] for part in parts)
+        device = self.block.weights[parts[0]].device
+        w_IO = torch.empty(self.block.num_inputs(parts[0]), total, device=device)
+        # Each by itself: all of them together and turned around would be there thrice.
+        stop = 0
+        for part in parts:
+            start, stop = stop, stop + self.block.weights[part].shape[0]
+            w_IO[:, start:stop] = self._weight(part).T
+        return w_IO
 
     def _weight(self, part: str) -> Tensor:
         """
