@@ -29,9 +29,6 @@ _MAX_POSITIONAL = 5
 _jit: Any = torch.jit
 _library: Any = torch.library
 
-_LIBRARY = _library.Library("neuron", "FRAGMENT")
-_LIBRARY.define("fixed_shape(Tensor x, int[] shape) -> Tensor")
-
 
 def _fixed_shape(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     if list(x.shape) != list(shape):
@@ -42,7 +39,13 @@ def _fixed_shape(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return x.clone()
 
 
-_LIBRARY.impl("fixed_shape", _fixed_shape, "CompositeExplicitAutograd")
+# Once in a process, however often this module is loaded.
+if not hasattr(torch.ops.neuron, "fixed_shape"):
+    LIBRARY = _library.Library("neuron", "FRAGMENT")
+    LIBRARY.define("fixed_shape(Tensor x, int[] shape) -> Tensor")
+    LIBRARY.impl("fixed_shape", _fixed_shape, "CompositeExplicitAutograd")
+    # It must outlive this module, whose graphs may still be asked.
+    setattr(torch.ops.neuron, "standin", LIBRARY)  # noqa: B010 - no known attribute
 
 
 class NeuronModule(torch.nn.Module):
