@@ -111,7 +111,7 @@ def test_a_misspelt_name_meets_its_neighbour() -> None:
     for word, meant in (
         ("fuse_qvk", "fuse_qkv"),
         ("tp_degre", "tp_degree"),
-        ("group_query_atention", "group_query_attention"),
+        ("group_query_attn", "group_query_attention"),
         ("context_bucket", "context_buckets"),
     ):
         (problem,) = option_problems({word: True}, NEWEST)
