@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 
 from lmi_build.backends.neuronx.signatures import neuron_config_fields, signatures
+from lmi_build.catalog import neuron_releases as module
 from lmi_build.catalog.images import image_uri, regions
 from lmi_build.catalog.instances import instances
 from lmi_build.catalog.neuron_releases import (
@@ -153,3 +154,31 @@ def test_where_packages_lie(release: NeuronRelease) -> None:
         f"/usr/local/lib/python{release.python}/dist-packages"
     )
     assert release.working_directory == "/tmp"  # noqa: S108 - of the image
+
+
+def test_a_wrong_word_is_a_fault_of_the_package() -> None:
+    """A word that no other part knows never gets past the reader."""
+    good = {
+        "container": "djl-neuronx",
+        "version": "1.0.0",
+        "repository": "djl-inference",
+        "published": False,
+        "sdk": "2.20",
+        "neuronx_cc": "2.15",
+        "torch_neuronx": "2.1",
+        "torch": "2.1",
+        "transformers": "4.45",
+        "python": "3.10",
+        "loaders": ["tnx"],
+        "families": ["inf2"],
+        "source": "a test",
+    }
+    module._release("x", good)
+    for key, value in (
+        ("container", "djl"),
+        ("layout", "flat"),
+        ("loaders", ["vllm"]),
+        ("options", {"fuse_qkv": "fuse_qkv"}),
+    ):
+        with pytest.raises(ValueError, match=rf"\[x\], `{key}` has"):
+            module._release("x", {**good, key: value})

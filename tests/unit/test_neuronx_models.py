@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from lmi_build.backends.neuronx import models as module
 from lmi_build.backends.neuronx.models import (
     LoaderModel,
     known,
@@ -82,3 +83,18 @@ def test_a_version_reaches_from_since_to_until() -> None:
     ]
     assert not row.reached("0.13.380")
     assert not row.reached("")
+
+
+def test_faults_of_the_data_name_the_table() -> None:
+    """A wrong table is told by file, name and word."""
+    loader = {"since": "0.9"}
+    assert module._model("x", {"tnx": loader}).loaders["tnx"].since == "0.9"
+    for table, words in (
+        ({}, r"\[x\] has none of"),
+        ({"tnx": loader, "heads": 4}, r"\[x\] has unknown keys"),
+        ({"tnx": {}}, r"\[x\.tnx\] lacks"),
+        ({"tnx": {"since": "soon"}}, "`soon`, which is no version"),
+        ({"tnx": {**loader, "positions": "none"}}, "`positions` is 'none'"),
+    ):
+        with pytest.raises(ValueError, match=rf"models\.toml: {words}|{words}"):
+            module._model("x", table)

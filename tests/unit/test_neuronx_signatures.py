@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmi_build.backends.neuronx import signatures as module
 from lmi_build.backends.neuronx.models import neuron_models
 from lmi_build.backends.neuronx.signatures import (
     CONFIGS,
@@ -144,3 +145,38 @@ def test_other_combinations() -> None:
 def test_no_config_is_missing_in_the_newest() -> None:
     """0.13 has every configuration class."""
     assert set(signatures()["0.13"].configs) == set(CONFIGS)
+
+
+def test_faults_of_the_data_name_the_row() -> None:
+    """A wrong table is told by file, row and word."""
+    head = {
+        "version": "1.0",
+        "source": "a test",
+        "unknown": "refused",
+        "continuous_field": "",
+        "cpu_compile": False,
+        "sharded_weights": False,
+    }
+    whole = {**head, "x": {"a": {"kind": "int"}}, "leftovers": {"x": "ignored"}}
+    base = {"0.1": module._row("0.1", whole, {})}
+    for table, words in (
+        ({**head, "base": "0.0"}, "`base` is '0.0'"),
+        ({**head, "base": "0.1", "removes": {"x": ["b"]}}, "`removes` has"),
+        ({**head, "base": "0.1", "x": {"a": {"kind": "int"}}}, "says what '0.1' says"),
+        ({**head, "base": "0.1", "y": {}}, "`leftovers` lacks"),
+        ({**head, "base": "0.1", "leftovers": {"y": "ignored"}}, "`leftovers` has"),
+        ({**head, "base": "0.1", "leftovers": {"x": "kept"}}, "`leftovers` has"),
+        ({**head, "unknown": "taken"}, "`unknown` has"),
+        ({**head, "cpu_compile": 1}, "`cpu_compile` is 1"),
+        ({**head, "base": "0.1", "x": {"c": {"kind": "number"}}}, "kind 'number'"),
+        ({**head, "base": "0.1", "x": {"c": {"kind": "choice"}}}, "is a choice with"),
+        ({**head, "base": "0.1", "x": {"c": {"kind": "object"}}}, "is a object of"),
+        (
+            {**head, "base": "0.1", "x": {"c": {"kind": "int", "default": "1"}}},
+            "default '1'",
+        ),
+        ({**head, "base": "0.1", "x": {"c": {"kind": "int", "max": 1}}}, "unknown"),
+    ):
+        with pytest.raises(ValueError, match=r"signatures\.toml: \[0\.2\]") as caught:
+            module._row("0.2", table, base)
+        assert words in str(caught.value)

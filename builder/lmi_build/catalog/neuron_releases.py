@@ -6,6 +6,7 @@ from collections.abc import Mapping  # noqa: TC003 - read_row reads annotations
 from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType
+from typing import Any
 
 from lmi_build.catalog.tables import read_row, read_tables
 
@@ -115,20 +116,23 @@ def neuron_releases() -> Mapping[str, NeuronRelease]:
     Raises:
         ValueError: The data file is wrong; a fault of the package.
     """
-    found = {}
-    for name, table in read_tables(FILE).items():
-        where = f"{FILE}: [{name}]"
-        row = read_row(NeuronRelease, {"name": name, **table}, where=where)
-        for what, values, allowed in (
-            ("container", (row.container,), CONTAINERS),
-            ("layout", (row.layout,), LAYOUTS),
-            ("loaders", row.loaders, LOADERS),
-            ("options", tuple(row.options.values()), row.properties),
-        ):
-            if unknown := sorted(set(values) - set(allowed)):
-                raise ValueError(f"{where}, `{what}` has {unknown}")
-        found[name] = row
-    return MappingProxyType(found)
+    return MappingProxyType(
+        {name: _release(name, table) for name, table in read_tables(FILE).items()}
+    )
+
+
+def _release(name: str, table: Mapping[str, Any]) -> NeuronRelease:
+    where = f"{FILE}: [{name}]"
+    row = read_row(NeuronRelease, {"name": name, **table}, where=where)
+    for what, values, allowed in (
+        ("container", (row.container,), CONTAINERS),
+        ("layout", (row.layout,), LAYOUTS),
+        ("loaders", row.loaders, LOADERS),
+        ("options", tuple(row.options.values()), row.properties),
+    ):
+        if unknown := sorted(set(values) - set(allowed)):
+            raise ValueError(f"{where}, `{what}` has {unknown}; known: {list(allowed)}")
+    return row
 
 
 def newest_neuron(container: str = "djl-neuronx") -> NeuronRelease:

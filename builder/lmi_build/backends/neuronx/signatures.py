@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lmi_build.backends.neuronx import PACKAGE
-from lmi_build.catalog.tables import read_tables
+from lmi_build.catalog.tables import read_row, read_tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -278,6 +278,18 @@ def _key(row: str) -> tuple[int, ...]:
     return tuple(int(number) for number in row.split("."))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Head:
+    """What a table says of its version, beside arguments."""
+
+    version: str
+    source: str
+    unknown: str
+    continuous_field: str
+    cpu_compile: bool
+    sharded_weights: bool
+
+
 def _row(
     name: str, table: Mapping[str, Any], earlier: Mapping[str, Signatures]
 ) -> Signatures:
@@ -288,49 +300,67 @@ def _row(
     if base and base not in earlier:
         raise ValueError(f"{where}, `base` is {base!r}, which is no table before it")
     old = earlier[base] if base else None
-    sections: dict[str, Mapping[str, Field]] = {}
-    if old is not None:
-        sections = {**old.configs, **old.classes}
     leftovers = {**(old.leftovers if old else {}), **own.pop("leftovers", {})}
+    sections = {**old.configs, **old.classes} if old else {}
+    sections = _less(sections, removes, where)
     for section in [key for key, value in own.items() if isinstance(value, dict)]:
-        added = own.pop(section)
         together = dict(sections.get(section, {}))
-        together |= {n: _field(n, f, f"{where}, `{section}`") for n, f in added.items()}
-        sections[section] = together
-    for section, gone in removes.items():
-        sections[section] = {
-            n: f for n, f in sections[section].items() if n not in set(gone)
-        }
-    sections = {
-        s: MappingProxyType(dict(sorted(f.items()))) for s, f in sections.items()
-    }
+        for argument, given in own.pop(section).items():
+            field = _field(argument, given, f"{where}, `{section}`")
+            if together.get(argument) == field:
+                raise ValueError(f"{where}, `{argument}` says what {base!r} says")
+            together[argument] = field
+        sections[section] = MappingProxyType(dict(sorted(together.items())))
     classes = {key: sections[key] for key in sections if key not in CONFIGS}
-    if sorted(classes) != sorted(leftovers):
-        raise ValueError(f"{where}, `leftovers` has {sorted(leftovers)}")
-    if own.get("unknown") not in UNKNOWN or not set(leftovers.values()) <= set(
-        LEFTOVERS
+    head = read_row(_Head, own, where=where)
+    for key, values, allowed in (
+        ("leftovers", list(leftovers), list(classes)),
+        ("leftovers", list(leftovers.values()), LEFTOVERS),
+        ("unknown", [head.unknown], UNKNOWN),
     ):
-        raise ValueError(f"{where} has wrong `unknown` or `leftovers`")
+        if wrong := sorted(set(values) - set(allowed)):
+            raise ValueError(f"{where}, `{key}` has {wrong}")
+    if missing := sorted(set(classes) - set(leftovers)):
+        raise ValueError(f"{where}, `leftovers` lacks {missing}")
     return Signatures(
         name=name,
+        version=head.version,
+        source=head.source,
+        unknown=head.unknown,
+        continuous_field=head.continuous_field,
+        cpu_compile=head.cpu_compile,
+        sharded_weights=head.sharded_weights,
         configs=MappingProxyType({k: sections[k] for k in sections if k in CONFIGS}),
         classes=MappingProxyType(classes),
         leftovers=MappingProxyType(leftovers),
-        **own,
     )
 
 
+def _less(
+    sections: Mapping[str, Mapping[str, Field]],
+    removes: Mapping[str, list[str]],
+    where: str,
+) -> dict[str, Mapping[str, Field]]:
+    """The sections of a base without what is gone."""
+    found = dict(sections)
+    for section, gone in removes.items():
+        if wrong := sorted(set(gone) - set(found.get(section, {}))):
+            raise ValueError(f"{where}, `removes` has {wrong}, which its base lacks")
+        kept = {n: f for n, f in found[section].items() if n not in set(gone)}
+        found[section] = MappingProxyType(kept)
+    return found
+
+
 def _field(name: str, table: Mapping[str, Any], where: str) -> Field:
-    lists = {k: tuple(v) for k, v in table.items() if k in {"choices", "models"}}
-    if unknown := sorted(set(table) - {item.name for item in fields(Field)}):
-        raise ValueError(f"{where}: `{name}` has unknown keys {unknown}")
-    field = Field(name=name, **{**table, **lists})
+    own = dict(table)
+    default = own.pop("default", None)  # a plain value of any kind
+    field = read_row(Field, {"name": name, **own}, where=f"{where}, `{name}`")
     if field.kind not in KINDS:
         raise ValueError(f"{where}: `{name}` has kind {field.kind!r}")
     if bool(field.choices) != (field.kind == "choice"):
         raise ValueError(f"{where}: `{name}` is a {field.kind} with {field.choices}")
     if (field.kind == "object") != (field.of in (*CONFIGS, "SparseAttnConfig")):
         raise ValueError(f"{where}: `{name}` is a {field.kind} of {field.of!r}")
-    if field.default is not None and not fits(field, field.default):
-        raise ValueError(f"{where}: `{name}` has default {field.default!r}")
-    return field
+    if default is not None and not fits(field, default):
+        raise ValueError(f"{where}: `{name}` has default {default!r}")
+    return replace(field, default=default)
