@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
-from lmi_build.backends.neuronx.calls import Made, NeuronCall, plain
+from lmi_build.backends.folder import Folder, listed_folder
+from lmi_build.backends.neuronx.calls import Made, NeuronCall
 from lmi_build.backends.neuronx.front_ends import GRAPHS_DIR, neuron_front_ends
 from lmi_build.backends.neuronx.handler_properties import OPTION_WORDS
 from lmi_build.backends.neuronx.layout import (
@@ -19,10 +20,11 @@ from lmi_build.backends.neuronx.layout import (
 from lmi_build.backends.neuronx.loader_call import AUTO_CLASS, own_class
 from lmi_build.backends.neuronx.serving_keys import serving_properties
 from lmi_build.catalog.neuron_releases import neuron_releases
+from lmi_build.checkpoint.header import Header, header_length, parse_header
 from lmi_build.package.properties import render_properties
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from lmi_build.backends.neuronx.front_ends import NeuronFrontEnd
     from lmi_build.catalog.neuron_releases import NeuronRelease
@@ -150,7 +152,6 @@ def neuron_texts(
     block = neuron_block(release, call)
     names = [f"{number:020x}" for number in range(call.num_neffs)]
     record = {
-        "call": plain(call.to_json()),
         "compiler_version": release.neuronx_cc,
         "graphs": names,
         "num_neffs": len(names),
@@ -180,6 +181,23 @@ def neuron_texts(
     entries = serving_properties(release, call, config)
     texts["serving.properties"] = render_properties(entries)
     return texts
+
+
+def folder_of(texts: Mapping[str, bytes]) -> Folder:
+    """A folder whose files hold these bytes."""
+    sizes = {path: len(content) for path, content in texts.items()}
+    return listed_folder(sizes, lambda path: texts[path], where="folder")
+
+
+def header_of(texts: Mapping[str, bytes]) -> Callable[[str], Header]:
+    """Reads the header of one of these files."""
+
+    def read(path: str) -> Header:
+        data = texts[path]
+        length = header_length(data[:8], file_bytes=len(data), where=path)
+        return parse_header(data[8 : 8 + length], file_bytes=len(data), where=path)
+
+    return read
 
 
 def sharded(tp: int, names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
