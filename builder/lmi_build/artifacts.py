@@ -213,6 +213,8 @@ def deployment_requests(
     Raises:
         UsageInvalid: `deploy.*`: SageMaker would refuse it.
     """
+    from lmi_build.catalog.images import REPOSITORY
+    from lmi_build.catalog.neuron_releases import neuron_releases
     from lmi_build.catalog.releases import releases
     from lmi_build.package.deploy import (
         ROLE_PLACEHOLDER,
@@ -222,7 +224,8 @@ def deployment_requests(
     from lmi_build.values.manifest import Manifest
 
     bound = document["compatibility"]
-    release = releases().get(str(bound.get("release")))
+    name = str(bound.get("release"))
+    release = releases().get(name) or neuron_releases().get(name)
     if release is None or not release.tag or not uri.startswith("s3://"):
         return {}
     manifest = Manifest.from_bytes(json.dumps(document).encode())
@@ -232,6 +235,7 @@ def deployment_requests(
         manifest,
         uri=uri,
         tag=release.tag,
+        repository=getattr(release, "repository", REPOSITORY),
         region=region,
         instance_type=str(bound["instance_type"]),
         role=role or ROLE_PLACEHOLDER,
@@ -245,6 +249,7 @@ class StartUp:
     What one release of LMI does with a folder when it starts.
 
     Args:
+        release: Row of the catalogue.
         lmi: Version of LMI.
         outcome: `loads`, `compiles`, `skips`, `fails` or `elsewhere`.
         reason: What decides.
@@ -252,6 +257,7 @@ class StartUp:
         notes: What can still go wrong.
     """
 
+    release: str
     lmi: str
     outcome: str
     reason: str
@@ -280,43 +286,33 @@ def start_up(
         UsageInvalid: The catalogue has no such image, or nothing lies there.
         VerifyFailed: A file that the front end reads is absurd.
     """
-    from lmi_build.backends.trtllm.startup import startup, startup_everywhere
-    from lmi_build.catalog.releases import releases
+    from lmi_build.backends.start_up import choose_images, images
     from lmi_build.errors import UsageInvalid
     from lmi_build.publishers.reader import open_folder
     from lmi_build.text import did_you_mean
 
-    # `0.33` is as clear as the name of the row.
-    images = {name: row for name, row in releases().items() if row.lmi}
-    named = (
-        row
-        for name, row in images.items()
-        if release in {name, row.lmi, row.lmi.rpartition(".")[0]}
-    )
-    chosen = next(named, None)
-    if release and chosen is None:
-        near = did_you_mean(release, images)
-        raise UsageInvalid(
-            f"the catalogue has no LMI image `{release}`",
-            code="usage.invalid",
-            hints=(f"did you mean `{near or next(iter(images))}`?",),
-        )
     with open_folder(spec.to, settings, access=spec) as reader:
         folder = _folder(reader, spec.to)
-        rows = (
-            startup_everywhere(folder)
-            if chosen is None
-            else (startup(folder, chosen.lmi, trtllm=chosen.trtllm),)
-        )
+        chosen = choose_images(folder, release)
+        if not chosen:
+            names = tuple(images())
+            near = did_you_mean(str(release), names)
+            raise UsageInvalid(
+                f"the catalogue has no LMI image `{release}` for such a folder",
+                code="usage.invalid",
+                hints=(f"did you mean `{near or names[0]}`?",),
+            )
+        rows = [(image.name, image.judge(folder)) for image in chosen]
     return tuple(
         StartUp(
+            release=name,
             lmi=row.lmi,
             outcome=row.outcome,
             reason=row.reason,
             fix=row.fix,
             notes=row.notes,
         )
-        for row in rows
+        for name, row in rows
     )
 
 

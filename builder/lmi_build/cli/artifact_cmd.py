@@ -74,8 +74,9 @@ def reachable(function: F) -> F:
 @click.option(
     "--release",
     metavar="NAME",
-    help="Say whether this LMI release, such as 0.33 (or `all`), loads the folder as "
-    "it is, compiles it at start-up, or fails; nothing else is checked.",
+    help="Say whether this LMI release, such as 0.33 or djl-neuronx-0.30.0 (or `all`), "
+    "loads the folder as it is, compiles it at start-up, or fails; nothing else is "
+    "checked.",
 )
 @reachable
 @with_common_options
@@ -126,8 +127,8 @@ def _start_up(state: State, spec: PublishSpec, release: str | None) -> int:
     if state.output != "text":
         data({"ok": not bad, "start_up": [asdict(row) for row in rows]})
         return int(bad)
-    lines = [[row.lmi, row.outcome, row.reason] for row in rows]
-    click.echo(table(["LMI", "at start-up", "because"], lines))
+    lines = [[row.release, row.outcome, row.reason] for row in rows]
+    click.echo(table(["release", "at start-up", "because"], lines))
     for row in rows if release else ():
         for note in row.notes:
             say(state, f"note: {note}")

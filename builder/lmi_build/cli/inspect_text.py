@@ -78,6 +78,9 @@ def _layers_text(ledger: Mapping[str, Any] | None) -> str:
 
 def _scheme_text(scheme: Mapping[str, Any], dtype: str) -> str:
     if scheme["packing"] == "none":
+        if scheme["weight_dtype"] == "int":
+            bits = scheme["weight_bits"]
+            return f"{dtype}, rounded to int{bits} per row by the library that loads it"
         return dtype
     group = scheme["group_size"]
     shared = "per row" if group == -1 else f"groups of {group}"
@@ -88,6 +91,9 @@ def _scheme_text(scheme: Mapping[str, Any], dtype: str) -> str:
 def _compatibility_text(block: Mapping[str, Any]) -> str:
     needs = ", ".join(block["requirements"])
     place = f"{block['device']} {block['architecture']} {block['os']}"
+    if "num_cores" in block:
+        cores = f"{block['num_cores']} cores of {block['instance_type']}"
+        return f"{cores} ({place}), with {block['release']} by {block['loader']}"
     if "release" in block:
         machine = f"{block['num_ranks']} x {place}, such as {block['instance_type']}"
         return f"{machine}, with {block['release']} (TensorRT-LLM {block['trtllm']})"

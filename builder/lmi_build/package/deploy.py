@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lmi_build.catalog.images import image_uri, regions
+from lmi_build.catalog.images import REPOSITORY, image_uri, regions
 from lmi_build.catalog.instances import instances
 from lmi_build.errors import Problem, UsageInvalid
 from lmi_build.text import did_you_mean
@@ -47,7 +47,7 @@ class Deployment:
     Args:
         name: The artifact's name.
         uri: Where it was published, an S3 prefix or archive.
-        tag: Tag of the image in the `djl-inference` repository.
+        tag: Tag of the image.
         region: Such as `us-east-1`.
         instance_type: Such as `ml.g5.12xlarge`.
         artifact_bytes: Bytes of the artifact.
@@ -56,6 +56,7 @@ class Deployment:
         startup_seconds: How long the server may take to load the model.
         role: The execution role.
         instance_count: Instances of the endpoint.
+        repository: Repository of the image.
     """
 
     name: str
@@ -69,11 +70,12 @@ class Deployment:
     startup_seconds: int = 1200
     role: str = ROLE_PLACEHOLDER
     instance_count: int = 1
+    repository: str = REPOSITORY
 
     @property
     def image(self) -> str:
         """The container's image in the region's own registry."""
-        return image_uri(self.tag, self.region)
+        return image_uri(self.tag, self.region, repository=self.repository)
 
     @property
     def resource_name(self) -> str:
@@ -90,6 +92,7 @@ def deployment_of(
     region: str,
     instance_type: str,
     role: str = ROLE_PLACEHOLDER,
+    repository: str = REPOSITORY,
 ) -> Deployment:
     """
     The deployment of one published artifact.
@@ -101,6 +104,7 @@ def deployment_of(
         region: Region of the endpoint.
         instance_type: Instance of the endpoint.
         role: The execution role.
+        repository: Repository of the image.
 
     Raises:
         UsageInvalid: `deploy.*`, with every hint, when no deployment is possible.
@@ -119,6 +123,7 @@ def deployment_of(
         environment=_texts(environment if isinstance(environment, dict) else {}),
         startup_seconds=seconds if isinstance(seconds, int) else 1200,
         role=role,
+        repository=repository,
     )
     problems = tuple(deployment_problems(found))
     if problems:
@@ -132,8 +137,9 @@ def deployment_of(
 
 def deployment_problems(deployment: Deployment) -> Iterator[Problem]:
     """Every reason why SageMaker would refuse the bodies, or the endpoint would die."""
-    if deployment.region not in regions(deployment.tag):
-        near = did_you_mean(deployment.region, regions(deployment.tag))
+    having = regions(deployment.tag, repository=deployment.repository)
+    if deployment.region not in having:
+        near = did_you_mean(deployment.region, having)
         yield Problem(
             code="deploy.region-unknown",
             message=f"region `{deployment.region}` has no LMI images",
