@@ -149,7 +149,7 @@ def neuron_texts(
     """A whole artifact as it is laid out, with made-up graphs and weights."""
     call = call or neuron_call(release)
     layout = artifact_layout(release, num_layers=int(config["num_hidden_layers"]))
-    block = neuron_block(release, call)
+    block = neuron_block(release, call.arguments)
     names = [f"{number:020x}" for number in range(call.num_neffs)]
     record = {
         "compiler_version": release.neuronx_cc,

@@ -40,7 +40,7 @@ def release_text(release: NeuronRelease) -> str:
     layout = artifact_layout(release, num_layers=2)
     parts = [f"tokenizer in {layout.tokenizer_dir}"]
     parts += [f"file {path}" for path in layout.files]
-    block = neuron_block(release, neuron_call(release))
+    block = neuron_block(release, neuron_call(release).arguments)
     parts += [f"neuron {name} {value}" for name, value in sorted(block.items())]
     for title, (changes, config) in CASES.items():
         parts.append(f"== {title}")

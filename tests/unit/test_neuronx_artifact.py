@@ -29,7 +29,7 @@ EXPECTED = NeuronExpected(
     num_layers=2,
     presharded=True,
     release=NEW.name,
-    block=neuron_block(NEW, neuron_call(NEW)),
+    block=neuron_block(NEW, neuron_call(NEW).arguments),
 )
 
 
@@ -52,7 +52,7 @@ def test_a_whole_artifact_has_no_problem(release: object) -> None:
         num_layers=2,
         presharded=layout.presharded,
         release=row.name,
-        block=neuron_block(row, neuron_call(row)),
+        block=neuron_block(row, neuron_call(row).arguments),
     )
     texts = neuron_texts(row)
 

@@ -29,24 +29,19 @@ from lmi_build.backends.trtllm.startup import startup, startup_everywhere
 from lmi_build.catalog.releases import releases
 from lmi_build.checkpoint.formats.dequantized import DequantizedReader
 from lmi_build.errors import VerifyFailed
-from lmi_build.events import StageNote
 from lmi_build.store.files import write_atomic
-from lmi_build.verify.drift import drift_document, measure_drift
+from lmi_build.verify.drift import drift_document
 from lmi_build.verify.gates import judge, summary
-from lmi_build.verify.held_out import held_out_windows
 from lmi_build.verify.integrity import refuse_if_damaged
-from lmi_build.verify.streamed import can_stream, streamed_logits
+from lmi_build.verify.proofs import measure_weights, note, refuse
 from lmi_build.verify.worker import REPORT_NAME, REPORT_SCHEMA, refuse_missed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from tokenizers import Tokenizer
+    from collections.abc import Mapping
 
     from lmi_build.backends.folder import Folder
     from lmi_build.catalog.releases import Release
     from lmi_build.digest import JSONValue
-    from lmi_build.errors import Problem
     from lmi_build.events import Emit
     from lmi_build.numerics.compare import Drift
     from lmi_build.spi import Job
@@ -79,7 +74,7 @@ def run(job: Job, emit: Emit) -> None:
         "rehearsal": params["rehearsal"],
     }
     if params["rehearsal"]:
-        _note(job, emit, "warning", "verify.rehearsal", _REHEARSED)
+        note(job, emit, "warning", "verify.rehearsal", _REHEARSED)
     else:
         folder = local_folder(root)
         report["engine"] = _engine(job, emit, manifest, folder, release)
@@ -89,7 +84,7 @@ def run(job: Job, emit: Emit) -> None:
     if drift is not None:
         report["drift"] = drift_document(drift)
         report["gates"] = [row.to_json() for row in rows]
-        _note(job, emit, "info", "verify.measured", ", ".join(summary(drift)))
+        note(job, emit, "info", "verify.measured", ", ".join(summary(drift)))
     text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     write_atomic(job.state / REPORT_NAME, text.encode())
     if drift is not None:
@@ -129,7 +124,7 @@ def _engine(
     )
     if kind == "checkpoint":
         checkpoint = read_checkpoint_folder(inside)
-        _refuse(checkpoint_problems(checkpoint, expected))
+        refuse(checkpoint_problems(checkpoint, expected))
         return {"ranks": len(checkpoint.ranks), "quant_algo": checkpoint.quant_algo}
     parts = cast("list[str]", params["parts"])
     if len(parts) > 1:
@@ -151,7 +146,7 @@ def _part(
     job: Job, emit: Emit, folder: Folder, expected: Expected, release: Release
 ) -> dict[str, JSONValue]:
     engine = read_engine_folder(folder)
-    _refuse(engine_problems(engine, expected))
+    refuse(engine_problems(engine, expected))
     found = engine.built_on.tensorrt if engine.built_on else release.tensorrt
     if release.tensorrt and found != release.tensorrt:
         # The release's own image decides; the catalogue only says what it should have.
@@ -159,25 +154,15 @@ def _part(
             f"it was built with TensorRT {found}, the catalogue says that"
             f" {release.name} has {release.tensorrt}"
         )
-        _note(job, emit, "warning", "verify.other-tensorrt", message)
+        note(job, emit, "warning", "verify.other-tensorrt", message)
     for what in unknowns(engine):
-        _note(job, emit, "warning", "verify.unknown", f"the engine does not say {what}")
+        note(job, emit, "warning", "verify.unknown", f"the engine does not say {what}")
     return {
         "version": engine.version,
         "ranks": len(engine.ranks),
         "quant_algo": engine.quant_algo,
         "bounds": dict(engine.bounds),
     }
-
-
-def _refuse(problems: Sequence[Problem]) -> None:
-    if not problems:
-        return
-    raise VerifyFailed(
-        "\n  ".join(problem.message for problem in problems),
-        code=problems[0].code,
-        hints=tuple(dict.fromkeys(p.hint for p in problems if p.hint)),
-    )
 
 
 def _startup(job: Job, emit: Emit, folder: Folder, release: Release) -> list[JSONValue]:
@@ -192,8 +177,8 @@ def _startup(job: Job, emit: Emit, folder: Folder, release: Release) -> list[JSO
             code="verify.compiles-at-start",
             hints=(own.fix,) if own.fix else (),
         )
-    for note in own.notes:
-        _note(job, emit, "warning", "verify.startup", note)
+    for text in own.notes:
+        note(job, emit, "warning", "verify.startup", text)
     return [
         {"lmi": row.lmi, "outcome": row.outcome, "reason": row.reason}
         for row in startup_everywhere(folder)
@@ -205,45 +190,11 @@ def _quality(job: Job, emit: Emit, manifest: Manifest) -> Drift | None:
     weights = job.inputs.get("weights")
     if weights is None:
         return None
-    model = job.inputs["model"]
-    if job.params["trust_remote_code"] or not can_stream(model):
-        message = (
-            "the quality of the weights was not measured: the float model cannot be"
-            " computed block by block"
-        )
-        _note(job, emit, "warning", "verify.not-measured", message)
-        return None
-    if manifest.scheme["activation_dtype"] != "none":
+    drift = measure_weights(job, emit, manifest, lambda: DequantizedReader(weights))
+    if drift is not None and manifest.scheme["activation_dtype"] != "none":
         message = (
             "measured with the activations in float: what rounding them to 8 bits"
             " costs, the engine alone can show"
         )
-        _note(job, emit, "info", "verify.float-activations", message)
-    windows = held_out_windows(
-        _tokenizer(job, manifest),
-        num_samples=int(cast("int", job.params["num_samples"])),
-        max_seq_len=int(cast("int", job.params["max_seq_len"])),
-    )
-    threads = int(cast("int", job.settings.get("threads", 0)))
-    reference = streamed_logits(model, windows, threads=threads)
-    with DequantizedReader(weights) as reader:
-        return measure_drift(
-            job,
-            emit,
-            windows,
-            reference=reference,
-            candidate=lambda: streamed_logits(
-                model, windows, threads=threads, reader=reader
-            ),
-        )
-
-
-def _tokenizer(job: Job, manifest: Manifest) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    folder = job.inputs["package"] / str(manifest.serving["tokenizer_dir"])
-    return Tokenizer.from_file(str(folder / "tokenizer.json"))
-
-
-def _note(job: Job, emit: Emit, level: str, code: str, message: str) -> None:
-    emit(StageNote(stage=job.stage, level=level, code=code, message=message))
+        note(job, emit, "info", "verify.float-activations", message)
+    return drift

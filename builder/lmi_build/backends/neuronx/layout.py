@@ -12,7 +12,6 @@ from lmi_build.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from lmi_build.backends.neuronx.calls import NeuronCall
     from lmi_build.catalog.neuron_releases import NeuronRelease
 
 HEAD_FILE = "DecoderLMHead.safetensors"
@@ -106,7 +105,9 @@ def layout_problems(release: NeuronRelease) -> Iterator[Problem]:
         )
 
 
-def neuron_block(release: NeuronRelease, call: NeuronCall) -> dict[str, Any]:
+def neuron_block(
+    release: NeuronRelease, arguments: Mapping[str, Any]
+) -> dict[str, Any]:
     """
     What `config.json` says under `neuron`: how the graphs were compiled.
 
@@ -114,9 +115,8 @@ def neuron_block(release: NeuronRelease, call: NeuronCall) -> dict[str, Any]:
 
     Args:
         release: Whose compiler makes the graphs.
-        call: The call that compiles.
+        arguments: Those of the call that compiles.
     """
-    arguments = call.arguments
     positions = arguments.get("n_positions")
     largest = max(positions) if isinstance(positions, list | tuple) else positions
     return {

@@ -93,7 +93,7 @@ def serving_problems(
     if problems:
         return
     front = neuron_front_ends()[release.version]
-    marked = {**config, NEURON_BLOCK: neuron_block(release, call)}
+    marked = {**config, NEURON_BLOCK: neuron_block(release, call.arguments)}
     try:
         made = loader_call(front, _entries(front, call, rolling=rolling), marked)
     except RefusedError as refused:

@@ -1,0 +1,98 @@
+"""What proofs on a machine without the artifact's device have in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from lmi_build.errors import VerifyFailed
+from lmi_build.events import StageNote
+from lmi_build.verify.drift import measure_drift
+from lmi_build.verify.held_out import held_out_windows
+from lmi_build.verify.streamed import can_stream, streamed_logits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    from tokenizers import Tokenizer
+
+    from lmi_build.errors import Problem
+    from lmi_build.events import Emit
+    from lmi_build.numerics.compare import Drift
+    from lmi_build.spi import Job
+    from lmi_build.values.manifest import Manifest
+    from lmi_build.verify.streamed import WeightReader
+
+
+def refuse(problems: Sequence[Problem]) -> None:
+    """
+    End with every problem at once, under the code of the first.
+
+    Raises:
+        VerifyFailed: There is one.
+    """
+    if not problems:
+        return
+    raise VerifyFailed(
+        "\n  ".join(problem.message for problem in problems),
+        code=problems[0].code,
+        hints=tuple(dict.fromkeys(p.hint for p in problems if p.hint)),
+    )
+
+
+def note(job: Job, emit: Emit, level: str, code: str, message: str) -> None:
+    """Say something that ends nothing."""
+    emit(StageNote(stage=job.stage, level=level, code=code, message=message))
+
+
+def measure_weights(
+    job: Job,
+    emit: Emit,
+    manifest: Manifest,
+    open_reader: Callable[[], AbstractContextManager[WeightReader]],
+) -> Drift | None:
+    """
+    How far other weights are from the float model's, computed block by block.
+
+    Args:
+        job: With an input `model`, and `num_samples`, `max_seq_len` and
+            `trust_remote_code` among its parameters.
+        emit: Gets progress, and a warning where nothing was measured.
+        manifest: Names the folder of the artifact's tokenizer.
+        open_reader: Gives the other weights under the model's names.
+
+    Returns:
+        None where the float model cannot be computed block by block.
+    """
+    model = job.inputs["model"]
+    if job.params["trust_remote_code"] or not can_stream(model):
+        message = (
+            "the quality of the weights was not measured: the float model cannot be"
+            " computed block by block"
+        )
+        note(job, emit, "warning", "verify.not-measured", message)
+        return None
+    windows = held_out_windows(
+        _tokenizer(job, manifest),
+        num_samples=int(cast("int", job.params["num_samples"])),
+        max_seq_len=int(cast("int", job.params["max_seq_len"])),
+    )
+    threads = int(cast("int", job.settings.get("threads", 0)))
+    reference = streamed_logits(model, windows, threads=threads)
+    with open_reader() as reader:
+        return measure_drift(
+            job,
+            emit,
+            windows,
+            reference=reference,
+            candidate=lambda: streamed_logits(
+                model, windows, threads=threads, reader=reader
+            ),
+        )
+
+
+def _tokenizer(job: Job, manifest: Manifest) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    folder = job.inputs["package"] / str(manifest.serving["tokenizer_dir"])
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
