@@ -262,3 +262,12 @@ def trace_serving(recipe: Recipe) -> Serving:
 def graph_lengths(call: NeuronCall) -> tuple[int, ...]:
     """The lengths of a call's graphs."""
     return tuple(cast("int", arguments["length"]) for _, arguments in call.steps)
+
+
+def trace_expected(call: NeuronCall) -> dict[str, JSONValue]:
+    """What the driver's `effective` values must come out as."""
+    return {
+        "task": call.arguments["task"],
+        "batch_size": call.arguments["batch_size"],
+        "lengths": list(graph_lengths(call)),
+    }

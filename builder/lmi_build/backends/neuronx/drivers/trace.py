@@ -73,6 +73,12 @@ def build(session: Session) -> None:
     session.keep("padding_id", arguments["padding_id"])
     session.keep("graphs", {str(length): file for length, (file, _) in graphs.items()})
     session.keep("reference", REFERENCE)
+    effective = {
+        "task": arguments["task"],
+        "batch_size": arguments["batch_size"],
+        "lengths": sorted(graphs),
+    }
+    session.keep("effective", effective)
     session.keep("compared", compare(session, rows, graphs))
 
 
