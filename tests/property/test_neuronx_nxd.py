@@ -50,7 +50,7 @@ def released(loader: str) -> list[Any]:
 def requests(draw: st.DrawFn, loader: str) -> NxdRequest:
     """A request that some release of a loader knows."""
     release = draw(st.sampled_from(released(loader)))
-    models = NXDI_MODELS
+    models: tuple[str, ...] = NXDI_MODELS
     if loader == "optimum":
         models = TNX_MODELS if generation(release) == "tnx" else NXD_MODELS
     model = draw(st.sampled_from(models))
