@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmi_build.backends.neuronx.compile_plan import compile_plan
+from lmi_build.backends.neuronx.drivers.common import MARK
 from lmi_build.backends.neuronx.trace import ENGINE_DIR, lower_trace, trace_serving
 from lmi_build.backends.neuronx.workplace import request, ship
 from lmi_build.catalog.neuron_releases import neuron_releases
@@ -27,7 +30,7 @@ from lmi_build.values.recipe import (
 from lmi_build.values.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lmi_build.digest import JSONValue
     from lmi_build.values.model import ModelFacts
@@ -45,7 +48,7 @@ def recipe(
 ) -> Recipe:
     """A recipe for an encoder; `parts` replaces whole sections."""
     bounds = Bounds(
-        max_input_len=max_input_len, max_output_len=1, max_batch_size=max_batch_size
+        max_input_len=max_input_len, max_output_len=0, max_batch_size=max_batch_size
     )
     values: dict[str, Any] = {
         "name": "tiny",
@@ -74,14 +77,22 @@ def facts(folder: Path) -> ModelFacts:
     )
 
 
-def run_driver(call: Mapping[str, Any], work: Path) -> subprocess.CompletedProcess[str]:
-    """The driver as the compile stage starts it; its result is `work/result`."""
-    work.mkdir()
-    (work / "result").mkdir()
-    ship(work / "driver")
-    (work / "call.json").write_text(json.dumps(call))
+# Several calls in one process, as each of them would be in one of its own.
+_SEVERAL = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from neuron_drivers.common import main
+for folder in sys.argv[2:]:
+    for name in [n for n in sys.modules if n.startswith("torch_neuronx")]:
+        del sys.modules[name]
+    if main(["build", folder + "/call.json", folder + "/result"]):
+        sys.exit(folder)
+"""
+
+
+def start(words: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
+    """Python with the stand-ins, and without a hub."""
     environment = {**os.environ, "PYTHONPATH": str(STANDINS), "HF_HUB_OFFLINE": "1"}
-    words = [work / "driver", "build", work / "call.json", work / "result"]
     return subprocess.run(
         [sys.executable, "-W", "ignore", *map(str, words)],
         env=environment,
@@ -89,6 +100,27 @@ def run_driver(call: Mapping[str, Any], work: Path) -> subprocess.CompletedProce
         text=True,
         check=False,
     )
+
+
+def write_work(call: Mapping[str, Any], work: Path) -> Path:
+    """A build's folder, with the drivers and the call in it."""
+    (work / "result").mkdir(parents=True)
+    ship(work / "driver")
+    (work / "call.json").write_text(json.dumps(call))
+    return work
+
+
+def run_driver(call: Mapping[str, Any], work: Path) -> subprocess.CompletedProcess[str]:
+    """The driver as the compile stage starts it; its result is `work/result`."""
+    write_work(call, work)
+    return start([work / "driver", "build", work / "call.json", work / "result"])
+
+
+def faults(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    """What a driver said that the user must hear."""
+    lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+    said = [json.loads(line[len(MARK) :]) for line in lines]
+    return [row for row in said if row["event"] == "fault"]
 
 
 def asked(
@@ -101,21 +133,50 @@ def asked(
     return {**document, "versions": {}}
 
 
-def build_encoder(folder: Path, wanted: Recipe, root: Path) -> Path:
+def build_encoders(
+    wanted: Mapping[str, tuple[Path, Recipe]], root: Path
+) -> dict[str, Path]:
     """
-    An artifact's folder as the package stage lays it out, ready to be loaded.
+    Artifacts as the package stage lays them out, ready to be loaded.
 
     Args:
-        folder: The model.
-        wanted: A recipe.
-        root: Made by this; the artifact.
+        wanted: Models and recipes, by a name.
+        root: Where they are made, each in a folder of its name.
     """
-    work = root.with_name(root.name + ".work")
-    done = run_driver(asked(folder, wanted), work)
+    works = {
+        name: write_work(asked(folder, recipe), root / f"{name}.work")
+        for name, (folder, recipe) in wanted.items()
+    }
+    driver = next(iter(works.values())) / "driver"
+    done = start(["-c", _SEVERAL, driver, *works.values()])
     assert done.returncode == 0, done.stdout + done.stderr
+    return {
+        name: lay_out(works[name] / "result", folder, recipe, root / name)
+        for name, (folder, recipe) in wanted.items()
+    }
+
+
+def lay_out(result: Path, folder: Path, wanted: Recipe, root: Path) -> Path:
+    """An artifact's folder around the driver's result."""
     root.mkdir()
-    (work / "result").rename(root / ENGINE_DIR)
+    result.rename(root / ENGINE_DIR)
     serving = trace_serving(wanted)
     (root / "lmi_build.json").write_text(json.dumps(serving.settings))
     (root / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
     return root
+
+
+@contextmanager
+def standin() -> Iterator[Any]:
+    """The stand-in of torch-neuronx as this process's own, for a while."""
+    before = {n: m for n, m in sys.modules.items() if n.startswith("torch_neuronx")}
+    for name in before:
+        del sys.modules[name]
+    sys.path.insert(0, str(STANDINS))
+    try:
+        yield importlib.import_module("torch_neuronx")
+    finally:
+        sys.path.remove(str(STANDINS))
+        for name in [n for n in sys.modules if n.startswith("torch_neuronx")]:
+            del sys.modules[name]
+        sys.modules.update(before)

@@ -110,7 +110,7 @@ def _bound_problems(recipe: Recipe, model: ModelFacts) -> Iterator[Problem]:
             hint=f"lower it to {usable}",
         )
     fixed = (
-        ("max_output_len", bounds.max_output_len, 1),
+        ("max_output_len", bounds.max_output_len, 0),
         ("max_beam_width", bounds.max_beam_width, 1),
         ("max_num_tokens", bounds.max_num_tokens, None),
     )
@@ -120,7 +120,7 @@ def _bound_problems(recipe: Recipe, model: ModelFacts) -> Iterator[Problem]:
                 code="neuronx.encoder-bound",
                 message=f"an encoder generates nothing, `{name}` is {value}",
                 path=f"bounds.{name}",
-                hint=f"write `{name}: {wanted}`" if wanted else "remove the line",
+                hint="remove the line" if wanted is None else f"write `{name}: {wanted}`",
             )
 
 
