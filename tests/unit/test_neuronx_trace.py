@@ -156,7 +156,7 @@ def test_lengths_double_up_to_the_bound(longest: int, lengths: tuple[int, ...]) 
 
 
 def test_options_become_words_of_the_compiler() -> None:
-    options = {
+    options: dict[str, Any] = {
         "auto_cast": "matmult",
         "auto_cast_type": "fp16",
         "optlevel": 3,
