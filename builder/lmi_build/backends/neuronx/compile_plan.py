@@ -32,10 +32,8 @@ _OWN = {
     },
     "trace": {},
 }
-# The first transformers-neuronx that compiles where there is no device.
-_CPU_COMPILE = (0, 13)
-# Where the images keep their Python packages.
-_PREFIX = "/usr/local/lib/python{python}/dist-packages"
+# Where LMI's loader stands while graphs are made, where a release does not say.
+_WORKDIR = "/tmp"  # noqa: S108 - nothing is written there by a name of ours
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +46,9 @@ class CompilePlan:
         release: Name of the release.
         versions: Version of each distribution that must answer.
         python: Version of the release's Python, such as `3.10`.
+        prefix: Where the release's image keeps its Python packages; empty where that is
+            not known.
+        workdir: Where the toolchain must stand while graphs are made.
         num_cores: NeuronCores that loading the model takes.
         device_needed: It cannot be compiled where there is no device.
         block: What `config.json` says under `neuron`, or None. The driver puts the
@@ -59,15 +60,12 @@ class CompilePlan:
     release: str
     versions: Mapping[str, str]
     python: str
+    prefix: str
+    workdir: str
     num_cores: int
     device_needed: bool
     block: Mapping[str, Any] | None = None
     expected: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def prefix(self) -> str:
-        """Where the release's image keeps its Python packages."""
-        return _PREFIX.format(python=self.python)
 
     @property
     def compiler(self) -> str:
@@ -112,20 +110,16 @@ def compile_plan(
     rows = {**_COMMON, **_OWN[call.loader]}
     found = {name: str(getattr(release, row)) for name, row in rows.items()}
     if device_needed is None:
-        device_needed = call.loader == "tnx" and not compiles_without_device(release)
+        device_needed = call.loader == "tnx" and not release.cpu_compile
     return CompilePlan(
         call=call.to_json(),
         release=release.name,
         versions={name: version for name, version in found.items() if version},
         python=release.python,
+        prefix=release.site_packages,
+        workdir=release.working_directory or _WORKDIR,
         num_cores=num_cores,
         device_needed=device_needed,
         block=block,
         expected=dict(expected or {}),
     )
-
-
-def compiles_without_device(release: NeuronRelease) -> bool:
-    """Whether transformers-neuronx of a release has `cpu_compile`."""
-    row = release.tnx_row
-    return bool(row) and tuple(map(int, row.split("."))) >= _CPU_COMPILE

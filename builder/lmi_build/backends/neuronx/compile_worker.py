@@ -165,7 +165,7 @@ def _tell_machine(
         emit(StageNote(stage=job.stage, level="warning", code=code, message=message))
 
     toolchain, hardware = machine.toolchain, machine.hardware
-    if toolchain.prefix != plan.prefix or toolchain.python != plan.python:
+    if plan.prefix and toolchain.prefix != plan.prefix:
         warn(
             "neuronx.other-prefix",
             f"packages of {place.name} lie in {toolchain.prefix} (Python"

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 MARK = "LMI-BUILD "
 INDEX = "https://pip.repos.neuron.amazonaws.com"
 _NOT_RUN = (125, 126, 127)
+# What PyPI's packages of these names raise when they are imported. That of the compiler
+# cannot even be: its only module is called `neuronx-cc`.
+_STUB = "WRONG PACKAGE"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,10 +129,9 @@ def _package_fault(
     if not version and (absent or not error):
         words = f"{where} has no {name}; the release has {wanted}"
         return "neuronx.absent", words, ""
-    # PyPI's packages of these names hold one empty module, one of them by a name that
-    # cannot be imported.
     empty = name in found["missing_symbols"] or _itself_absent(name, error)
-    if empty and not same_version(wanted, version):
+    wrong = empty and not same_version(wanted, version)
+    if wrong or _STUB in error:
         words = (
             f"{name} {version} in {where} is a placeholder without a library: PyPI has"
             " only that"

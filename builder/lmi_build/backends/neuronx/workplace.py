@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 RUNNERS = ("local", "container")
 DRIVER, CALL, RESULT, CACHE, SOURCE = "driver", "call.json", "result", "cache", "source"
-# Where LMI's loader and its partition script stand while graphs are made.
-WORKDIR = "/tmp"  # noqa: S108 - nothing is written there by a name of ours
 _HOME = "home"
 _START = """\
 import sys
@@ -174,7 +172,7 @@ def request(plan: CompilePlan, *, model: str, device: bool) -> dict[str, JSONVal
         "device": device,
         "versions": dict(plan.versions),
         "block": None if plan.block is None else dict(plan.block),
-        "workdir": WORKDIR,
+        "workdir": plan.workdir,
     }
 
 

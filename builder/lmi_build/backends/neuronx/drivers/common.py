@@ -26,13 +26,13 @@ RECORD = "neuron.json"
 SCHEMA = "lmi-build/neuron/v1"
 LOADERS = ("tnx", "optimum", "nxdi", "trace")
 STATUS_RAISED, STATUS_WORDS, STATUS_FAULT = 1, 2, 3
-# A name that only the real package has, by distribution. PyPI has packages of the same
-# names that are empty, so that importing one proves nothing.
+# A name that only the real package has, by distribution: a package of the same name
+# from elsewhere may be installed and hold nothing.
 SYMBOLS = {
     "neuronx-cc": ("neuronxcc", "__version__"),
     "libneuronxla": ("libneuronxla", "neuron_xla_compile"),
     "torch": ("torch", "nn"),
-    "torch-neuronx": ("torch_neuronx", "trace"),
+    "torch-neuronx": ("torch_neuronx", "__version__"),
     "transformers": ("transformers", "AutoConfig"),
     "transformers-neuronx": ("transformers_neuronx", "NeuronAutoModelForCausalLM"),
     "optimum-neuron": ("optimum.neuron", "NeuronModelForCausalLM"),

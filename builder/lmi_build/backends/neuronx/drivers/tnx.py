@@ -106,11 +106,25 @@ def _save(session: Session, model: Any, given: Mapping[str, Any]) -> str:
     """Write the graphs and the compiler's version beside them; returns the folder."""
     check_arguments(model.save, given, what="save")
     made = session.make(given)
+    _separate(model)
     model.save(**made)
     folder = str(made["directory"])
     compiler = importlib.import_module("neuronxcc")
     (Path(folder) / "VERSION").write_text(str(compiler.__version__), "utf-8")
     return folder
+
+
+def _separate(model: Any) -> None:
+    """
+    Give every rank's tensor memory of its own.
+
+    Without a device a tensor that all ranks have, such as the scales of int8, is one
+    tensor many times, and safetensors refuses to write that.
+    """
+    for layer in getattr(getattr(model, "decoder_lm_head", None), "layers", ()):
+        for shards in layer.extra_parameters:
+            if isinstance(shards, list):
+                shards[1:] = [shard.clone() for shard in shards[1:]]
 
 
 def _copy_checkpoint(session: Session, given: Mapping[str, Any]) -> None:
@@ -173,7 +187,7 @@ def _tell(session: Session, model: Any, saved: list[str]) -> None:
     )
     session.keep("num_neffs", len(found))
     session.keep("graphs", [name.partition(".")[0] for name in found])
-    _write_config(session)
+    _write_config(session, str(compiler.__version__))
 
 
 def _flags() -> list[str]:
@@ -184,11 +198,11 @@ def _flags() -> list[str]:
     return shlex.split(text)
 
 
-def _write_config(session: Session) -> None:
+def _write_config(session: Session, compiler: str) -> None:
     """The root's `config.json`, where `neuron` tells LMI that graphs are ready."""
     if session.block is None:
         return
     config = json.loads((Path(session.model) / "config.json").read_text("utf-8"))
-    config["neuron"] = session.block
+    config["neuron"] = {**session.block, "compiler_version": compiler}
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     Path(session.path("config.json")).write_text(text, "utf-8")
