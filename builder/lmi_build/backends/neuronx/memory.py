@@ -63,7 +63,8 @@ class MemoryTerms:
         contexts: Context buckets.
         context_batch_size: Prompts that are computed together.
         num_graphs: Graphs of the whole model.
-        sequence_shards: Parts that the cache is split into along the sequence.
+        sequence_shards: Parts that the cache is split into along the sequence; 0 where
+            it is not split.
         broadcasts: Prompts have caches of their own, which are copied over the batch.
     """
 
@@ -81,7 +82,7 @@ class MemoryTerms:
     num_graphs: int
     weight_tiling: bool = False
     num_experts: int = 0
-    sequence_shards: int = 1
+    sequence_shards: int = 0
     broadcasts: bool = False
 
     @property
@@ -326,7 +327,7 @@ def _vocabulary_bytes(terms: MemoryTerms) -> int:
     if terms.model.embedding_norm:
         slopes = round_up(geometry.num_attention_heads, tp) // tp
         found += slopes * _FLOAT_BYTES
-    if terms.sequence_shards > 1:
+    if terms.sequence_shards:
         found += _INDEX_BYTES
     if not terms.on_device_embedding:
         return found
@@ -343,7 +344,7 @@ def _cache_bytes(terms: MemoryTerms) -> int:
     """Keys and values of all layers, and of prompts that have caches of their own."""
     heads = terms.heads
     batch = terms.batch_size // heads.batch_shards
-    tokens = terms.cache_positions // terms.sequence_shards * batch
+    tokens = terms.cache_positions // max(1, terms.sequence_shards) * batch
     if terms.broadcasts:
         tokens += sum(terms.contexts)
     width = heads.cache_heads * (heads.output_width // heads.num_heads)

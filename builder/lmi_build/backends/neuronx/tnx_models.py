@@ -31,8 +31,8 @@ class TnxModel:
         context_unrolled: All layers of a prompt are one graph; else one layer is.
         single_prompts: Prompts are computed one by one and copied over the batch.
         shards_sequence: `shard_over_sequence` is implemented.
-        limits_positions: More positions than the model was made for are refused or
-            read past the table.
+        rounds: Its weights can be rounded to 8 bits as they are loaded.
+        hsb_only: Attention has the layout `HSB` alone.
         rope_scaling_since: First version that reads `rope_scaling`; empty for none.
     """
 
@@ -44,7 +44,8 @@ class TnxModel:
     context_unrolled: bool = True
     single_prompts: bool = False
     shards_sequence: bool = False
-    limits_positions: bool = False
+    rounds: bool = False
+    hsb_only: bool = False
     rope_scaling_since: str = ""
 
 
