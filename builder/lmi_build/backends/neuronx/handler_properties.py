@@ -45,7 +45,7 @@ _ENVIRONMENT = {
     "on_device_embedding": "NEURON_ON_DEVICE_EMBEDDING",
     "shard_over_sequence": "NEURON_SHARD_OVER_SEQUENCE",
 }
-_GENERATION = "NEURON_ON_DEV_GENERATION"
+GENERATION_VARIABLE = "NEURON_ON_DEV_GENERATION"
 _FLAGS = {
     "enable_mixed_precision_accumulation": "--enable-mixed-precision-accumulation",
     "enable_saturate_infinity": "--enable-saturate-infinity",
@@ -96,6 +96,8 @@ class HandlerSettings:
         further: Arguments of `from_pretrained` that are not the compiler's.
         flags: Words added to `NEURON_CC_FLAGS`.
         split: `option.load_split_model` says yes.
+        generation_variable: A variable asks for generation on the device, which the
+            loader of Transformers NeuronX ends at.
         loader_hints: Properties that make 0.27 take Transformers NeuronX.
     """
 
@@ -113,6 +115,7 @@ class HandlerSettings:
     further: Mapping[str, bool | str]
     flags: tuple[str, ...]
     split: bool
+    generation_variable: bool
     loader_hints: bool
 
 
@@ -164,6 +167,7 @@ def handler_settings(
         further=_further(front, read),
         flags=_flags(read),
         split=bool(read.truth("load_split_model")),
+        generation_variable=read.generation_variable,
         loader_hints=any(
             read.text(name) is not None
             for name in (
@@ -248,11 +252,11 @@ class _Reader:
                 f"`option.{name}` asks for graphs that are not among the compiled ones",
                 f"remove `option.{name}`",
             )
-        if self._environment.get(_GENERATION, "").lower() == "true":
-            raise RefusedError(
-                f"{_GENERATION} is set, with which the loader ends in an error",
-                f"remove {_GENERATION} from the environment",
-            )
+
+    @property
+    def generation_variable(self) -> bool:
+        """A variable says yes to what the loader then trips over."""
+        return self._environment.get(GENERATION_VARIABLE, "").lower() == "true"
 
 
 def _unread(name: str, text: str, allowed: str) -> RefusedError:

@@ -20,6 +20,7 @@ from lmi_build.backends.java_properties import with_environment
 from lmi_build.backends.neuronx.calls import Made
 from lmi_build.backends.neuronx.front_ends import GRAPHS_DIR
 from lmi_build.backends.neuronx.handler_properties import (
+    GENERATION_VARIABLE,
     RefusedError,
     handler_settings,
 )
@@ -103,6 +104,11 @@ def loader_call(
     properties = with_environment(properties, surroundings)
     settings = handler_settings(front, properties, config, surroundings)
     _refuse_other_loader(front, settings, config)
+    if settings.generation_variable:
+        raise RefusedError(
+            f"{GENERATION_VARIABLE} is set, with which the loader ends in an error",
+            f"remove {GENERATION_VARIABLE} from the environment",
+        )
     model_type = str(config.get("model_type", ""))
     if model_type not in front.model_types:
         raise RefusedError(
@@ -187,7 +193,8 @@ def _place(
         return _compiled_place(front, own, paths)
     if front.root_weights == "unread":
         return own, ".", ""
-    if compiled and front.root_weights == "beside graphs" and model_type != "gpt2":
+    beside = compiled and front.root_weights == "beside graphs"
+    if beside and not settings.split and model_type != "gpt2":
         return AUTO_CLASS, ".", GRAPHS_DIR
     # From 0.28 on the automatic class also loads what is no safetensors.
     unsafe = front.root_weights == "beside graphs" and not root_weights
