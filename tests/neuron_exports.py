@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmi_build.backends.folder import Folder
 from lmi_build.backends.neuronx.compile_plan import compile_plan
 from lmi_build.backends.neuronx.drivers.common import MARK
 from lmi_build.backends.neuronx.nxd_request import NxdRequest
@@ -46,6 +47,16 @@ def request(release: str, model_type: str = "llama", **parts: Any) -> NxdRequest
         "amp": "bf16",
     }
     return NxdRequest(**{**values, **parts})
+
+
+def folder(files: dict[str, Any]) -> Folder:
+    """Files by path; what is no text is written as JSON."""
+    data = {
+        path: (content if isinstance(content, str) else json.dumps(content)).encode()
+        for path, content in files.items()
+    }
+    sizes = {path: len(content) for path, content in data.items()}
+    return Folder(sizes=sizes, read=data.__getitem__, where="test")
 
 
 def lowered(asked: NxdRequest, loader: str) -> NeuronCall:

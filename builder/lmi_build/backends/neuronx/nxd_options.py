@@ -178,7 +178,7 @@ def cropped_prompts(request: NxdRequest, *, refuses: bool) -> str | None:
     return (
         f"a prompt of more than {longest} tokens {does}; set"
         f" `compile.options.max_context_length: {total}` to serve prompts up to the"
-        " whole sequence, each padded to that length"
+        " whole sequence"
     )
 
 

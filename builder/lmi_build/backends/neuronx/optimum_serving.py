@@ -35,6 +35,8 @@ PREFIX = "SM_ON_"
 CONTINUOUS_MODELS = ("llama", "mistral")
 # OPTIMUM_CAUSALLM_MODEL_TYPES of LMI's handler, 0.27 to 0.34.
 LMI_MODELS = ("bloom", "gpt2", "llama", "mistral", "opt")
+# LMI asks before the loader is made from here on.
+_GATED_SINCE = (0, 28)
 _STRATEGIES = ("naive_rolling_batch", "continuous_batching")
 _CHECKED = (
     ("max_rolling_batch_size", "batch_size"),
@@ -134,7 +136,8 @@ def optimum_start(
         return fails(config, _AGAIN, lmi=lmi)
     kind = str(config.get("model_type", ""))
     alone = option.get("rolling_batch") == "disable"
-    if kind not in LMI_MODELS or (alone and kind in CONTINUOUS_MODELS):
+    static = alone and kind in CONTINUOUS_MODELS
+    if kind not in LMI_MODELS or (static and version_key(lmi) >= _GATED_SINCE):
         batching = " without a rolling batch" if kind in LMI_MODELS else ""
         return fails(
             f"LMI's loader of exports takes no `{kind}`{batching}",
@@ -149,11 +152,14 @@ def optimum_start(
             lmi=lmi,
         )
     for name, ours in _CHECKED:
-        if option.get(name, "") != str(block.get(ours)):
+        # Without a rolling batch the server's own batch is compared, one if not set.
+        key = "batch_size" if alone and ours == "batch_size" else name
+        said = option.get(key, "1" if key == "batch_size" else "")
+        if said != str(block.get(ours)):
             return fails(
-                f"`option.{name}` is {option.get(name) or 'not set'}, the export has"
-                f" `{ours}` {block.get(ours)}",
-                f"write `option.{name}={block.get(ours)}`",
+                f"`option.{key}` is {said or 'not set'}, the export has `{ours}`"
+                f" {block.get(ours)}",
+                f"write `option.{key}={block.get(ours)}`",
                 lmi=lmi,
             )
     return _export_files(folder, release, block)
