@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers.utils import logging
 
 import tiny_architectures
-from lmi_build.backends.trtllm.checkpoint_codes import coded_modules
+from lmi_build.backends.trtllm.coded_names import coded_modules
 from lmi_build.checkpoint.formats.codec import decode, weight_of
 from lmi_build.checkpoint.formats.config import read_scheme
 from lmi_build.checkpoint.reader import CheckpointReader
@@ -160,7 +160,7 @@ def test_groups_that_ranks_cut_are_refused(
         )
 
     assert caught.value.code == "trtllm.layout"
-    assert "32 inputs on each of 8 ranks" in caught.value.message
+    assert "8 ranks get 32 inputs each" in caught.value.message
     assert list((tmp_path / "out").iterdir()) == []
 
 

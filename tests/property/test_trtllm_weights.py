@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lmi_build.backends.trtllm.int4_layout import awq_problem
 from lmi_build.backends.trtllm.kernel_order import kernel_order, reads_order
 from lmi_build.backends.trtllm.linear import (
     FusedLinear,
@@ -31,11 +30,10 @@ from lmi_build.backends.trtllm.linear import (
     cut_outputs,
     join_outputs,
 )
-from lmi_build.backends.trtllm.linear_checks import linear_problem
-from lmi_build.backends.trtllm.quant_config import quant_config
+from lmi_build.backends.trtllm.linear_checks import awq_problem, linear_problem
+from lmi_build.backends.trtllm.quant_config import AWQ, quant_config
 from lmi_build.backends.trtllm.weights import (
     ALGORITHMS,
-    AWQ,
     SMOOTHQUANT,
     WEIGHT_ONLY,
     block_tensors,

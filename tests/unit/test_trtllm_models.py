@@ -11,6 +11,7 @@ from lmi_build.backends.trtllm.checkpoint_checks import (
     checkpoint_problems,
 )
 from lmi_build.backends.trtllm.checkpoint_shards import Mapping2D
+from lmi_build.backends.trtllm.coded_checks import Coding
 from lmi_build.backends.trtllm.models import (
     TrtllmModel,
     _inherit,
@@ -132,14 +133,13 @@ def test_groups_are_judged_by_sizes_alone(group: int, tp: int, *, fits: bool) ->
             version="0.12.0",
             dtype="float16",
             mapping=Mapping2D(tp=tp),
-            quant_algo="W4A16_AWQ",
-            group_size=group,
+            coding=Coding(algorithm="W4A16_AWQ", group_size=group, version="0.12.0"),
         )
     )
 
     assert (problems == []) == fits
     if not fits:
-        assert "448 inputs on each of 32 ranks" in problems[0].message
+        assert "32 ranks get 448 inputs each" in problems[0].message
 
 
 def test_a_dtype_that_no_engine_has_is_refused() -> None:

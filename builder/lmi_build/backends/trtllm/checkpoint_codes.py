@@ -2,7 +2,8 @@
 Quantized linears of a checkpoint, cut for ranks and laid out by `weights`.
 
 Codes are read as the format has them, each linear once for all ranks that share it, and
-never turned back into floats, except where a GPU wants it so (`float_weights`).
+never turned back into floats, except where a GPU wants it so
+(`coded_names.float_weights`).
 
 Shape suffixes: I input channels, O output channels, G groups of I.
 """
@@ -18,7 +19,6 @@ from lmi_build.backends.trtllm.linear import (
     cut_inputs,
     cut_outputs,
 )
-from lmi_build.backends.trtllm.linear_checks import WEIGHT_ONLY, linear_problem
 from lmi_build.backends.trtllm.weights import (
     block_tensors,
     kv_cache_tensors,
@@ -27,11 +27,11 @@ from lmi_build.backends.trtllm.weights import (
     norm_tensors,
 )
 from lmi_build.checkpoint.formats.codec import decode, weight_of
-from lmi_build.checkpoint.formats.layout import KV_CACHE_PARTS, MARKS, PARTS
+from lmi_build.checkpoint.formats.layout import KV_CACHE_PARTS, PARTS
 from lmi_build.errors import SourceInvalid, Unsupported
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -42,65 +42,6 @@ if TYPE_CHECKING:
     from lmi_build.values.quant import QuantScheme
 
 CACHE_SCALE = "kv_cache_scaling_factor"
-# From here on kernels read weight-only codes in an order that differs by release.
-_HOPPER = (9, 0)
-
-
-def coded_modules(names: Iterable[str], scheme: QuantScheme | None) -> frozenset[str]:
-    """
-    Linears that a checkpoint holds as codes.
-
-    Args:
-        names: Its tensors.
-        scheme: Its format; None where everything is float.
-    """
-    if scheme is None or scheme.packing == "none":
-        return frozenset()
-    mark = f".{MARKS[scheme.packing]}"
-    return frozenset(x.removesuffix(mark) for x in names if x.endswith(mark))
-
-
-def float_weights(algorithm: str, compute_capability: str) -> bool:
-    """Whether weight-only linears go out as floats, for `trtllm-build` to round."""
-    if algorithm not in WEIGHT_ONLY or not compute_capability:
-        return False
-    major, minor = compute_capability.split(".")[:2]
-    return (int(major), int(minor)) >= _HOPPER
-
-
-def check_layouts(
-    linears: Iterable[RankLinear], algorithm: str, *, version: str, group: int, tp: int
-) -> None:
-    """
-    Refuse linears that the kernels of a version cannot read, before any is.
-
-    Args:
-        linears: Of one rank.
-        algorithm: `quant_algo`.
-        version: Of TensorRT-LLM.
-        group: Inputs per scale; 0 where there are no groups.
-        tp: Ranks that share each linear.
-
-    Raises:
-        Unsupported: `trtllm.layout`, naming the first.
-    """
-    for linear in linears:
-        row = linear.role == "row"
-        fault = linear_problem(
-            linear.num_inputs * (tp if row else 1),
-            linear.num_outputs * (1 if row else tp),
-            algorithm,
-            role=linear.role,
-            group_size=group or -1,
-            tensor_parallel_size=tp,
-            trtllm=version,
-        )
-        if fault:
-            raise Unsupported(
-                f"`{linear.cuts[0].module}` cannot be {algorithm}: {fault}",
-                code="trtllm.layout",
-                hints=("lower tensor_parallel_size, or choose another group_size",),
-            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

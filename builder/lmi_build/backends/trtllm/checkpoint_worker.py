@@ -18,6 +18,9 @@ from lmi_build.backends.trtllm.checkpoint_ledger import shard_rows, write_shard_
 from lmi_build.backends.trtllm.checkpoint_plan import plan_checkpoint
 from lmi_build.backends.trtllm.checkpoint_shards import Mapping2D
 from lmi_build.backends.trtllm.checkpoint_sources import unused
+from lmi_build.backends.trtllm.coded_checks import Coding
+from lmi_build.backends.trtllm.coded_names import coded_modules, float_weights
+from lmi_build.backends.trtllm.quant_config import quant_config
 from lmi_build.checkpoint.reader import CheckpointReader
 from lmi_build.errors import SourceInvalid, Unsupported
 from lmi_build.events import StageNote, StageProgress
@@ -74,7 +77,7 @@ def run(job: Job, emit: Emit) -> None:
     with CheckpointReader(folder) as reader:
         scheme = _scheme(config)
         model, plans = _planned(reader, config, scheme, request)
-        coded = _coder(reader, scheme, plans, request)
+        coded = _coder(reader, scheme, request)
         _check_dtypes(reader, unused(model), model.quantized)
         total = num_sources(plans)
 
@@ -142,8 +145,6 @@ def _planned(
     request: _Request,
 ) -> tuple[SourceModel, tuple[RankPlan, ...]]:
     """What every rank holds, after everything that can be refused was."""
-    from lmi_build.backends.trtllm.checkpoint_codes import coded_modules
-
     geometry = geometry_from_config(config)
     entries = reader.tensors
     shapes = {name: entry.shape for name, entry in entries.items()}
@@ -163,8 +164,7 @@ def _planned(
         dtype=request.dtype,
         mapping=request.mapping,
         quantized=quantized,
-        quant_algo=request.algorithm,
-        group_size=request.group_size,
+        coding=_coding(request, quantized),
     ):
         raise _refused(problem)
     model = source_model(
@@ -178,29 +178,30 @@ def _planned(
     return model, plan_checkpoint(model, request.mapping)
 
 
+def _coding(request: _Request, quantized: frozenset[str]) -> Coding | None:
+    """What the source's linears become; None where they are float."""
+    if not request.algorithm:
+        return None
+    return Coding(
+        algorithm=request.algorithm,
+        group_size=request.group_size,
+        version=request.version,
+        modules=quantized,
+        settled=True,
+    )
+
+
 def _coder(
     reader: CheckpointReader,
     scheme: QuantScheme | None,
-    plans: Sequence[RankPlan],
     request: _Request,
 ) -> CodedLinears:
     """Who makes the tensors of coded linears."""
-    from lmi_build.backends.trtllm.checkpoint_codes import (
-        CheckpointCodes,
-        check_layouts,
-        float_weights,
-    )
+    from lmi_build.backends.trtllm.checkpoint_codes import CheckpointCodes
     from lmi_build.backends.trtllm.checkpoint_writer import NO_CODES
 
     if scheme is None or not request.algorithm:
         return NO_CODES
-    check_layouts(
-        plans[0].linears,
-        request.algorithm,
-        version=request.version,
-        group=request.group_size,
-        tp=request.mapping.tp,
-    )
     return CheckpointCodes(
         reader=reader,
         scheme=scheme,
@@ -216,19 +217,8 @@ def _section(
     scheme: QuantScheme | None, plans: Sequence[RankPlan], request: _Request
 ) -> dict[str, JSONValue]:
     """`quantization` of the checkpoint's config.json."""
-    from lmi_build.backends.trtllm.quant_config import exclusion_problem, quant_config
-
     left = sorted({name for plan in plans for name in plan.float_linears})
     left = left if request.algorithm else []
-    fault = exclusion_problem(
-        request.algorithm, trtllm=request.version, float_modules=left
-    )
-    if fault:
-        raise Unsupported(
-            fault,
-            code="trtllm.float-linears",
-            hints=("quantize every linear: remove `quantize.ignore`",),
-        )
     return quant_config(
         request.algorithm,
         trtllm=request.version,

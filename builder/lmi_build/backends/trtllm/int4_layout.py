@@ -41,6 +41,7 @@ from lmi_build.backends.trtllm.linear import (
     check_symmetric,
     exactly,
 )
+from lmi_build.backends.trtllm.linear_checks import awq_problem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
 
 BITS = 4
 MIDDLE = 8
-# What the kernels are compiled for.
-GROUP_SIZES = (64, 128)
 
 
 def awq_tensors(codes: Codes, dtype: torch.dtype, *, zeros: bool) -> dict[str, Tensor]:
@@ -96,25 +95,6 @@ def awq_shapes(
     if zeros:
         shapes["zero"] = (dtype, (num_groups, num_outputs))
     return shapes
-
-
-def awq_problem(num_inputs: int, num_outputs: int, group_size: int) -> str:
-    """Why a rank's linear has no place in this layout, or nothing."""
-    if group_size not in GROUP_SIZES:
-        return (
-            f"W4A16_AWQ has kernels for groups of {GROUP_SIZES[0]} and"
-            f" {GROUP_SIZES[1]} inputs, not of {group_size}"
-        )
-    if num_inputs % group_size:
-        return f"groups of {group_size} do not divide {num_inputs} inputs"
-    if num_outputs % 2:
-        return f"W4A16_AWQ packs outputs in pairs, and there are {num_outputs}"
-    if num_outputs <= num_inputs // group_size:
-        return (
-            f"{num_outputs} outputs are not more than {num_inputs // group_size}"
-            " groups; releases differ in how they read such scales"
-        )
-    return ""
 
 
 def pack_outputs(code_OI: Tensor) -> Tensor:

@@ -44,19 +44,17 @@ import torch
 from torch import Tensor
 
 from lmi_build.backends.trtllm.linear import Inexact, Role, exactly, signed_codes
+from lmi_build.backends.trtllm.quant_config import (
+    PER_TENSOR,
+    PER_TOKEN,
+    PLAIN,
+    PLUGINS,
+)
 
 if TYPE_CHECKING:
     from lmi_build.checkpoint.formats.codec import Codes
 
 BITS = 8
-PER_TOKEN = frozenset(
-    {"W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", "W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN"}
-)
-PER_TENSOR = frozenset(
-    {"W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN", "W8A8_SQ_PER_TENSOR_PLUGIN"}
-)
-PLUGINS = PER_TOKEN | PER_TENSOR | {"W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN"}
-PLAIN = "W8A8_SQ_PER_CHANNEL"
 
 
 def smoothquant_tensors(

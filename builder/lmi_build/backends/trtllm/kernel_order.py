@@ -37,13 +37,13 @@ import torch
 from torch import Tensor
 
 from lmi_build.backends.trtllm.linear import Inexact, check_symmetric, exactly
+from lmi_build.backends.trtllm.linear_checks import RUN_LEN, order_problem
 
 if TYPE_CHECKING:
     from lmi_build.checkpoint.formats.codec import Codes
 
 # Outputs whose inputs alternate.
 PACK = {8: 2, 4: 4}
-RUN_LEN = 64
 BITS = {"W8A16": 8, "W4A16": 4}
 # First and last compute capability that read this order.
 CAPABILITIES = ((7, 5), (8, 9))
@@ -96,17 +96,6 @@ def weight_only_shapes(
         "weight": ("int8", (num_inputs, num_bytes)),
         "per_channel_scale": (dtype, (num_outputs,)),
     }
-
-
-def order_problem(num_inputs: int, num_outputs: int, algorithm: str) -> str:
-    """Why a rank's linear has no kernel, or nothing."""
-    for what, count in (("inputs", num_inputs), ("outputs", num_outputs)):
-        if count % RUN_LEN:
-            return (
-                f"{algorithm} has kernels for multiples of {RUN_LEN} {what}, not for"
-                f" {count}"
-            )
-    return ""
 
 
 def kernel_order(code_IO: Tensor, bits: int) -> Tensor:

@@ -1,5 +1,5 @@
 """
-Whether a linear has a place in a layout on every rank, asked before weights are read.
+Whether a linear has a place in a layout on every rank, from its sizes alone.
 
 Releases since 0.13 pad linears whose sizes their kernels do not divide, and then want
 padded tensors, which only their own converter makes: from a finished checkpoint such a
@@ -15,14 +15,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lmi_build.backends.trtllm.int4_layout import awq_problem
-from lmi_build.backends.trtllm.kernel_order import RUN_LEN, order_problem
 from lmi_build.backends.trtllm.quant_config import AWQ, release_of
 
 if TYPE_CHECKING:
-    from lmi_build.backends.trtllm.linear import Role
+    from lmi_build.backends.trtllm.checkpoint_shards import Role
 
 WEIGHT_ONLY = ("W8A16", "W4A16")
+# What the kernels of groups are compiled for, and of how many inputs or outputs the
+# order of the others has runs.
+GROUP_SIZES = (64, 128)
+RUN_LEN = 64
 PADDED_SINCE = (0, 13)
 
 
@@ -77,5 +79,35 @@ def linear_problem(
             return (
                 f"TensorRT-LLM {trtllm} pads {count} {what} to a multiple of"
                 f" {multiple} x {ranks} ranks"
+            )
+    return ""
+
+
+def awq_problem(num_inputs: int, num_outputs: int, group_size: int) -> str:
+    """Why a rank's linear has no place in this layout, or nothing."""
+    if group_size not in GROUP_SIZES:
+        return (
+            f"W4A16_AWQ has kernels for groups of {GROUP_SIZES[0]} and"
+            f" {GROUP_SIZES[1]} inputs, not of {group_size}"
+        )
+    if num_inputs % group_size:
+        return f"groups of {group_size} do not divide {num_inputs} inputs"
+    if num_outputs % 2:
+        return f"W4A16_AWQ packs outputs in pairs, and there are {num_outputs}"
+    if num_outputs <= num_inputs // group_size:
+        return (
+            f"{num_outputs} outputs are not more than {num_inputs // group_size}"
+            " groups; releases differ in how they read such scales"
+        )
+    return ""
+
+
+def order_problem(num_inputs: int, num_outputs: int, algorithm: str) -> str:
+    """Why a rank's linear has no kernel, or nothing."""
+    for what, count in (("inputs", num_inputs), ("outputs", num_outputs)):
+        if count % RUN_LEN:
+            return (
+                f"{algorithm} has kernels for multiples of {RUN_LEN} {what}, not for"
+                f" {count}"
             )
     return ""

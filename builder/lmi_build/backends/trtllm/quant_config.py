@@ -26,14 +26,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lmi_build.backends.trtllm.int8_layout import PLUGINS
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lmi_build.digest import JSONValue
 
 AWQ = "W4A16_AWQ"
+# SmoothQuant by its plugins, and as a network of plain operations.
+PER_TOKEN = frozenset(
+    {"W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", "W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN"}
+)
+PER_TENSOR = frozenset(
+    {"W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN", "W8A8_SQ_PER_TENSOR_PLUGIN"}
+)
+PLUGINS = PER_TOKEN | PER_TENSOR | {"W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN"}
+PLAIN = "W8A8_SQ_PER_CHANNEL"
 CACHE = {"auto": None, "int8": "INT8", "fp8": "FP8"}
 # The last release that is told about plugins apart from the algorithm's name.
 PLUGIN_KEY_UNTIL = (0, 8)

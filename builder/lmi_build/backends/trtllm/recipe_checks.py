@@ -13,6 +13,8 @@ from lmi_build.backends.trtllm.bounds import (
     bounds_problems,
 )
 from lmi_build.backends.trtllm.checkpoint_checks import checkpoint_problems
+from lmi_build.backends.trtllm.coded_checks import Coding
+from lmi_build.backends.trtllm.coded_names import coded_modules, planned_modules
 from lmi_build.backends.trtllm.gptq_folder import gptq_folder_problems
 from lmi_build.backends.trtllm.hf_quantized import (
     hf_quantized_problems,
@@ -33,6 +35,7 @@ from lmi_build.backends.trtllm.target import (
     CHECKPOINT,
     ENGINE,
     Target,
+    find_target,
 )
 from lmi_build.errors import Problem
 
@@ -88,12 +91,12 @@ def engine_recipe_problems(
         yield from checkpoint_problems(
             model.geometry,
             model.config,
-            _float_shapes(model),
+            {tensor.name: tensor.shape for tensor in model.tensors},
             version=release.trtllm,
             dtype=float_dtype(model),
             mapping=ranks_of(recipe),
-            quant_algo=algorithm.quant_algo,
-            group_size=algorithm.group_size,
+            quantized=_coded(recipe, model, scheme) if _settled(model) else frozenset(),
+            coding=_coding(recipe, model, scheme, algorithm),
         )
     elif algorithm.quant_algo == "W4A16_GPTQ":
         yield from _gptq_problems(recipe, model, scheme, target)
@@ -182,12 +185,29 @@ def hf_recipe_problems(
     yield from serving_problems(release, place)
 
 
-def _float_shapes(model: ModelFacts) -> dict[str, tuple[int, ...]]:
-    """
-    Shape of every tensor of the float model; empty where the source came quantized.
+def _coding(
+    recipe: Recipe, model: ModelFacts, scheme: QuantScheme, algorithm: Algorithm
+) -> Coding | None:
+    """What the linears become; None where they stay in float."""
+    if not algorithm.quant_algo:
+        return None
+    return Coding(
+        algorithm=algorithm.quant_algo,
+        group_size=algorithm.group_size,
+        version=find_target(recipe.compile).release.trtllm,
+        modules=_coded(recipe, model, scheme) if model.tensors else None,
+        settled=_settled(model),
+    )
 
-    Names of codes and scales would be taken for surplus tensors.
-    """
-    if model.config.get("quantization_config") is not None:
-        return {}
-    return {tensor.name: tensor.shape for tensor in model.tensors}
+
+def _coded(recipe: Recipe, model: ModelFacts, scheme: QuantScheme) -> frozenset[str]:
+    """Linears that are codes when the checkpoint is written."""
+    names = [tensor.name for tensor in model.tensors]
+    if _settled(model):
+        return coded_modules(names, scheme)
+    return planned_modules(names, model.geometry, recipe.quantize.ignore)
+
+
+def _settled(model: ModelFacts) -> bool:
+    """Whether the model came quantized."""
+    return model.config.get("quantization_config") is not None

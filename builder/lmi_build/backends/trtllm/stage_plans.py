@@ -9,8 +9,8 @@ from lmi_build.backends.trtllm.blockers import engine_blocker
 from lmi_build.backends.trtllm.bounds import (
     explain,
 )
-from lmi_build.backends.trtllm.checkpoint_codes import float_weights
 from lmi_build.backends.trtllm.checkpoint_worker import checkpoint_params
+from lmi_build.backends.trtllm.coded_names import float_weights
 from lmi_build.backends.trtllm.hf_quantized import ENTRY as HF_ENTRY
 from lmi_build.backends.trtllm.hf_quantized import SALT as HF_SALT
 from lmi_build.backends.trtllm.hf_quantized import (

@@ -39,8 +39,6 @@ from torch import Tensor
 
 from lmi_build.backends.trtllm.int4_layout import awq_shapes, awq_tensors
 from lmi_build.backends.trtllm.int8_layout import (
-    PLAIN,
-    PLUGINS,
     block_scale,
     norm_scale,
     smoothquant_shapes,
@@ -56,13 +54,13 @@ from lmi_build.backends.trtllm.linear import (
     exactly,
     join_outputs,
 )
+from lmi_build.backends.trtllm.quant_config import AWQ, PLAIN, PLUGINS
 
 if TYPE_CHECKING:
     from typing import TypeAlias
 
     Shapes: TypeAlias = dict[str, tuple[str, tuple[int, ...]]]
 
-AWQ = "W4A16_AWQ"
 WEIGHT_ONLY = frozenset({"W8A16", "W4A16"})
 SMOOTHQUANT = PLUGINS | {PLAIN}
 ALGORITHMS = ("", AWQ, *sorted(SMOOTHQUANT), *sorted(WEIGHT_ONLY, reverse=True))
