@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lmi_build.backends.neuronx.compile_plan import compile_plan
 from lmi_build.backends.neuronx.models import neuron_models
 from lmi_build.backends.neuronx.nxd_models import nxd_setup, nxdi_setup, tnx_setup
 from lmi_build.backends.neuronx.nxd_signatures import (
@@ -308,3 +309,11 @@ def test_a_model_without_a_row() -> None:
     with pytest.raises(KeyError):
         inner_call(replace(request(OLDER), model_type="gptj"))
     assert version_key("0.0.24") < version_key("0.4")
+
+
+@pytest.mark.parametrize(("release", "needed"), [(OLDER, True), (NEWER, False)])
+def test_only_the_older_one_needs_a_device(release: str, needed: bool) -> None:  # noqa: FBT001
+    """It looks for one in the system before it exports."""
+    asked = request(release)
+    plan = compile_plan(lower_optimum(asked), asked.release, num_cores=2)
+    assert plan.device_needed == needed

@@ -110,7 +110,7 @@ def compile_plan(
     rows = {**_COMMON, **_OWN[call.loader]}
     found = {name: str(getattr(release, row)) for name, row in rows.items()}
     if device_needed is None:
-        device_needed = call.loader == "tnx" and not release.cpu_compile
+        device_needed = _device_needed(call.loader, release)
     return CompilePlan(
         call=call.to_json(),
         release=release.name,
@@ -123,3 +123,11 @@ def compile_plan(
         block=block,
         expected=dict(expected or {}),
     )
+
+
+def _device_needed(loader: str, release: NeuronRelease) -> bool:
+    """Whether a library compiles only where there are NeuronCores."""
+    if loader == "optimum":
+        # Over transformers-neuronx, `_export` asks the system for a device first.
+        return bool(release.transformers_neuronx)
+    return loader == "tnx" and not release.cpu_compile
