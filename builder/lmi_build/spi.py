@@ -116,6 +116,7 @@ class Serving:
         model_files: Further files of the model that lie beside its tokenizer, by
             name; those the model does not have are left out.
         files: Small texts written into the package, by path.
+        environment: Variables that its container needs.
         compatibility: What the engine is bound to beside processor and device, for
             the manifest.
         bounds: What the engine was lowered to, over what the recipe says: numbers
@@ -132,6 +133,7 @@ class Serving:
     tokenizer_class: str = ""
     model_files: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
     compatibility: Params = field(default_factory=dict)
     bounds: Params = field(default_factory=dict)
     rehearsal: bool = False

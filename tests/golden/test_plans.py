@@ -78,6 +78,36 @@ CONFIGS: dict[str, dict[str, JSONValue]] = {
         "vocab_size": 32000,
         "max_position_embeddings": 4096,
     },
+    "llama-2-13b": {
+        **_LLAMA,
+        "hidden_size": 5120,
+        "intermediate_size": 13824,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 40,
+        "vocab_size": 32000,
+        "max_position_embeddings": 4096,
+    },
+    "mistral-7b": {
+        **_LLAMA,
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 32000,
+        "max_position_embeddings": 32768,
+    },
+    "all-minilm-l6": {
+        "architectures": ["BertModel"],
+        "model_type": "bert",
+        "num_hidden_layers": 6,
+        "hidden_size": 384,
+        "intermediate_size": 1536,
+        "num_attention_heads": 12,
+        "vocab_size": 30522,
+        "max_position_embeddings": 512,
+    },
     "flan-t5-xl": {
         "architectures": ["T5ForConditionalGeneration"],
         "model_type": "t5",
@@ -90,6 +120,17 @@ CONFIGS: dict[str, dict[str, JSONValue]] = {
         "vocab_size": 32128,
         "n_positions": 512,
     },
+}
+
+
+# What plans ask of a model's files; one is enough for most.
+FILES = {
+    "all-minilm-l6": (
+        "1_Pooling/config.json",
+        "model.safetensors",
+        "modules.json",
+        "tokenizer.json",
+    ),
 }
 
 
@@ -122,7 +163,7 @@ def _llama_shapes(config: dict[str, JSONValue]) -> dict[str, tuple[int, ...]]:
 def facts(folder: str) -> ModelFacts:
     """A model pinned down, without a model."""
     config = CONFIGS[folder]
-    llama = config["model_type"] == "llama"
+    llama = config["model_type"] in {"llama", "mistral"}
     shapes = _llama_shapes(config) if llama else {"shared.weight": (32128, 2048)}
     return ModelFacts(
         kind="gguf",
@@ -131,8 +172,9 @@ def facts(folder: str) -> ModelFacts:
         revision="",
         geometry=geometry_from_config(config),
         config=config,
-        files=(
-            FileFact(path="model.gguf", size=98362432, digest=digest_bytes(b"model")),
+        files=tuple(
+            FileFact(path=path, size=98362432, digest=digest_bytes(b"model"))
+            for path in FILES.get(folder, ("model.gguf",))
         ),
         tensors=tuple(
             TensorFact(name=n, dtype="bfloat16", shape=s, file="model.safetensors")

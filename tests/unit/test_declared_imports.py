@@ -39,7 +39,9 @@ def _imports(node: ast.AST) -> Iterator[str]:
         elif isinstance(child, ast.Import):
             yield from (alias.name.split(".")[0] for alias in child.names)
         elif isinstance(child, ast.ImportFrom):
-            yield (child.module or "").split(".")[0]
+            # A relative import names a module of the same package.
+            if not child.level:
+                yield (child.module or "").split(".")[0]
         else:
             yield from _imports(child)
 

@@ -70,6 +70,13 @@ def layout_problems(recipe: Recipe, serving: Serving) -> Iterator[Problem]:
             hint="write `rolling_batch: auto`, or remove the line",
         )
     yield from _environment_problems(recipe)
+    for name in sorted({*recipe.serve.environment} & {*serving.environment}):
+        yield Problem(
+            code="package.owned-variable",
+            message=f"`{name}` says how the artifact was compiled",
+            path=f"serve.environment.{name}",
+            hint="remove it: the backend sets it",
+        )
     for key, value in serving.properties.items():
         problem = property_problem(key, value)
         if problem is not None:

@@ -101,7 +101,7 @@ def package_params(  # noqa: PLR0913 - each moves the key on its own
             "settings": dict(serving.settings),
         },
         "deploy": {
-            "environment": dict(recipe.serve.environment),
+            "environment": {**recipe.serve.environment, **serving.environment},
             "container_startup_health_check_timeout_seconds": (
                 recipe.serve.model_loading_timeout
             ),

@@ -120,7 +120,9 @@ def _bound_problems(recipe: Recipe, model: ModelFacts) -> Iterator[Problem]:
                 code="neuronx.encoder-bound",
                 message=f"an encoder generates nothing, `{name}` is {value}",
                 path=f"bounds.{name}",
-                hint="remove the line" if wanted is None else f"write `{name}: {wanted}`",
+                hint="remove the line"
+                if wanted is None
+                else f"write `{name}: {wanted}`",
             )
 
 

@@ -1,0 +1,113 @@
+"""
+The verify stage of exported decoders, on a machine without Neuron cores.
+
+Order: every hash, then the files that the exporter leaves, then what the release's own
+container does with the folder when it starts. Nothing here runs a graph; the weights
+are those of the float model.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, cast
+
+from lmi_build import __version__
+from lmi_build.backends.folder import local_folder
+from lmi_build.backends.neuronx.export_startup import export_startup
+from lmi_build.catalog.neuron_releases import neuron_releases
+from lmi_build.errors import VerifyFailed
+from lmi_build.store.files import write_atomic
+from lmi_build.verify.integrity import refuse_if_damaged
+from lmi_build.verify.proofs import note
+from lmi_build.verify.worker import REPORT_NAME, REPORT_SCHEMA
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lmi_build.backends.folder import Folder
+    from lmi_build.digest import JSONValue
+    from lmi_build.events import Emit
+    from lmi_build.spi import Job
+    from lmi_build.values.manifest import Manifest
+
+_LOADS = "loads"
+_REHEARSED = (
+    "the graphs were rehearsed, not compiled: the call stands in rehearsal.json, and"
+    " `publish` refuses this artifact"
+)
+
+
+def run(job: Job, emit: Emit) -> None:
+    """
+    Write `job.out/verify.json`.
+
+    Input: `package`, the artifact. Parameters: `release` (name in the catalogue),
+    `family` (of the machine that serves), `rehearsal` (bool) and `call` (the
+    `NeuronCall` that was compiled, as JSON).
+
+    Raises:
+        VerifyFailed: The artifact is not what was planned, or the container would not
+            load it as it is.
+    """
+    params = cast("dict[str, Any]", job.params)
+    root = job.inputs["package"]
+    manifest = refuse_if_damaged(root)
+    report: dict[str, JSONValue] = {
+        "schema": REPORT_SCHEMA,
+        "manifest": manifest.digest,
+        "name": manifest.name,
+        "num_files": len(manifest.files),
+        "total_bytes": manifest.total_bytes,
+        "versions": {"lmi-build": __version__},
+        "kind": params["call"]["loader"],
+        "rehearsal": params["rehearsal"],
+    }
+    if params["rehearsal"]:
+        note(job, emit, "warning", "verify.rehearsal", _REHEARSED)
+    else:
+        folder = local_folder(root)
+        _refuse_missing(folder, params["call"])
+        report["startup"] = [_startup(job, emit, folder, manifest)]
+    text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    write_atomic(job.state / REPORT_NAME, text.encode())
+    (job.out / REPORT_NAME).write_text(text, encoding="utf-8")
+
+
+def _refuse_missing(folder: Folder, call: Mapping[str, Any]) -> None:
+    missing = sorted(path for path in call["files"] if not folder.sizes.get(path))
+    if missing:
+        shown = ", ".join(f"`{path}`" for path in missing[:4])
+        raise VerifyFailed(
+            f"{len(missing)} files of the compiled model are missing or empty: {shown}",
+            code="verify.incomplete",
+            hints=("build the artifact again",),
+        )
+
+
+def _startup(
+    job: Job, emit: Emit, folder: Folder, manifest: Manifest
+) -> dict[str, JSONValue]:
+    """What the release's container does with the folder; it must load it."""
+    params = cast("dict[str, Any]", job.params)
+    release = neuron_releases()[params["release"]]
+    variables = manifest.deploy.get("environment")
+    verdict = export_startup(
+        folder,
+        release,
+        family=params["family"],
+        environment=variables if isinstance(variables, dict) else {},
+    )
+    if verdict.outcome != _LOADS:
+        raise VerifyFailed(
+            f"{release.name} would not load the artifact as it is"
+            f" ({verdict.outcome}): {verdict.reason}",
+            code="verify.compiles-at-start",
+            hints=(verdict.fix,) if verdict.fix else (),
+        )
+    for line in verdict.notes:
+        note(job, emit, "warning", "verify.startup", line)
+    return {
+        "release": release.name,
+        "outcome": verdict.outcome,
+        "reason": verdict.reason,
+    }
