@@ -15,11 +15,14 @@ from lmi_build import __version__
 from lmi_build.backends.folder import local_folder
 from lmi_build.backends.neuronx.export_startup import export_startup
 from lmi_build.catalog.neuron_releases import neuron_releases
-from lmi_build.errors import VerifyFailed
+from lmi_build.checkpoint.formats.rounded_nxdi import NxdiInt8Reader
+from lmi_build.errors import Unsupported, VerifyFailed
 from lmi_build.store.files import write_atomic
+from lmi_build.verify.drift import drift_document
+from lmi_build.verify.gates import judge, summary
 from lmi_build.verify.integrity import refuse_if_damaged
-from lmi_build.verify.proofs import note
-from lmi_build.verify.worker import REPORT_NAME, REPORT_SCHEMA
+from lmi_build.verify.proofs import measure_weights, note
+from lmi_build.verify.worker import REPORT_NAME, REPORT_SCHEMA, refuse_missed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from lmi_build.backends.folder import Folder
     from lmi_build.digest import JSONValue
     from lmi_build.events import Emit
+    from lmi_build.numerics.compare import Drift
     from lmi_build.spi import Job
     from lmi_build.values.manifest import Manifest
 
@@ -41,13 +45,15 @@ def run(job: Job, emit: Emit) -> None:
     """
     Write `job.out/verify.json`.
 
-    Input: `package`, the artifact. Parameters: `release` (name in the catalogue),
+    Inputs: `package`, the artifact, and `model`, the float model. Parameters beside the
+    recipe's `verify` section: `release` (name in the catalogue),
     `family` (of the machine that serves), `rehearsal` (bool) and `call` (the
     `NeuronCall` that was compiled, as JSON).
 
     Raises:
         VerifyFailed: The artifact is not what was planned, or the container would not
             load it as it is.
+        GateFailed: `verify.gate-missed`; the message holds every number.
     """
     params = cast("dict[str, Any]", job.params)
     root = job.inputs["package"]
@@ -68,8 +74,16 @@ def run(job: Job, emit: Emit) -> None:
         folder = local_folder(root)
         _refuse_missing(folder, params["call"])
         report["startup"] = [_startup(job, emit, folder, manifest)]
+    drift = _quality(job, emit, manifest)
+    rows = judge(drift, params["gates"]) if drift is not None else ()
+    if drift is not None:
+        report["drift"] = drift_document(drift)
+        report["gates"] = [row.to_json() for row in rows]
+        note(job, emit, "info", "verify.measured", ", ".join(summary(drift)))
     text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     write_atomic(job.state / REPORT_NAME, text.encode())
+    if drift is not None:
+        refuse_missed(root, manifest, rows, drift)
     (job.out / REPORT_NAME).write_text(text, encoding="utf-8")
 
 
@@ -111,3 +125,21 @@ def _startup(
         "outcome": verdict.outcome,
         "reason": verdict.reason,
     }
+
+
+def _quality(job: Job, emit: Emit, manifest: Manifest) -> Drift | None:
+    """What the library's rounding to int8 costs; None where it rounds nothing."""
+    params = cast("dict[str, Any]", job.params)
+    config = params["call"]["arguments"].get("neuron_config", {})
+    if config.get("quantized") is not True:
+        return None
+    try:
+        return measure_weights(
+            job, emit, manifest, lambda: NxdiInt8Reader(job.inputs["model"])
+        )
+    except Unsupported as error:
+        if error.code != "checkpoint.scheme":
+            raise
+        message = f"the quality of the weights was not measured: {error.message}"
+        note(job, emit, "warning", "verify.not-measured", message)
+        return None
