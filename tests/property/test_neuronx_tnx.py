@@ -16,6 +16,7 @@ from lmi_build.backends.neuronx.tnx import (
     AUTO_CLASS,
     compiler_flags,
     compiler_workers,
+    device_needed,
     effective,
     explain_tnx,
     lower_tnx,
@@ -198,9 +199,10 @@ def test_each_release_is_left_as_its_loader_finds_it(
     compiled, *saved = names
     arguments = dict(call.steps)
     assert compiled in {"to_neuron", "cpu_compile"}
-    if compiled == "cpu_compile":
-        assert row.cpu_compile
-        assert not request.has_device
+    assert (compiled == "cpu_compile") == (
+        not request.has_device and not device_needed(request)
+    )
+    assert row.cpu_compile or device_needed(request)
     if row.layout == "presharded":
         assert saved == ["save"]
         assert arguments["save"]["sharded_weights"] is True
@@ -466,6 +468,14 @@ BROKEN: dict[str, tuple[TnxRequest, str, str]] = {
         "neuronx.tiling",
         "remove",
     ),
+    "tiles of a fused MLP": (
+        llama(
+            geometry={"intermediate_size": 14400},
+            options={"fuse_mlp": True, "weight_tiling": True},
+        ),
+        "neuronx.tiling",
+        "one of the two",
+    ),
     "an option that fails in 0.13": (
         llama(release=_release("0.32.0"), options={"fuse_mlp": True}),
         "neuronx.fused-mlp",
@@ -593,6 +603,26 @@ def test_hints_about_memory_are_true(request: TnxRequest) -> None:
 
     codes = {problem.code for problem in tnx_problems(better)}
     assert "neuronx.core-memory" not in codes
+
+
+@pytest.mark.parametrize(
+    ("changes", "needed"),
+    [
+        ({}, False),
+        ({"int8": True}, True),
+        ({"int8": True, "tensor_parallel_size": 1}, False),
+        ({"release": neuron_releases()["djl-neuronx-0.31.0"]}, True),
+    ],
+)
+def test_some_models_need_a_device(changes: dict[str, Any], *, needed: bool) -> None:
+    """Without one 0.13 compiles, but cannot save 8-bit weights that cores share."""
+    release = neuron_releases()["djl-neuronx-0.32.0"]
+    request = replace(llama(release=release, has_device=False), **changes)
+
+    assert device_needed(request) == needed
+    assert lower_tnx(request).steps[0][0] == ("to_neuron" if needed else "cpu_compile")
+    told = [line for line in tnx_findings(request) if "Neuron device" in line]
+    assert bool(told) == (needed and request.release.cpu_compile)
 
 
 def test_data_files_are_read_strictly() -> None:

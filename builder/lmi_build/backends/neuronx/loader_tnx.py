@@ -13,6 +13,7 @@ from lmi_build.backends.neuronx.recipe_checks import serve_option_problems
 from lmi_build.backends.neuronx.serving_keys import serving_problems, serving_properties
 from lmi_build.backends.neuronx.tnx import (
     compiler_workers,
+    device_needed,
     effective,
     explain_tnx,
     lower_tnx,
@@ -60,6 +61,7 @@ class TnxLoader:
             call,
             asked.release,
             num_cores=asked.tensor_parallel_size,
+            device_needed=device_needed(asked),
             block=neuron_block(asked.release, call.arguments),
             expected=effective(asked),
         )

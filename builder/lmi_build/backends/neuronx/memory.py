@@ -32,13 +32,13 @@ _FLOAT_BYTES = 4
 _CODE_SHARE = 16
 _ACTIVATION_ROWS = 4
 # On the host: the weights as they are read and as they are sharded, and for each
-# compiler process what unrolling a layer was seen to take. Chosen so that an 8B model
+# compiler process something for each layer that it unrolls. Chosen so that an 8B model
 # does not fit 32 GB, where it was killed (aws-neuron/aws-neuron-sdk#1222,
-# huggingface/optimum-neuron#551).
+# huggingface/optimum-neuron#551), and a 7B one fits the 128 GB of ml.inf2.8xlarge.
 _HOST_COPIES = 2
 _HOST_BASE_BYTES = 2 * _GIB
 _PROCESS_BASE_BYTES = _GIB
-_PROCESS_LAYER_BYTES = _GIB // 4
+_PROCESS_LAYER_BYTES = _GIB // 8
 _HOST_SHARE = 0.9
 _DISK_BASE_BYTES = _GIB
 

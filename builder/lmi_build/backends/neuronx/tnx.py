@@ -29,6 +29,7 @@ from lmi_build.backends.neuronx.tnx_request import (
     tnx_host_memory,
 )
 from lmi_build.backends.neuronx.topology import core_memory_bytes, topology_finding
+from lmi_build.units import format_bytes
 
 if TYPE_CHECKING:
     from lmi_build.backends.neuronx.tnx_request import TnxRequest, TnxShape
@@ -72,6 +73,16 @@ def lower_tnx(request: TnxRequest) -> NeuronCall:
         files=_files(request),
         target=platform_target(request),
     )
+
+
+def device_needed(request: TnxRequest) -> bool:
+    """
+    Whether it cannot be compiled where there is no device.
+
+    Args:
+        request: What is compiled.
+    """
+    return _needs_device(request, shape_of(request))
 
 
 def platform_target(request: TnxRequest) -> str:
@@ -197,6 +208,17 @@ def tnx_findings(request: TnxRequest) -> tuple[str, ...]:
             f"`{request.model_type}` is not batched continuously: a request that joins"
             " makes the whole batch compute its prompts again"
         )
+    core, room = core_memory(shape.memory), core_memory_bytes(request.instance)
+    if core.total_bytes > room:
+        found.append(
+            f"with graphs a core may need {format_bytes(core.total_bytes)} and has"
+            f" {format_bytes(room)}, by a rule of thumb"
+        )
+    if device_needed(request) and request.release.cpu_compile:
+        found.append(
+            "compiling needs a Neuron device: its library has no way around one for"
+            " this model and batch"
+        )
     return tuple(line for line in found if line is not None)
 
 
@@ -247,14 +269,25 @@ def _neuron_config(request: TnxRequest) -> dict[str, Any]:
 def _steps(
     request: TnxRequest, shape: TnxShape
 ) -> tuple[tuple[str, dict[str, Any]], ...]:
-    # Copying a prompt's cache over the batch is prepared on the device itself.
-    alone = request.release.cpu_compile and not shape.memory.broadcasts
-    name = "cpu_compile" if alone and not request.has_device else "to_neuron"
+    alone = not request.has_device and not _needs_device(request, shape)
+    name = "cpu_compile" if alone else "to_neuron"
     save: dict[str, Any] = {"directory": {"path": COMPILED}}
     if request.loader.weights == "presharded":
         return (name, {}), ("save", {**save, "sharded_weights": True})
     weights = {"directory": {"path": CHECKPOINT}}
     return (name, {}), ("save", save), (request.loader.weights, weights)
+
+
+def _needs_device(request: TnxRequest, shape: TnxShape) -> bool:
+    """
+    Old versions always; where a prompt's cache is copied over the batch; 8 bits.
+
+    Without a device `save` of 0.13 gives safetensors one tensor for all cores where a
+    gated MLP has scales that they share, and safetensors refuses shared memory.
+    """
+    shared = request.int8 and request.model.mlp == "gated"
+    shared = shared and not request.on("fuse_mlp") and request.tensor_parallel_size > 1
+    return not request.release.cpu_compile or shape.memory.broadcasts or shared
 
 
 def _files(request: TnxRequest) -> tuple[str, ...]:

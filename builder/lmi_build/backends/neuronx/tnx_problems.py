@@ -264,6 +264,15 @@ def _tiling_problems(request: TnxRequest) -> Iterator[Problem]:
             hint="remove the line",
         )
         return
+    fused = request.on("weight_tiling") and request.on("fuse_mlp")
+    if fused and request.geometry.intermediate_size // tp % TILE:
+        yield Problem(
+            code="neuronx.tiling",
+            message=f"`weight_tiling` cuts weights into tiles of {TILE}, and `fuse_mlp`"
+            " keeps the MLP from being padded to them",
+            path="compile.options.weight_tiling",
+            hint="remove one of the two lines",
+        )
     width = shape_of(request).heads.kv_width // tp
     if request.on("qkv_tiling") and width * 2 % TILE:
         yield Problem(
