@@ -13,8 +13,8 @@ from lmi_build.backends.folder import Folder
 from lmi_build.backends.neuronx.compile_plan import compile_plan
 from lmi_build.backends.neuronx.drivers.common import MARK
 from lmi_build.backends.neuronx.nxd_request import NxdRequest
-from lmi_build.backends.neuronx.nxdi import lower_nxdi
-from lmi_build.backends.neuronx.optimum import lower_optimum
+from lmi_build.backends.neuronx.nxdi import lower_nxdi, nxdi_expected
+from lmi_build.backends.neuronx.optimum import lower_optimum, optimum_expected
 from lmi_build.backends.neuronx.workplace import ship
 from lmi_build.catalog.neuron_releases import neuron_releases
 from lmi_build.values.bounds import Bounds
@@ -136,6 +136,11 @@ def faults(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
 
 def plan_of(asked: NxdRequest, call: NeuronCall) -> Any:
     """The compile stage of a call."""
+    say = nxdi_expected if call.loader == "nxdi" else optimum_expected
     return compile_plan(
-        call, asked.release, num_cores=asked.tensor_parallel_size, device_needed=False
+        call,
+        asked.release,
+        num_cores=asked.tensor_parallel_size,
+        device_needed=False,
+        expected=say(asked),
     )

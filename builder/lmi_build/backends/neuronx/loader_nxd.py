@@ -8,12 +8,19 @@ from lmi_build.backends.neuronx.calls import plain
 from lmi_build.backends.neuronx.compatibility import compatibility
 from lmi_build.backends.neuronx.compile_plan import CompilePlan, compile_plan
 from lmi_build.backends.neuronx.models import model_problems
+from lmi_build.backends.neuronx.nxd_buckets import nxd_heads
 from lmi_build.backends.neuronx.nxd_request import TORCH_DTYPES, NxdRequest
-from lmi_build.backends.neuronx.nxdi import lower_nxdi, nxdi_findings, nxdi_problems
+from lmi_build.backends.neuronx.nxdi import (
+    lower_nxdi,
+    nxdi_expected,
+    nxdi_findings,
+    nxdi_problems,
+)
 from lmi_build.backends.neuronx.nxdi_serving import nxdi_properties
 from lmi_build.backends.neuronx.optimum import (
     generation,
     lower_optimum,
+    optimum_expected,
     optimum_findings,
     optimum_problems,
 )
@@ -34,7 +41,8 @@ from lmi_build.units import format_bytes
 from lmi_build.values.stage import Estimate, Note
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from typing import Any
 
     from lmi_build.backends.neuronx.calls import NeuronCall
     from lmi_build.backends.neuronx.loaders import Request
@@ -77,7 +85,7 @@ class NxdLoader:
         asked = nxd_request(request)
         check = optimum_problems if self.name == "optimum" else nxdi_problems
         yield from check(asked)
-        yield from _memory_problems(request)
+        yield from _memory_problems(request, self._copies_keys(request))
 
     def plan(self, request: Request) -> CompilePlan:
         """What its toolchain is told; `problems` found nothing."""
@@ -85,6 +93,7 @@ class NxdLoader:
             self._call(request),
             request.target.release,
             num_cores=request.recipe.compile.tensor_parallel_size,
+            expected=self._expected(request),
         )
 
     def estimate(self, request: Request) -> Estimate:
@@ -147,6 +156,14 @@ class NxdLoader:
             },
         )
 
+    def _expected(self, request: Request) -> Mapping[str, Any]:
+        say = optimum_expected if self.name == "optimum" else nxdi_expected
+        return say(nxd_request(request))
+
+    def _copies_keys(self, request: Request) -> bool:
+        """Whether it is NeuronX Distributed that spreads heads over cores."""
+        return self.name == "nxdi" or generation(request.target.release) == "nxd"
+
     def _call(self, request: Request) -> NeuronCall:
         lower = lower_optimum if self.name == "optimum" else lower_nxdi
         return lower(nxd_request(request))
@@ -195,11 +212,15 @@ def _bound_problems(request: Request) -> Iterator[Problem]:
             )
 
 
-def _memory_problems(request: Request) -> Iterator[Problem]:
+def _memory_problems(request: Request, copies_keys: bool) -> Iterator[Problem]:  # noqa: FBT001
     """Weights and cache alone, without any rule of thumb."""
     spec, target = request.recipe.compile, request.target
     cores = spec.tensor_parallel_size
-    needed = _weight_bytes(request) + _cache_bytes(request)
+    keys = request.model.geometry.num_key_value_heads
+    if copies_keys:
+        queries = request.model.geometry.num_attention_heads
+        keys = nxd_heads(cores, queries, keys).num_key_value_heads
+    needed = _weight_bytes(request) + _cache_bytes(request, keys)
     room = int(core_memory_bytes(target.instance) * cores * _USABLE_SHARE)
     if needed > room:
         yield Problem(
@@ -216,8 +237,8 @@ def _weight_bytes(request: Request) -> int:
     return sum(tensor.num_elements for tensor in request.model.tensors) * wide
 
 
-def _cache_bytes(request: Request) -> int:
+def _cache_bytes(request: Request, num_key_value_heads: int) -> int:
     geometry, bounds = request.model.geometry, request.recipe.bounds
     wide = {"float32": 4, "float16": 2, "bfloat16": 2}[request.model.dtype]
-    rows = bounds.max_batch_size * bounds.max_seq_len * geometry.num_key_value_heads
+    rows = bounds.max_batch_size * bounds.max_seq_len * num_key_value_heads
     return 2 * geometry.num_layers * rows * geometry.head_dim * wide

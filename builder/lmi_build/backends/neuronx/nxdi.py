@@ -156,6 +156,20 @@ def nxdi_buckets(request: NxdRequest) -> tuple[tuple[int, ...], tuple[int, ...]]
     )
 
 
+def nxdi_expected(request: NxdRequest) -> Mapping[str, Any]:
+    """
+    What the driver must say that the call became: buckets by the library's own tags.
+
+    Args:
+        request: What is compiled.
+    """
+    contexts, tokens = nxdi_buckets(request)
+    return {
+        "context_encoding_model": list(contexts),
+        "token_generation_model": list(tokens),
+    }
+
+
 def sequence_parallel_misfits(request: NxdRequest) -> tuple[int, ...]:
     """
     Context buckets whose rows cores cannot share evenly, so that they keep them all.

@@ -26,7 +26,11 @@ from lmi_build.backends.neuronx.nxd_options import (
 )
 from lmi_build.backends.neuronx.nxd_request import CACHE_OFF
 from lmi_build.backends.neuronx.nxd_signatures import signature, version_key
-from lmi_build.backends.neuronx.optimum_nxd import MODEL_CLASS, lower_nxd
+from lmi_build.backends.neuronx.optimum_nxd import (
+    MODEL_CLASS,
+    lower_nxd,
+    nxd_arguments,
+)
 from lmi_build.errors import Problem
 
 if TYPE_CHECKING:
@@ -226,6 +230,24 @@ def neuron_block(request: NxdRequest) -> Mapping[str, str | int | None]:
         "checkpoint_id": None,
         "checkpoint_revision": None,
     }
+
+
+def optimum_expected(request: NxdRequest) -> Mapping[str, Any]:
+    """
+    What the driver must say that the call became.
+
+    Args:
+        request: What is compiled.
+    """
+    if generation(request.release) == "nxd":
+        newer = nxd_setup(request.model_type)
+        return nxd_arguments(request, newer) if newer is not None else {}
+    setup = _tnx(request)
+    tokens, contexts = _tnx_buckets(request, setup)
+    found = {"token_buckets": list(tokens)}
+    if setup.continuous:
+        found["context_buckets"] = list(contexts)
+    return found
 
 
 def _lower_tnx(request: NxdRequest) -> NeuronCall:

@@ -98,8 +98,13 @@ def _tell(session: Session, model: Any, *, newer: bool) -> None:
     session.keep("num_neffs", len(graphs))
     session.keep("graphs", graphs)
     if newer:
-        session.keep("neuron_config", plain(vars(model.neuron_config)))
-        session.keep("effective", plain(vars(model.neuron_config)))
+        # A type of PyTorch says `torch.bfloat16` of itself, a call `bfloat16`.
+        words = {
+            name: value.split(".")[1] if str(value).startswith("torch.") else value
+            for name, value in plain(vars(model.neuron_config)).items()
+        }
+        session.keep("neuron_config", words)
+        session.keep("effective", words)
         return
     inner = model.model
     effective = {

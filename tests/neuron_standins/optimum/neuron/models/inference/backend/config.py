@@ -52,7 +52,10 @@ class NxDNeuronConfig:
             raise ValueError(f"{torch_dtype} is no type")
         if speculation_length and on_device_sampling:
             raise IncompatibleConfigError("Speculative decoding is incompatible")
+        import torch
+
         vars(self).update(given)
+        self.torch_dtype = getattr(torch, torch_dtype)
         self.n_active_tokens = n_active_tokens or sequence_length
         self.max_context_length = max_context_length or sequence_length
         self.max_batch_size = max_batch_size or batch_size
@@ -62,6 +65,7 @@ class NxDNeuronConfig:
         """Write `neuron_config.json`."""
         document = {
             **vars(self),
+            "torch_dtype": str(self.torch_dtype).split(".")[1],
             "_serialized_key": _KEY,
             "optimum_neuron_version": __version__,
             "neuronxcc_version": compiler_version(),
