@@ -51,7 +51,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 UNSTAGED = ("opt", "gpt_neox")
 
 
-def make(name: str, folder: Path, dtype: str = "bfloat16") -> Path:
+def make(name: str, folder: Path, dtype: str = "bfloat16", **changes: Any) -> Path:
     """
     Write a model of `MODELS` as a Hugging Face folder.
 
@@ -59,11 +59,13 @@ def make(name: str, folder: Path, dtype: str = "bfloat16") -> Path:
         name: Which.
         folder: To be made.
         dtype: Of the weights.
+        changes: Other sizes.
     """
     import torch
 
     base, options = MODELS[name]
-    model = tiny_architectures.build(base, **options).to(getattr(torch, dtype))
+    model = tiny_architectures.build(base, **{**options, **changes})
+    model.to(getattr(torch, dtype))
     model.save_pretrained(folder)
     return folder
 

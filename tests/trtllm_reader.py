@@ -220,13 +220,14 @@ def read_model(folder: Path) -> Model:
     stages = [ranks[stage * tp : (stage + 1) * tp] for stage in range(pp)]
     _read_ends(model, stages[0], stages[-1])
     layer = 0
-    for stage in stages:
+    shares = torch.tensor_split(torch.arange(config["num_hidden_layers"]), pp)
+    for stage, share in zip(stages, shares, strict=True):
         numbers = {
             int(name.split(".")[2])
             for name in stage[0]
             if name.startswith("transformer.layers.")
         }
-        assert numbers == set(range(config["num_hidden_layers"] // pp)), numbers
+        assert numbers == set(range(len(share))), numbers
         for number in sorted(numbers):
             prefix = f"transformer.layers.{number}."
             blocks = [

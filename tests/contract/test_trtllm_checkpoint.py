@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lmi_build.backends.trtllm import checkpoint_files, checkpoint_writer
+from lmi_build.backends.trtllm import block_writer, checkpoint_files
 from lmi_build.backends.trtllm.checkpoint_ledger import LEDGER_NAME
 from lmi_build.errors import LmiBuildError, SourceInvalid, Unsupported
 from lmi_build.events import StageNote, StageProgress
@@ -75,6 +75,21 @@ def test_read_back_is_the_model(
     _check_same(sources / name, out)
 
 
+@pytest.mark.parametrize(("pp", "tp"), [(3, 1), (3, 2), (5, 1), (8, 1)])
+def test_stages_need_not_be_equal(tmp_path: Path, tp: int, pp: int) -> None:
+    """Eight layers over three stages are 3, 3 and 2; before 0.21 two were in none."""
+    make("llama", tmp_path / "source", num_hidden_layers=8)
+
+    out = convert(tmp_path / "source", tmp_path / "out", tp=tp, pp=pp, version="0.21.0")
+
+    _check_same(tmp_path / "source", out)
+    if 8 % pp:
+        with pytest.raises(SourceInvalid, match=r"leave [23] of them out"):
+            convert(tmp_path / "source", tmp_path / "older", tp=tp, pp=pp)
+    with pytest.raises(SourceInvalid, match="more than the model's 8 layers"):
+        convert(tmp_path / "source", tmp_path / "more", pp=9, version="0.21.0")
+
+
 @pytest.mark.parametrize("kernel", [True, False])
 @pytest.mark.parametrize("name", ["llama", "mixtral", "gpt_neox"])
 def test_parts_of_rows_go_straight_to_their_places(
@@ -86,8 +101,8 @@ def test_parts_of_rows_go_straight_to_their_places(
     kernel: bool,
 ) -> None:
     """As in models whose rows are wide; also where the kernel copies no rows."""
-    monkeypatch.setattr(checkpoint_writer, "MIN_PIECE_BYTES", 1)
-    monkeypatch.setattr(checkpoint_writer, "MAPPED_BYTES", 5000)
+    monkeypatch.setattr(block_writer, "MIN_PIECE_BYTES", 1)
+    monkeypatch.setattr(block_writer, "MAPPED_BYTES", 5000)
     monkeypatch.setattr(checkpoint_files, "_MAX_PIECES", 7)
     monkeypatch.setattr(checkpoint_files, "_FLUSH_BYTES", 10000)
     if not kernel:
@@ -211,7 +226,13 @@ def test_what_does_not_fit_is_refused(
     [
         ("llama", 3, 1, "attention heads: 8", "set it to 2"),
         ("llama", 16, 1, "attention heads: 8", "set it to 8"),
-        ("llama", 1, 3, "4 layers", "set it to 2"),
+        (
+            "llama",
+            1,
+            3,
+            "4 layers",
+            "set it to 2, or choose a release with TensorRT-LLM 0.21 or later",
+        ),
         ("llama", 1, 8, "4 layers", "set it to 4"),
         ("gemma", 8, 1, "vocabulary: 324", "set it to 4"),
     ],

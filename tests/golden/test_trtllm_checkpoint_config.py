@@ -8,12 +8,10 @@ from typing import Any
 
 import pytest
 
-from lmi_build.backends.trtllm.checkpoint_checks import (
-    checkpoint_problems,
-    source_model,
-)
+from lmi_build.backends.trtllm.checkpoint_checks import checkpoint_problems
 from lmi_build.backends.trtllm.checkpoint_config import pretrained_config
 from lmi_build.backends.trtllm.checkpoint_shards import Mapping2D
+from lmi_build.backends.trtllm.source_model import source_model
 from lmi_build.values.model import geometry_from_config
 
 GOLDEN = Path(__file__).parent / "trtllm-checkpoint-configs.json"

@@ -22,11 +22,12 @@ from safetensors.torch import save_file
 from bench.folder_facts import folder_facts
 from lmi_build.backends.trtllm import checkpoint_worker
 from lmi_build.backends.trtllm.backend import PROVIDER
-from lmi_build.backends.trtllm.checkpoint_plan import SourceModel, plan_checkpoint
+from lmi_build.backends.trtllm.checkpoint_plan import plan_checkpoint
 from lmi_build.backends.trtllm.checkpoint_shards import Mapping2D
 from lmi_build.backends.trtllm.coded_names import planned_modules
 from lmi_build.backends.trtllm.models import trtllm_models
 from lmi_build.backends.trtllm.resolved import algorithm_of, float_dtype, ranks_of
+from lmi_build.backends.trtllm.source_model import SourceModel
 from lmi_build.backends.trtllm.target import find_target
 from lmi_build.catalog.architectures import architectures
 from lmi_build.errors import LmiBuildError

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmi_build.backends.trtllm.checkpoint_plan import SourceModel, plan_checkpoint
+from lmi_build.backends.trtllm.checkpoint_plan import plan_checkpoint
 from lmi_build.backends.trtllm.checkpoint_shards import (
     Mapping2D,
     head_ranges,
@@ -23,6 +23,7 @@ from lmi_build.backends.trtllm.models import (
     value_at,
     version_key,
 )
+from lmi_build.backends.trtllm.source_model import SourceModel
 from lmi_build.catalog.architectures import architectures
 from lmi_build.values.model import ModelGeometry
 
@@ -36,7 +37,7 @@ OURS = [name for name, row in trtllm_models().items() if row.ours]
 def models(draw: st.DrawFn) -> tuple[SourceModel, Mapping2D]:
     """A float model of any architecture and a split that fits it."""
     name = draw(st.sampled_from(OURS))
-    tp, pp = draw(st.sampled_from([1, 2, 4])), draw(st.sampled_from([1, 2]))
+    tp, pp = draw(st.sampled_from([1, 2, 4])), draw(st.sampled_from([1, 2, 3]))
     keys = draw(st.sampled_from([1, 2, 4, 8]))
     fused = name == "GPT2LMHeadModel"
     heads = keys if fused else keys * draw(st.integers(1, 3))
@@ -45,7 +46,7 @@ def models(draw: st.DrawFn) -> tuple[SourceModel, Mapping2D]:
     geometry = ModelGeometry(
         architecture=name,
         model_type="",
-        num_layers=pp * draw(st.integers(1, 2)),
+        num_layers=draw(st.integers(pp, 5)),
         hidden_size=draw(st.integers(1, 5)) * 4,
         intermediate_size=draw(st.integers(1, 4)) * tp,
         num_attention_heads=heads,
@@ -143,6 +144,18 @@ def test_names_are_used_once(case: tuple[SourceModel, Mapping2D]) -> None:
         names = [tensor.name for tensor in plan.tensors]
 
         assert len(names) == len(set(names))
+
+
+@given(layers=st.integers(1, 99), data=st.data())
+def test_stages_share_all_layers(layers: int, data: st.DataObject) -> None:
+    """Each layer once and in order; no stage has two more than another, or none."""
+    pp = data.draw(st.integers(1, layers))
+    stages = [Mapping2D(pp=pp).layers(stage, layers) for stage in range(pp)]
+
+    assert [layer for stage in stages for layer in stage] == list(range(layers))
+    assert [len(stage) for stage in stages] == sorted(map(len, stages), reverse=True)
+    assert len(stages[0]) - len(stages[-1]) <= 1
+    assert len(stages[-1]) > 0
 
 
 @given(

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lmi_build.backends.trtllm.backend import PROVIDER
-from lmi_build.backends.trtllm.checkpoint_checks import source_model
 from lmi_build.backends.trtllm.checkpoint_plan import plan_checkpoint
 from lmi_build.backends.trtllm.checkpoint_shards import Mapping2D
 from lmi_build.backends.trtllm.coded_names import planned_modules
 from lmi_build.backends.trtllm.models import trtllm_models
+from lmi_build.backends.trtllm.source_model import source_model
 from lmi_build.values.model import TensorFact, geometry_from_config
 from lmi_build.values.recipe import CompileSpec, QuantSpec
 from packed import sample_facts, sample_recipe

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lmi_build.backends.trtllm.checkpoint_plan import SourceModel, plan_checkpoint
+from lmi_build.backends.trtllm.checkpoint_plan import plan_checkpoint
 from lmi_build.backends.trtllm.checkpoint_sources import source_problems
 from lmi_build.backends.trtllm.class_checks import bias_problems, class_problems
 from lmi_build.backends.trtllm.coded_checks import coding_problems
 from lmi_build.backends.trtllm.models import (
-    is_since,
     known_architectures,
     trtllm_models,
     value_at,
 )
+from lmi_build.backends.trtllm.source_model import source_model
 from lmi_build.backends.trtllm.split_checks import split_problems
-from lmi_build.catalog.architectures import architectures
 from lmi_build.errors import Problem
 
 if TYPE_CHECKING:
@@ -31,46 +30,6 @@ if TYPE_CHECKING:
     from lmi_build.values.model import ModelGeometry
 
 DTYPES = ("float16", "bfloat16", "float32")
-
-
-def source_model(
-    geometry: ModelGeometry,
-    config: Mapping[str, Any],
-    shapes: Mapping[str, tuple[int, ...]],
-    *,
-    version: str,
-    dtype: str,
-    quantized: frozenset[str] = frozenset(),
-) -> SourceModel:
-    """
-    What is to be converted.
-
-    Args:
-        geometry: The model's sizes.
-        config: Its `config.json`.
-        shapes: Shape of every tensor of its files.
-        version: Of TensorRT-LLM.
-        dtype: Of the checkpoint.
-        quantized: Linears that the files hold as codes.
-
-    Raises:
-        KeyError: Its architecture is not one that `checkpoint_problems` lets through.
-    """
-    name = geometry.architecture
-    architecture = architectures()[name].locate(shapes)
-    key = architecture.keys.get("num_experts", "num_experts")
-    row = trtllm_models()[name]
-    return SourceModel(
-        row=row,
-        architecture=architecture,
-        geometry=geometry,
-        shapes=shapes,
-        dtype=dtype,
-        num_experts=int(config.get(key) or 0) if architecture.experts else 0,
-        parallel_embedding=is_since(version, row.parallel_embedding),
-        shared_head=bool(value_at(row.shared_head, version)),
-        quantized=quantized,
-    )
 
 
 def checkpoint_problems(
@@ -114,7 +73,13 @@ def checkpoint_problems(
     )
     problems = [
         *class_problems(model, config, version),
-        *split_problems(model, mapping, version),
+        *split_problems(
+            model.row,
+            geometry,
+            mapping,
+            version,
+            parallel_embedding=model.parallel_embedding,
+        ),
     ]
     if coding is not None and not problems:
         problems += coding_problems(model, mapping, coding)

@@ -15,8 +15,8 @@ from lmi_build.backends.trtllm.models import is_since, value_at
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from lmi_build.backends.trtllm.checkpoint_plan import SourceModel
     from lmi_build.backends.trtllm.checkpoint_shards import Mapping2D
+    from lmi_build.backends.trtllm.source_model import SourceModel
     from lmi_build.catalog.architectures import Architecture
     from lmi_build.digest import JSONValue
     from lmi_build.values.model import ModelGeometry

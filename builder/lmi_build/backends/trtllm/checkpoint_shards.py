@@ -48,9 +48,10 @@ class Mapping2D:
         return self.tp * self.pp
 
     def layers(self, stage: int, num_layers: int) -> range:
-        """Layers of one pipeline stage; `pp` divides `num_layers`."""
-        count = num_layers // self.pp
-        return range(stage * count, (stage + 1) * count)
+        """Layers of one pipeline stage; the first stages take what is left over."""
+        each, left = divmod(num_layers, self.pp)
+        first = stage * each + min(stage, left)
+        return range(first, first + each + (stage < left))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,8 @@ from lmi_build.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from lmi_build.backends.trtllm.checkpoint_plan import RankPlan, SourceModel
+    from lmi_build.backends.trtllm.checkpoint_plan import RankPlan
+    from lmi_build.backends.trtllm.source_model import SourceModel
 
 # Tables and constants that older files hold and no computation reads.
 _UNUSED = re.compile(r"\.(rotary_emb\.inv_freq|(attn|attention)\.(bias|masked_bias))$")

@@ -6,10 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lmi_build.backends.trtllm.checkpoint_checks import (
-    checkpoint_problems,
-    source_model,
-)
+from lmi_build.backends.trtllm.checkpoint_checks import checkpoint_problems
 from lmi_build.backends.trtllm.checkpoint_config import (
     attention_window,
     pretrained_config,
@@ -21,6 +18,7 @@ from lmi_build.backends.trtllm.checkpoint_sources import unused
 from lmi_build.backends.trtllm.coded_checks import Coding
 from lmi_build.backends.trtllm.coded_names import coded_modules, float_weights
 from lmi_build.backends.trtllm.quant_config import quant_config
+from lmi_build.backends.trtllm.source_model import source_model
 from lmi_build.checkpoint.reader import CheckpointReader
 from lmi_build.errors import SourceInvalid, Unsupported
 from lmi_build.events import StageNote, StageProgress
@@ -30,8 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from lmi_build.backends.trtllm.checkpoint_plan import RankPlan, SourceModel
+    from lmi_build.backends.trtllm.checkpoint_plan import RankPlan
     from lmi_build.backends.trtllm.checkpoint_writer import CodedLinears
+    from lmi_build.backends.trtllm.source_model import SourceModel
     from lmi_build.digest import JSONValue
     from lmi_build.errors import Problem
     from lmi_build.events import Emit

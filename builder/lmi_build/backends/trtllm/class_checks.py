@@ -20,7 +20,7 @@ from lmi_build.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from lmi_build.backends.trtllm.checkpoint_plan import SourceModel
+    from lmi_build.backends.trtllm.source_model import SourceModel
 
 # The classes of these families leave LayerNorm at this.
 FIXED_EPSILON = {"opt": 1e-5, "gptneox": 1e-5}

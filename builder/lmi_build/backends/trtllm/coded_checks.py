@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from lmi_build.backends.trtllm.checkpoint_plan import expert_linears, layer_linears
+from lmi_build.backends.trtllm.block_linears import expert_linears, layer_linears
 from lmi_build.backends.trtllm.checkpoint_shards import Mapping2D
 from lmi_build.backends.trtllm.linear_checks import GROUP_SIZES, linear_problem
 from lmi_build.backends.trtllm.quant_config import AWQ, exclusion_problem
@@ -26,8 +26,8 @@ from lmi_build.text import join_words
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lmi_build.backends.trtllm.checkpoint_plan import SourceModel
     from lmi_build.backends.trtllm.checkpoint_shards import RankLinear
+    from lmi_build.backends.trtllm.source_model import SourceModel
 
 IGNORE_PATH = "quantize.ignore"
 # What a mixture's experts may be quantized to.
@@ -264,7 +264,14 @@ def _way_out(model: SourceModel, mapping: Mapping2D, coding: Coding) -> tuple[st
 
 def _fits(model: SourceModel, tp: int, coding: Coding) -> bool:
     """Whether every linear that becomes codes has a place on so many ranks."""
-    if any(True for _ in split_problems(model, Mapping2D(tp=tp), coding.version)):
+    problems = split_problems(
+        model.row,
+        model.geometry,
+        Mapping2D(tp=tp),
+        coding.version,
+        parallel_embedding=model.parallel_embedding,
+    )
+    if any(True for _ in problems):
         return False
     if model.num_experts and coding.algorithm not in EXPERT_ALGORITHMS:
         return False

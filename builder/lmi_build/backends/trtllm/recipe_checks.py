@@ -31,6 +31,7 @@ from lmi_build.backends.trtllm.resolved import (
 from lmi_build.backends.trtllm.serving_keys import (
     serving_problems,
 )
+from lmi_build.backends.trtllm.split_checks import split_problems
 from lmi_build.backends.trtllm.target import (
     CHECKPOINT,
     ENGINE,
@@ -98,7 +99,9 @@ def engine_recipe_problems(
             quantized=_coded(recipe, model, scheme) if _settled(model) else frozenset(),
             coding=_coding(recipe, model, scheme, algorithm),
         )
-    elif algorithm.quant_algo == "W4A16_GPTQ":
+    else:
+        yield from split_problems(row, model.geometry, ranks_of(recipe), release.trtllm)
+    if algorithm.quant_algo == "W4A16_GPTQ":
         yield from _gptq_problems(recipe, model, scheme, target)
     if algorithm.writer == "nvidia" and target.kind == CHECKPOINT:
         yield Problem(
