@@ -77,7 +77,7 @@ if words[1] == "build":
     asked["model"] = rooted(asked["model"])
     call.write_text(json.dumps(asked))
 kept = ("PATH", "PYTHONPATH", "FAULT", "STANDIN_TNX", "STANDIN_CC")
-kept += ("STANDIN_WITHOUT_TRACE",)
+kept += ("STANDIN_WITHOUT_TRACE", "STANDIN_NEURON_CORES", "STANDIN_OPTIMUM_NEURON")
 inside = {key: os.environ[key] for key in kept if key in os.environ}
 inside["STANDIN_CORES"] = str(2 * len(devices))
 inside.update({key: rooted(text) for key, text in environment.items()})

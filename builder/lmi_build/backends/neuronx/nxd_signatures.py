@@ -141,8 +141,9 @@ def signature(library: str, version: str) -> Signature:
 
 
 def version_key(version: str) -> tuple[int, ...]:
-    """Numbers of a version, in order."""
-    return tuple(int(number) for number in _NUMBER.findall(version))
+    """Numbers of a version, in order; what names a build, after `+`, is left out."""
+    public = version.partition("+")[0]
+    return tuple(int(number) for number in _NUMBER.findall(public))
 
 
 def _arguments(

@@ -1,0 +1,1 @@
+"""The room of the layers that cores share; nothing here computes."""
