@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
 from lmi_build.backends.neuronx.heads import MODES, HeadTerms
+from lmi_build.backends.neuronx.tnx_request import TnxRequest
+from lmi_build.catalog.instances import instances
+from lmi_build.catalog.neuron_releases import neuron_releases
+from lmi_build.values.bounds import Bounds
 from lmi_build.values.model import ModelGeometry
 
 if TYPE_CHECKING:
@@ -64,3 +69,30 @@ def head_terms_of(draw: DrawFn) -> HeadTerms:
         continuous=draw(st.booleans()),
         has_context=draw(st.booleans()),
     )
+
+
+def llama(**changes: Any) -> TnxRequest:
+    """Llama 3.1 8B over 8 cores of ml.inf2.24xlarge, for a release that is served."""
+    geometry = ModelGeometry(
+        architecture="LlamaForCausalLM",
+        model_type="llama",
+        num_layers=32,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        vocab_size=128256,
+        max_position_embeddings=131072,
+        tie_word_embeddings=False,
+    )
+    request = TnxRequest(
+        bounds=Bounds(max_input_len=1024, max_output_len=512, max_batch_size=8),
+        geometry=replace(geometry, **changes.pop("geometry", {})),
+        config={"model_type": "llama", "rope_scaling": {"rope_type": "llama3"}},
+        release=neuron_releases()["djl-neuronx-0.30.0"],
+        instance=instances()["ml.inf2.24xlarge"],
+        tensor_parallel_size=8,
+        dtype="bfloat16",
+    )
+    return replace(request, **changes)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lmi_build.backends.neuronx.buckets import context_buckets, token_buckets
 from lmi_build.backends.neuronx.calls import Made, plain
+from lmi_build.backends.neuronx.serving_keys import serving_problems
 from lmi_build.backends.neuronx.signatures import neuron_config_fields, signatures
 from lmi_build.backends.neuronx.tnx import (
     AUTO_CLASS,
@@ -36,8 +37,7 @@ from lmi_build.backends.neuronx.topology import core_memory_bytes, legal_sizes
 from lmi_build.catalog.instances import instances
 from lmi_build.catalog.neuron_releases import neuron_releases
 from lmi_build.values.bounds import Bounds
-from lmi_build.values.model import ModelGeometry
-from neuronx_sizes import ARCHITECTURES, geometries
+from neuronx_sizes import ARCHITECTURES, geometries, llama
 
 if TYPE_CHECKING:
     from hypothesis.strategies import DrawFn
@@ -310,33 +310,6 @@ def test_what_is_not_said_is_explained(request: TnxRequest) -> None:
     assert tnx_disk_bytes(request) > tnx_core_memory(request).weight_bytes
 
 
-def llama(**changes: Any) -> TnxRequest:
-    """Llama 3.1 8B over 8 cores of ml.inf2.24xlarge, for a release that is served."""
-    geometry = ModelGeometry(
-        architecture="LlamaForCausalLM",
-        model_type="llama",
-        num_layers=32,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        vocab_size=128256,
-        max_position_embeddings=131072,
-        tie_word_embeddings=False,
-    )
-    request = TnxRequest(
-        bounds=Bounds(max_input_len=1024, max_output_len=512, max_batch_size=8),
-        geometry=replace(geometry, **changes.pop("geometry", {})),
-        config={"model_type": "llama", "rope_scaling": {"rope_type": "llama3"}},
-        release=neuron_releases()["djl-neuronx-0.30.0"],
-        instance=instances()["ml.inf2.24xlarge"],
-        tensor_parallel_size=8,
-        dtype="bfloat16",
-    )
-    return replace(request, **changes)
-
-
 def mixtral(**changes: Any) -> TnxRequest:
     """Mixtral 8x7B on ml.trn1.32xlarge."""
     found = llama(
@@ -578,6 +551,17 @@ def test_what_passes_fits(request: TnxRequest) -> None:
     assert core.weight_bytes + core.cache_bytes <= room
     assert heads.kv_width % request.tensor_parallel_size == 0
     lower_tnx(request)
+
+
+@settings(max_examples=200)
+@given(request=requests())
+def test_lmi_makes_the_call_that_was_compiled(request: TnxRequest) -> None:
+    """What its handler and loader make of our properties is the call itself."""
+    assume(not list(tnx_problems(request)))
+
+    call = lower_tnx(request)
+
+    assert list(serving_problems(request.release, call, request.config)) == []
 
 
 @given(request=requests())
