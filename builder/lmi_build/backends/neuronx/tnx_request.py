@@ -12,7 +12,13 @@ from lmi_build.backends.neuronx.buckets import (
     padded_positions,
     token_buckets,
 )
-from lmi_build.backends.neuronx.heads import Heads, HeadTerms, head_terms, lay_out
+from lmi_build.backends.neuronx.heads import (
+    MODES,
+    Heads,
+    HeadTerms,
+    head_terms,
+    lay_out,
+)
 from lmi_build.backends.neuronx.memory import (
     CoreMemory,
     HostMemory,
@@ -35,6 +41,8 @@ if TYPE_CHECKING:
 # Float types by what the library calls them.
 AMPS: Mapping[str, str] = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 BSH = "BSH"
+# What `MixtralConfig` of transformers takes where config.json says nothing.
+_USUAL_EXPERTS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,8 +120,8 @@ class TnxRequest:
         """Experts of each layer; 0 without."""
         if self.model.mlp != "experts":
             return 0
-        found = self.config.get("num_local_experts", 8)
-        return found if isinstance(found, int) else 8
+        found = self.config.get("num_local_experts")
+        return found if isinstance(found, int) and found > 0 else _USUAL_EXPERTS
 
     def on(self, name: str) -> bool:
         """Whether a switch among the options is set."""
@@ -256,7 +264,7 @@ def heads_of(request: TnxRequest, *, has_context: bool, alone: bool) -> HeadTerm
             tensor_parallel_size=request.tensor_parallel_size,
             row=request.release.tnx_row,
         ),
-        requested=requested if isinstance(requested, str) else None,
+        requested=requested if requested in MODES else None,
         batch_size=request.bounds.max_batch_size,
         continuous=alone,
         has_context=has_context,
