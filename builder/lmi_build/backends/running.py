@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from lmi_build.spi import Answer
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 TAIL_LINES = 20
 _NOT_FOUND = 127
+# How long lines are still read after the process that printed them has ended.
+_LINGER_SECONDS = 5.0
 # Probes answer within it or not at all: a container's first start unpacks an image.
 _PROBE_SECONDS = 900
 
@@ -76,28 +79,57 @@ def run_logged(
         line = f"{command[0]}: {error.strerror or error}"
         return Ran(status=_NOT_FOUND, tail=(line,), seconds=0.0, peak_rss_bytes=0)
     assert process.stdout is not None  # noqa: S101 - it was asked for
+    reader = _Reader(process.stdout, tail, hear)
+    reader.start()
     try:
-        with process.stdout as stream:
-            for raw in stream:
-                line = raw.decode("utf-8", "replace")
-                sys.stdout.write(line)
-                # Bars overwrite their line; the last state is what was seen.
-                tail.append(line.rstrip().rpartition("\r")[2])
-                if hear is not None:
-                    hear(line.rstrip("\n"))
-        sys.stdout.flush()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        reader.join(_LINGER_SECONDS)
     except BaseException:
         process.kill()
         process.wait()
         raise
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    sys.stdout.flush()
+    if reader.error is not None:
+        raise reader.error
     return Ran(
         status=process.returncode,
         tail=tuple(tail),
         seconds=round(time.monotonic() - started, 3),
         peak_rss_bytes=usage.ru_maxrss * 1024,
     )
+
+
+class _Reader(threading.Thread):
+    """
+    Passes lines on while the process runs.
+
+    A process that is killed may leave children that keep its output open, so that who
+    waits for the end of the output waits for ever.
+    """
+
+    def __init__(
+        self, stream: IO[bytes], tail: deque[str], hear: Callable[[str], None] | None
+    ) -> None:
+        super().__init__(daemon=True)
+        self._stream, self._tail, self._hear = stream, tail, hear
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """Read to the end of the output."""
+        try:
+            for raw in self._stream:
+                line = raw.decode("utf-8", "replace")
+                sys.stdout.write(line)
+                sys.stdout.flush()
+                # Bars overwrite their line; the last state is what was seen.
+                self._tail.append(line.rstrip().rpartition("\r")[2])
+                if self._hear is not None:
+                    self._hear(line.rstrip("\n"))
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            self.error = error
+        finally:
+            self._stream.close()
 
 
 @contextmanager

@@ -45,14 +45,22 @@ def neuron_xla_compile(
             file.flush()
             if fault == "killed" and late:
                 _wait_for_another(root)
-                os.kill(os.getppid(), signal.SIGKILL)
-                os.kill(os.getpid(), signal.SIGKILL)
+                _kill_all()
             if fault == "raise" and late:
                 raise RuntimeError("[NCC_EVRF007] 10900000 instructions are too many")
             file.write(hashlib.sha512(module_bytes).digest() * 16)
         open(done, "w").close()
     with open(neff, "rb") as file:
         return file.read()
+
+
+def _kill_all():
+    """As the kernel's killer does to a group: the driver and all it started."""
+    parent = os.getppid()
+    with open(f"/proc/{parent}/task/{parent}/children") as file:
+        others = [int(pid) for pid in file.read().split() if int(pid) != os.getpid()]
+    for pid in (parent, *others, os.getpid()):
+        os.kill(pid, signal.SIGKILL)
 
 
 def _wait_for_another(root):
