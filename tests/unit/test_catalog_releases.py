@@ -41,6 +41,10 @@ def test_names_tags_and_versions_agree(row: module.Release) -> None:
     assert bool(row.tag) is (image and row.published)
     assert bool(row.layout) is image
     assert (row.builder == "trtllm-build") is not image
+    if row.image:
+        assert not image
+        assert row.image.rpartition(":")[2] == row.trtllm
+        assert Version(row.trtllm) >= Version("0.20")
     if row.tag:
         lmi, _, rest = row.tag.partition("-tensorrtllm")
         assert lmi == row.lmi

@@ -18,7 +18,7 @@ from lmi_build.backends.trtllm.models import trtllm_models
 from lmi_build.backends.trtllm.source_model import source_model
 from lmi_build.values.model import TensorFact, geometry_from_config
 from lmi_build.values.recipe import CompileSpec, QuantSpec
-from packed import sample_facts, sample_recipe
+from packed import HOST, sample_facts, sample_recipe
 from trtllm_recipes import SCHEMES
 
 if TYPE_CHECKING:
@@ -233,3 +233,78 @@ def test_a_plan_needs_no_torch() -> None:
     )
 
     assert json.loads(done.stdout) == []
+
+
+FALCON: dict[str, Any] = {
+    **LLAMA,
+    "architectures": ["FalconForCausalLM"],
+    "model_type": "falcon",
+    "num_attention_heads": 71,
+    "num_key_value_heads": 1,
+    "hidden_size": 4544,
+    "intermediate_size": 18176,
+}
+
+
+@pytest.mark.parametrize(
+    ("release", "ranks", "code"),
+    [
+        ("tensorrt-llm-0.16.0", (2, 1), "trtllm.tensor-parallel"),
+        ("tensorrt-llm-0.16.0", (1, 3), "trtllm.pipeline-parallel"),
+        ("tensorrt-llm-0.16.0", (1, 2), ""),
+        ("tensorrt-llm-0.21.0", (1, 3), ""),
+        ("tensorrt-llm-0.21.0", (1, 5), "trtllm.pipeline-parallel"),
+    ],
+)
+def test_splits_for_the_converter_are_judged(
+    release: str, ranks: tuple[int, int], code: str
+) -> None:
+    """Falcon-7B has 71 heads; NVIDIA's converter writes its checkpoint, here or not."""
+    recipe = sample_recipe(
+        compile=CompileSpec(
+            backend="tensorrt-llm",
+            target="ml.p4d.24xlarge",
+            release=release,
+            artifact="engine",
+            tensor_parallel_size=ranks[0],
+            pipeline_parallel_size=ranks[1],
+        )
+    )
+    facts = sample_facts(
+        geometry=geometry_from_config(FALCON), config=FALCON, dtype="float16"
+    )
+
+    found = [item.code for item in PROVIDER.check(recipe, facts, SCHEMES["none"])]
+
+    assert [one for one in found if one.startswith("trtllm.")] == ([code] * bool(code))
+
+
+@pytest.mark.parametrize(
+    ("release", "image"),
+    [
+        ("tensorrt-llm-0.16.0", ""),
+        ("tensorrt-llm-0.21.0", "nvcr.io/nvidia/tensorrt-llm/release:0.21.0"),
+    ],
+)
+def test_a_release_without_an_image_cannot_start_a_container(
+    release: str, image: str
+) -> None:
+    """NVIDIA's registry begins with 0.20; before, the user names an image."""
+    recipe = sample_recipe(
+        compile=CompileSpec(
+            backend="tensorrt-llm", target="ml.p4d.24xlarge", release=release
+        )
+    )
+    facts = _facts(LLAMA)
+    host = replace(HOST, runner="container")
+
+    engine = PROVIDER.stages(recipe, facts, SCHEMES["none"], host)[-1]
+    named = replace(host, places={"image": "mine@sha256:1"})
+    other = PROVIDER.stages(recipe, facts, SCHEMES["none"], named)[-1]
+
+    assert engine.settings["image"] == image
+    assert engine.blocker is not None
+    assert (engine.blocker.code == "trtllm.no-image") is (not image)
+    assert other.settings["image"] == "mine@sha256:1"
+    assert other.blocker is not None
+    assert other.blocker.code == "trtllm.no-gpu"

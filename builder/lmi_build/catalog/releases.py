@@ -45,6 +45,8 @@ class Release:
         container: One of `CONTAINERS`.
         lmi: Version of the LMI image; empty without one.
         tag: Its tag in the registry; empty where none was published.
+        image: Image of TensorRT-LLM's makers with this release alone; empty where there
+            is none.
         published: The image can be pulled, or the release can be installed.
         trtllm: Version of TensorRT-LLM.
         tensorrt: Version of TensorRT.
@@ -77,6 +79,7 @@ class Release:
     published: bool
     lmi: str = ""
     tag: str = ""
+    image: str = ""
     tensorrt: str = ""
     cuda: str = ""
     python: str = ""

@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from lmi_build.backends.trtllm.preflight import Needs, check_gpus, read_gpus
+from lmi_build.catalog.releases import newest
 from lmi_build.errors import LmiBuildError
 from lmi_build.values.stage import Blocker
 
@@ -20,7 +21,12 @@ _UNTIL = "`--until checkpoint` builds what needs no GPU, `--rehearse` shows the 
 
 
 def engine_blocker(
-    plan: EnginePlan, target: Target, needs: Mapping[str, int], host: Host
+    plan: EnginePlan,
+    target: Target,
+    needs: Mapping[str, int],
+    host: Host,
+    *,
+    image: str,
 ) -> Blocker | None:
     """
     The first thing that is missing here, or None.
@@ -33,7 +39,10 @@ def engine_blocker(
         target: For what.
         needs: What building it takes, of `engine_needs`.
         host: This machine.
+        image: What a container would be started from; empty where there is none.
     """
+    if host.runner == "container" and not image:
+        return _image_blocker(plan)
     try:
         check_gpus(
             read_gpus(host.ask),
@@ -57,6 +66,16 @@ def engine_blocker(
     if host.runner == "container":
         return _container_blocker(host)
     return _toolchain_blocker(plan, host)
+
+
+def _image_blocker(plan: EnginePlan) -> Blocker:
+    return Blocker(
+        code="trtllm.no-image",
+        message=f"no image of `{plan.release}` was published, which has TensorRT-LLM"
+        f" {plan.trtllm}",
+        hint="set `LMI_BUILD_IMAGE` to an image of yours with that version, or choose a"
+        f" release with an image, such as `{newest().name}`",
+    )
 
 
 def _container_blocker(host: Host) -> Blocker | None:

@@ -49,7 +49,6 @@ CHECKPOINT_SALT = 1
 ENGINE_SALT = 1
 CHECKPOINT_TOOLS = ("numpy", "safetensors", "torch")
 _REGION = "us-east-1"
-_NGC = "nvcr.io/nvidia/tensorrt-llm/release"
 # PyTorch, loaded and idle, with the widest tensor of a checkpoint twice.
 _BASE_RAM_BYTES = 400 << 20
 
@@ -115,7 +114,7 @@ def engine_stage(
             " whatever the checkpoint says; 0.15 and later read them"
         )
         notes += (Note(level="warning", code="trtllm.cache-scale", message=message),)
-    ours = algorithm.writer == "ours"
+    ours, image = algorithm.writer == "ours", _image(target, host)
     capability = target.instance.compute_capability
     platform = f"linux-x86_64-sm{capability.replace('.', '')}"
     return BackendStage(
@@ -130,7 +129,7 @@ def engine_stage(
         ),
         settings={
             "runner": host.runner,
-            "image": _image(target, host),
+            "image": image,
             "examples": host.places.get("trtllm-examples", ""),
             "timing_cache": f"{host.places['cache']}/trtllm-timing"
             if "cache" in host.places
@@ -138,7 +137,9 @@ def engine_stage(
             "target": target.instance.name,
             **needs,
         },
-        blocker=None if host.rehearse else engine_blocker(plan, target, needs, host),
+        blocker=None
+        if host.rehearse
+        else engine_blocker(plan, target, needs, host, image=image),
         notes=notes,
         # A rehearsal must never be taken for the engine: it has another key.
         platform=f"{platform}-rehearsal" if host.rehearse else platform,
@@ -188,14 +189,12 @@ def _release_tools(target: Target) -> dict[str, str]:
 
 
 def _image(target: Target, host: Host) -> str:
-    """Image of a container: the user's, else the release's own."""
+    """Image of a container: the user's, else the release's own; empty without one."""
     given = host.places.get("image")
     if given:
         return given
     release = target.release
-    if release.tag:
-        return image_uri(release.tag, _REGION)
-    return f"{_NGC}:{release.trtllm}"
+    return image_uri(release.tag, _REGION) if release.tag else release.image
 
 
 def _widest_bytes(model: ModelFacts) -> int:
