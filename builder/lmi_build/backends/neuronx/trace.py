@@ -253,6 +253,7 @@ def trace_serving(recipe: Recipe) -> Serving:
             "engine_dir": ENGINE_DIR,
             "bounds": {
                 "max_input_len": bounds.max_input_len,
+                "max_output_len": bounds.max_output_len,
                 "max_batch_size": bounds.max_batch_size,
             },
         },
