@@ -168,7 +168,9 @@ def optimum_start(
 def _export_files(
     folder: Folder, release: NeuronRelease, block: Mapping[str, Any]
 ) -> Verdict:
-    lmi, compiled = release.version, str(block.get("compiler_version", ""))
+    # The compiler's own text has a suffix, the catalogue's has none.
+    compiled = str(block.get("compiler_version", "")).partition("+")[0]
+    lmi = release.version
     if version_key(compiled) > version_key(release.neuronx_cc):
         return fails(
             f"the export was compiled by neuronx-cc {compiled}, newer than the"

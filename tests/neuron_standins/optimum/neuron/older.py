@@ -111,8 +111,7 @@ class NeuronModelForCausalLM:
         block = getattr(config, "neuron", None)
         if block is None:
             raise ValueError("The specified directory does not contain a neuron model.")
-        compiled = [int(part) for part in block["compiler_version"].split(".")]
-        if compiled > [int(part) for part in compiler_version().split(".")]:
+        if _numbers(block["compiler_version"]) > _numbers(compiler_version()):
             raise RuntimeError("newer than current compiler")
         checkpoint, graphs = f"{model_id}/checkpoint", f"{model_id}/compiled"
         if not Path(checkpoint).is_dir():
@@ -176,3 +175,7 @@ def _graphs(config: Any, block: dict[str, Any]) -> SimpleNamespace:
         neuron_config=SimpleNamespace(**options),
         environment=dict(os.environ),
     )
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.partition("+")[0].split(".")]
