@@ -231,7 +231,9 @@ def build(name: str, *, seed: int = 0, **options: Any) -> Any:
     return model
 
 
-def make(name: str, folder: Path, *, dtype: str = "float32", seed: int = 0) -> Path:
+def make(
+    name: str, folder: Path, *, dtype: str = "float32", seed: int = 0, **options: Any
+) -> Path:
     """
     Write a model and a tokenizer as a Hugging Face folder.
 
@@ -240,13 +242,14 @@ def make(name: str, folder: Path, *, dtype: str = "float32", seed: int = 0) -> P
         folder: To be made.
         dtype: Of the weights.
         seed: Of the weights.
+        options: More entries of its config.
 
     Returns:
         `folder`.
     """
     import torch
 
-    model = build(name, seed=seed).to(getattr(torch, dtype))
+    model = build(name, seed=seed, **options).to(getattr(torch, dtype))
     folder.mkdir(parents=True, exist_ok=True)
     if name == "internlm2":
         _save_internlm2(model, folder)

@@ -45,6 +45,13 @@ class Config:
     def __init__(self, values):
         self.__dict__.update(values)
 
+    def __getattr__(self, name):
+        # The real configuration of GPT-2 answers to both names.
+        known = {"num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}
+        if name in known and known[name] in self.__dict__:
+            return self.__dict__[known[name]]
+        raise AttributeError(name)
+
 
 class PretrainedModel:
     @classmethod
@@ -112,7 +119,15 @@ class NeuronModelBase(PretrainedModel):
         heads = config.num_attention_heads
         kv_heads = getattr(config, "num_key_value_heads", heads)
         self._choose_sharding(heads, kv_heads)
-        self.unroll = given.get("unroll") or config.num_hidden_layers
+        layers = config.num_hidden_layers
+        self.unroll = given.get("unroll") or layers
+        in_one = given.get("context_unroll") or layers
+        # Layers that are not in one graph leave the head, and the embedding, to others.
+        self.context_parts = ["context"]
+        if in_one < layers:
+            self.context_parts.append("context-head")
+            if self.neuron_config.on_device_embedding:
+                self.context_parts.append("context-embedding")
         self.given = {k: v for k, v in given.items() if k != "neuron_config"}
         self.neffs = {}
 
@@ -143,10 +158,11 @@ class NeuronModelBase(PretrainedModel):
         }
         kinds = [
             (kind, length, batch)
-            for kind, lengths, batches in (
-                ("context", self.context_buckets, self.context_batch_sizes),
-                ("token", self.token_buckets, self.batch_sizes),
+            for kinds, lengths, batches in (
+                (self.context_parts, self.context_buckets, self.context_batch_sizes),
+                (["token"], self.token_buckets, self.batch_sizes),
             )
+            for kind in kinds
             for length in lengths
             for batch in batches
         ]
@@ -213,7 +229,7 @@ class NeuronModelBase(PretrainedModel):
         parts = {}
         for name, tensor in read_tensors(self.source):
             words = name.split(".")
-            layer = words[words.index("layers") + 1] if "layers" in words else ""
+            layer = next((word for word in words if word.isdigit()), "")
             parts.setdefault(layer, []).append((name, *tensor))
         for layer, tensors in parts.items():
             file = f"decoder_layer_{layer}" if layer else "DecoderLMHead"

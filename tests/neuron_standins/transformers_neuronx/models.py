@@ -128,7 +128,12 @@ class GPT2ForSamplingWithContextBroadcasting(NeuronModelBase):
         **kwargs,
     ):
         maybe_override_attributes(config, kwargs)
-        self.setup_graphs(config, {**_given(locals()), "n_positions": config.n_ctx})
+        positions = config.n_positions
+        self.setup_graphs(config, {**_given(locals()), "n_positions": positions})
+        # One prompt at a time, whose cache is then copied over the batch.
+        self.context_batch_sizes = [prompt_batch_size]
+        if self.batch_sizes != [prompt_batch_size]:
+            self.context_parts.append("broadcast")
 
 
 class GPTJForSampling(PretrainedModel):

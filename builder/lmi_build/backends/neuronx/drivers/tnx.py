@@ -38,6 +38,12 @@ _BUCKETS = (
     "unroll",
     "context_unroll",
 )
+# What classes do not name, hand to the model's configuration and take from there. LMI's
+# loader passes it to every class.
+_OVERRIDES = {
+    "GPT2ForSampling": ("n_positions",),
+    "GPT2ForSamplingWithContextBroadcasting": ("n_positions",),
+}
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
 
 
@@ -47,7 +53,8 @@ def build(session: Session) -> None:
     path = session.call["model_class"]
     loader = symbol(path)
     chosen = chosen_class(session.model) if path == _AUTO else loader
-    check_arguments(chosen, arguments, what=chosen.__name__)
+    known = _OVERRIDES.get(chosen.__name__, ())
+    check_arguments(chosen, arguments, what=chosen.__name__, known=known)
     _count_graphs(session)
     say("step", name="from_pretrained")
     model = loader.from_pretrained(session.model, **session.make(arguments))
