@@ -172,7 +172,7 @@ def _world(
         backend=registry.backend,
         versions=_versions,
         handler_digest=handler_digest,
-        host=_host(settings),
+        host=host(settings),
         num_cores=len(os.sched_getaffinity(0)),
         settings=settings,
         toolchain=lambda name: pinned_toolchain(name, settings),
@@ -180,7 +180,7 @@ def _world(
     return _pin_calibration(recipes, settings), world
 
 
-def _host(settings: Settings) -> Host:
+def host(settings: Settings) -> Host:
     """This machine, as far as backends may know it."""
     from lmi_build.execute.ask import ask
     from lmi_build.spi import Host

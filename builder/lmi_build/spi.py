@@ -234,6 +234,24 @@ class Host:
     places: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """
+    One thing that a machine has, or lacks, for `doctor`.
+
+    Args:
+        name: What was looked at.
+        works: Whether it can be used.
+        evidence: What was seen.
+        fix: What to do when it does not work.
+    """
+
+    name: str
+    works: bool
+    evidence: str
+    fix: str = ""
+
+
 @runtime_checkable
 class Quantizer(Protocol):
     """Turns a float checkpoint into a smaller one."""
@@ -298,3 +316,6 @@ class Backend(Protocol):
         self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme, host: Host
     ) -> Proof:
         """How the packed artifact is tried."""
+
+    def diagnose(self, host: Host) -> Iterator[Finding]:
+        """Look at what this machine has of devices and toolchains, for `doctor`."""

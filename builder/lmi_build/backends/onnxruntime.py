@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lmi_build.errors import Problem
-from lmi_build.spi import BackendStage, Params, Proof, ProviderInfo, Serving
+from lmi_build.spi import BackendStage, Finding, Params, Proof, ProviderInfo, Serving
 from lmi_build.text import did_you_mean, join_words
 from lmi_build.values.quant import PACKINGS
 from lmi_build.values.stage import Estimate
@@ -172,6 +172,11 @@ class OnnxRuntimeBackend:
         """It is loaded, asked and compared with the float model."""
         del recipe, model, scheme, host
         return Proof(distributions=self.info.distributions)
+
+    def diagnose(self, host: Host) -> Iterator[Finding]:
+        """Its packages are all it needs, and those are tried by importing them."""
+        del host
+        yield from ()
 
     def serving(
         self,

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import click
 
+from lmi_build import api
 from lmi_build.cli.options import State, with_common_options
 from lmi_build.cli.render import data, style
 
@@ -22,7 +23,8 @@ def doctor(state: State) -> int:
     """
     from lmi_build.toolchains.doctor import diagnose
 
-    rows = diagnose(state.settings())
+    settings = state.settings()
+    rows = diagnose(settings, api.host(settings))
     if state.output != "text":
         data([asdict(row) for row in rows])
     else:

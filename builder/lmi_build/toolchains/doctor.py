@@ -16,7 +16,9 @@ from lmi_build.toolchains.versions import installed_versions, missing_blocker
 from lmi_build.units import format_bytes
 
 if TYPE_CHECKING:
-    from lmi_build.spi import ProviderInfo
+    from collections.abc import Iterator
+
+    from lmi_build.spi import Host, ProviderInfo
     from lmi_build.values.settings import Settings
 
 # The slowest import seen was transformers with a cold page cache, 15 s.
@@ -43,8 +45,14 @@ class Diagnosis:
     fix: str = ""
 
 
-def diagnose(settings: Settings) -> list[Diagnosis]:
-    """Look at the store's disk and try every installed provider."""
+def diagnose(settings: Settings, host: Host) -> list[Diagnosis]:
+    """
+    Look at the store's disk and try every installed provider.
+
+    Args:
+        settings: Where the store is.
+        host: This machine, for backends that need devices.
+    """
     rows = [_disk(settings)]
     for kind, group, load in (
         ("quantizer", registry.QUANTIZERS, registry.quantizer),
@@ -63,7 +71,25 @@ def diagnose(settings: Settings) -> list[Diagnosis]:
                 if info.toolchain
                 else _provider(kind, info)
             )
-    return [*rows, _parquet()]
+    return [*rows, *_machine(host), _parquet()]
+
+
+def _machine(host: Host) -> Iterator[Diagnosis]:
+    """What each backend finds here of its devices and toolchains."""
+    for name in registry.names(registry.BACKENDS):
+        try:
+            findings = list(registry.backend(name).diagnose(host))
+        except (LmiBuildError, ImportError):
+            # Said above, beside the provider.
+            continue
+        for found in findings:
+            yield Diagnosis(
+                kind="machine",
+                name=f"{name}: {found.name}",
+                works=found.works,
+                evidence=found.evidence,
+                fix=found.fix,
+            )
 
 
 def _toolchain(kind: str, info: ProviderInfo, settings: Settings) -> Diagnosis:
@@ -144,6 +170,7 @@ def _provider(kind: str, info: ProviderInfo) -> Diagnosis:
             fix=blocker.hint,
         )
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+    seen = f"imported {listed}" if listed else "plans need no packages"
     failure = _import_failure(info.modules)
     if failure:
         return Diagnosis(
@@ -158,7 +185,7 @@ def _provider(kind: str, info: ProviderInfo) -> Diagnosis:
         kind=kind,
         name=info.name,
         works=True,
-        evidence=f"imported {listed}; offers {offers}",
+        evidence=f"{seen}; offers {offers}",
     )
 
 

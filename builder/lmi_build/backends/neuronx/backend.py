@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lmi_build.backends.neuronx.compile_worker import ENTRY as COMPILE_ENTRY
 from lmi_build.backends.neuronx.compile_worker import SALT as COMPILE_SALT
+from lmi_build.backends.neuronx.diagnosis import diagnose
 from lmi_build.backends.neuronx.encoders import is_encoder
 from lmi_build.backends.neuronx.loader_nxd import PROOF_ENTRY as EXPORT_PROOF_ENTRY
 from lmi_build.backends.neuronx.loader_nxd import NxdLoader
@@ -19,7 +20,7 @@ from lmi_build.backends.neuronx.recipe_checks import recipe_problems
 from lmi_build.backends.neuronx.rehearsal import ENTRY as REHEARSAL_ENTRY
 from lmi_build.backends.neuronx.stage_plans import compile_stage
 from lmi_build.backends.neuronx.target import find_target, target_problems
-from lmi_build.spi import BackendStage, Proof, ProviderInfo, Serving
+from lmi_build.spi import BackendStage, Finding, Proof, ProviderInfo, Serving
 from lmi_build.values.recipe import COMPILER
 
 if TYPE_CHECKING:
@@ -114,6 +115,10 @@ class NeuronBackend:
         del scheme
         request = _request(recipe, model, host)
         return LOADERS[request.target.loader].proof(request)
+
+    def diagnose(self, host: Host) -> Iterator[Finding]:
+        """Devices, packages and libraries."""
+        yield from diagnose(host)
 
 
 def _request(recipe: Recipe, model: ModelFacts, host: Host | None = None) -> Request:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from lmi_build.backends.trtllm.diagnosis import diagnose
 from lmi_build.backends.trtllm.hf_quantized import ENTRY as HF_ENTRY
 from lmi_build.backends.trtllm.layout import artifact_layout
 from lmi_build.backends.trtllm.models import trtllm_models
@@ -40,7 +41,7 @@ from lmi_build.backends.trtllm.target import (
     serve_option_problems,
     target_problems,
 )
-from lmi_build.spi import BackendStage, Proof, ProviderInfo, Serving
+from lmi_build.spi import BackendStage, Finding, Proof, ProviderInfo, Serving
 from lmi_build.values.quant import PACKINGS
 
 if TYPE_CHECKING:
@@ -197,6 +198,10 @@ class TrtllmBackend:
             params=params,
             weights=recipe.quantize.method != "none",
         )
+
+    def diagnose(self, host: Host) -> Iterator[Finding]:
+        """GPUs, and the TensorRT-LLM beside this Python."""
+        yield from diagnose(host)
 
 
 def _tokenizer_class(layout: Layout) -> str:
