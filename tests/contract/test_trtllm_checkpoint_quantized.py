@@ -22,7 +22,7 @@ from bench.unpack import read_checkpoint
 from lmi_build.values.recipe import CalibrationSpec, QuantSpec
 from make_tiny_model import _write_tokenizer
 from stage_jobs import quantize
-from trtllm_models import convert
+from trtllm_models import UNSTAGED, VERSION, convert
 from trtllm_reader import FAMILIES, Model, read_model
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 CALIBRATION = CalibrationSpec(num_samples=4, max_seq_len=64)
 FOUR = QuantSpec(method="rtn", bits=4, group_size=64, calibration=CALIBRATION)
 SMOOTH = QuantSpec(method="smoothquant", calibration=CALIBRATION)
+# The last release that takes linears of any width.
+WIDTHS_ANY = "0.12.0"
 # Heads of 64 and widths of 256, so that kernels take the shares of four ranks.
 _SIZES: dict[str, Any] = {
     "num_hidden_layers": 2,
@@ -49,6 +51,24 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {k: v for k, v in _SIZES.items() if k != "head_dim"}),
     "gemma": ("gemma", {**_SIZES, "num_key_value_heads": 1}),
     "gpt2": ("gpt2", {"n_layer": 2, "n_embd": 256, "n_head": 4}),
+    "gpt_neox": (
+        "gpt_neox",
+        {
+            "num_hidden_layers": 2,
+            "hidden_size": 256,
+            "intermediate_size": 1024,
+            "num_attention_heads": 8,
+        },
+    ),
+    "narrow-heads": (
+        "llama",
+        {
+            **_SIZES,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 32,
+        },
+    ),
 }
 
 
@@ -87,6 +107,10 @@ METHODS = {
         spec=replace(SMOOTH, activations="static"),
         algorithm="W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN",
     ),
+    "smoothquant-and-an-int8-cache": Method(
+        spec=replace(SMOOTH, activations="static", kv_cache_dtype="int8"),
+        algorithm="W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN",
+    ),
     "smoothquant-plain": Method(
         spec=replace(SMOOTH, activations="static"), algorithm="W8A8_SQ_PER_CHANNEL"
     ),
@@ -100,6 +124,18 @@ PAIRS = [("llama", name) for name in METHODS] + [
     ("gemma", "int8"),
     ("gpt2", "int8"),
     ("gpt2", "smoothquant-per-token"),
+    ("gpt2", "awq-with-zero-points"),
+    ("gpt2", "smoothquant-and-an-int8-cache"),
+    *(
+        (name, method)
+        for name in ("gpt_neox", "narrow-heads")
+        for method in (
+            "awq-with-zero-points",
+            "int8",
+            "smoothquant-per-token",
+            "smoothquant-and-an-int8-cache",
+        )
+    ),
 ]
 RANKS = [(1, 1), (2, 1), (4, 1), (2, 2)]
 
@@ -130,8 +166,17 @@ def _convert(folder: Path, out: Path, method: Method, tp: int, pp: int = 1) -> M
         "group_size": max(method.spec.group_size, 0),
         "has_zero_point": not method.spec.sym,
     }
+    version = WIDTHS_ANY if "narrow" in folder.parent.name else VERSION
     return read_model(
-        convert(folder, out, dtype="float16", tp=tp, pp=pp, algorithm=algorithm)
+        convert(
+            folder,
+            out,
+            dtype="float16",
+            version=version,
+            tp=tp,
+            pp=pp,
+            algorithm=algorithm,
+        )
     )
 
 
@@ -156,15 +201,25 @@ def _wanted(folder: Path, model: Model) -> dict[str, torch.Tensor]:
     }
 
 
-def _split(method: str) -> list[tuple[int, int]]:
-    """Ranks whose shares hold whole groups."""
+def _coded(folder: Path) -> set[str]:
+    """Linears that quantization left as codes."""
+    config = json.loads((folder / "config.json").read_text())
+    return set(read_checkpoint(folder, config["quantization_config"]).layers)
+
+
+def _split(name: str, method: str) -> list[tuple[int, int]]:
+    """Ranks whose shares hold whole groups, and stages that the class has."""
     spec = METHODS[method].spec
-    return [(tp, pp) for tp, pp in RANKS if spec.group_size * tp <= 256]
+    return [
+        (tp, pp)
+        for tp, pp in RANKS
+        if spec.group_size * tp <= 256 and (pp == 1 or name not in UNSTAGED)
+    ]
 
 
 @pytest.mark.parametrize(
     ("name", "method", "tp", "pp"),
-    [(*pair, tp, pp) for pair in PAIRS for tp, pp in _split(pair[1])],
+    [(*pair, tp, pp) for pair in PAIRS for tp, pp in _split(*pair)],
 )
 def test_every_weight_comes_back(
     name: str, method: str, tp: int, pp: int, quantized: Quantized, tmp_path: Path
@@ -183,7 +238,9 @@ def test_every_weight_comes_back(
         assert torch.equal(found[key], weight), key
     section = model.config["quantization"]
     assert section["quant_algo"] == METHODS[method].algorithm
-    assert model.coded
+    assert set(model.coded) == _coded(folder)
+    cached = METHODS[method].spec.kv_cache_dtype != "auto"
+    assert len(model.cache_scales) == (2 if cached else 0)
 
 
 @pytest.mark.parametrize("method", ["smoothquant-static", "smoothquant-plain"])
