@@ -19,6 +19,7 @@ _NOT_RUN = (125, 126, 127)
 # What PyPI's packages of these names raise when they are imported. That of the compiler
 # cannot even be: its only module is called `neuronx-cc`.
 _STUB = "WRONG PACKAGE"
+_BROKEN = "neuronx.broken"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,8 +107,12 @@ def _fault(
         pull = answer.status in _NOT_RUN and where.startswith("the image")
         hint = "log in to its registry and run `docker pull` first" if pull else ""
         return "neuronx.absent", words, hint
-    for name, version in wanted.items():
-        code, words, hint = _package_fault(name, version, found, where)
+    faults = [
+        _package_fault(name, version, found, where) for name, version in wanted.items()
+    ]
+    # One that cannot be imported may only lack another that is missing itself.
+    faults.sort(key=lambda fault: fault[0] == _BROKEN)
+    for code, words, hint in faults:
         if code:
             return code, words, hint
     if not found["compiler"]:
@@ -146,7 +151,7 @@ def _package_fault(
     if error or empty:
         words = f"{name} {version} in {where} cannot be used: "
         hint = "its own dependencies must be those of the release too"
-        return "neuronx.broken", words + (error or "it lacks its own names"), hint
+        return _BROKEN, words + (error or "it lacks its own names"), hint
     return "", "", ""
 
 
