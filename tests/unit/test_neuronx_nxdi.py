@@ -246,3 +246,12 @@ def test_every_release_with_the_loader_is_one_of_lmi() -> None:
     """Its vLLM is that of LMI; another container would need another override."""
     found = {r.container for r in neuron_releases().values() if "nxdi" in r.loaders}
     assert found == {"djl-neuronx"}
+
+
+def test_branches_whose_handler_may_not_start() -> None:
+    """From 0.33 on it imports a name from where its vLLM does not have it."""
+    told = {
+        name: any("StoreBoolean" in text for text in nxdi_findings(request(name)))
+        for name in ("djl-neuronx-0.32.0", "djl-neuronx-0.33.0", RELEASE)
+    }
+    assert list(told.values()) == [False, True, True]

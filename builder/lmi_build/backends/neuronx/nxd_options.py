@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lmi_build.backends.neuronx.nxd_signatures import version_key
 from lmi_build.errors import Problem
 from lmi_build.text import did_you_mean, join_words
 
@@ -12,7 +13,9 @@ if TYPE_CHECKING:
 
     from lmi_build.backends.neuronx.nxd_request import NxdRequest
     from lmi_build.backends.neuronx.nxd_signatures import Argument
+    from lmi_build.catalog.neuron_releases import NeuronRelease
 
+_STORE_BOOLEAN_SINCE = (0, 33)
 _LENGTHS = "bounds.max_input_len` and `bounds.max_output_len"
 # Arguments that another key of the recipe sets, by what to write instead.
 OWNED: Mapping[str, str] = {
@@ -179,6 +182,27 @@ def cropped_prompts(request: NxdRequest, *, refuses: bool) -> str | None:
         f"a prompt of more than {longest} tokens {does}; set"
         f" `compile.options.max_context_length: {total}` to serve prompts up to the"
         " whole sequence"
+    )
+
+
+def handler_finding(release: NeuronRelease) -> str | None:
+    """
+    What keeps LMI's handler from starting at all, or None.
+
+    Args:
+        release: Row of the catalogue.
+
+    Source: imports of properties_manager/vllm_rb_properties.py, which every loader
+    of the handler comes past, on djl-serving 0.33.0-dlc and 0.34.0-dlc; `StoreBoolean`
+    is in vllm/engine/arg_utils.py on AWS's branch v0.6.x-neuron.
+    """
+    lmi = release.version
+    if release.container != "djl-neuronx" or version_key(lmi) < _STORE_BOOLEAN_SINCE:
+        return None
+    return (
+        f"the handler of LMI {lmi} imports `StoreBoolean` from `vllm.utils`, where the"
+        " vLLM 0.6 that its Dockerfile installs does not seem to have it: try the image"
+        " before you build on it, or take `djl-neuronx-0.32.0`"
     )
 
 

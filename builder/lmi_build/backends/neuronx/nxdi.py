@@ -17,6 +17,7 @@ from lmi_build.backends.neuronx.nxd_models import nxdi_setup
 from lmi_build.backends.neuronx.nxd_options import (
     context_length_problems,
     cropped_prompts,
+    handler_finding,
     option_problems,
     settable,
 )
@@ -240,6 +241,8 @@ def nxdi_findings(request: NxdRequest) -> tuple[str, ...]:
         )
     if request.method == "int8":
         found.append("the vocabulary head is rounded as well")
+    if broken := handler_finding(request.release):
+        found.append(broken)
     return tuple(found)
 
 

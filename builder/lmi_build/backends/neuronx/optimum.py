@@ -21,6 +21,7 @@ from lmi_build.backends.neuronx.nxd_models import nxd_setup, tnx_setup
 from lmi_build.backends.neuronx.nxd_options import (
     context_length_problems,
     cropped_prompts,
+    handler_finding,
     option_problems,
     settable,
 )
@@ -131,7 +132,8 @@ def optimum_findings(request: NxdRequest) -> tuple[str, ...]:
         finding = serial_finding(contexts, request.bounds.max_input_len)
     else:
         finding = cropped_prompts(request, refuses=False)
-    return (finding,) if finding else ()
+    found = (finding, handler_finding(request.release))
+    return tuple(text for text in found if text)
 
 
 def optimum_graphs(request: NxdRequest) -> Graphs:
