@@ -17,6 +17,7 @@ pytest.importorskip("starlette.testclient")
 import neuron_machine
 from encoders import float_states, make_encoder, pooled
 from lmi_build.api import build, load_recipe, make_plan, write_artifact
+from lmi_build.events import StageNote
 from lmi_build.package.engine import load_engine
 from lmi_build.package.properties import parse_properties
 from lmi_build.serve.app import Service, make_app
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from lmi_build.events import Event
     from lmi_build.values.settings import Settings
 
 pytestmark = [
@@ -65,12 +67,12 @@ class Built:
 
     def __init__(self, root: Path, settings: Settings) -> None:
         self.root = root
-        self.model = make_encoder(
-            root / "model", sentence={"pooling": "mean", "normalize": True}
-        )
+        wish = {"pooling": "mean", "normalize": True, "max_seq_length": 16}
+        self.model = make_encoder(root / "model", sentence=wish)
+        self.events: list[Event] = []
         (root / "recipe.yaml").write_text(RECIPE)
         plan = make_plan(load_recipe(root / "recipe.yaml"), settings)
-        result = build(plan, settings)
+        result = build(plan, settings, emit=self.events.append)
         self.tree, _ = write_artifact(
             result, plan.artifacts[0].name, root / "artifacts", settings
         )
@@ -154,7 +156,15 @@ def test_texts_become_the_float_models_vectors_over_http(built: Built) -> None:
 def test_verify_measured_graphs_and_float_model(built: Built) -> None:
     """The report is that of a stage of the build."""
     record = json.loads((built.tree / "engine" / "neuron.json").read_text())
+    notes = {
+        event.code: event.message
+        for event in built.events
+        if isinstance(event, StageNote) and event.stage.endswith("/verify")
+    }
 
     assert record["compared"]["min_cosine"] > 1 - 1e-5
     assert record["pooling"] == ["mean"]
     assert record["normalize"] is True
+    assert set(notes) >= {"verify.measured", "neuronx.encoder-untrained"}
+    assert "on 8 texts" in notes["verify.measured"]
+    assert "texts of 16 tokens, the bound is 24" in notes["neuronx.encoder-untrained"]

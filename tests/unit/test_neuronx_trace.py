@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from lmi_build.backends.neuronx.compile_plan import compile_plan
 from lmi_build.backends.neuronx.encoders import (
     encoder_models,
     encoder_tasks,
@@ -15,6 +16,7 @@ from lmi_build.backends.neuronx.encoders import (
     task_of,
     usable_positions,
 )
+from lmi_build.backends.neuronx.preflight import Hardware, Needs, check_hardware
 from lmi_build.backends.neuronx.sentence import Sentence, read_sentence
 from lmi_build.backends.neuronx.trace import (
     graph_bytes,
@@ -30,7 +32,7 @@ from lmi_build.backends.neuronx.trace import (
 from lmi_build.backends.neuronx.trace_problems import trace_problems
 from lmi_build.catalog.instances import instances
 from lmi_build.catalog.neuron_releases import neuron_releases
-from lmi_build.errors import LmiBuildError
+from lmi_build.errors import LmiBuildError, ToolMissing
 from lmi_build.package.layouts import layout_problems
 from lmi_build.values.model import (
     FileFact,
@@ -39,7 +41,7 @@ from lmi_build.values.model import (
     geometry_from_config,
 )
 from lmi_build.values.recipe import CompileSpec, QuantSpec, ServeSpec
-from neuron_encoders import recipe
+from neuron_encoders import RELEASE, recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -346,6 +348,30 @@ def test_every_release_says_whether_it_needs_a_device() -> None:
 
     assert "djl-neuronx-0.30.0" in needed
     assert "djl-neuronx-0.26.0" not in needed
+
+
+@pytest.mark.parametrize(
+    ("loader", "library"), [("trace", "torch-neuronx"), ("tnx", "transformers-neuronx")]
+)
+def test_a_missing_device_is_told_of_the_library_that_needs_it(
+    loader: str, library: str
+) -> None:
+    """A newer transformers-neuronx would not help an encoder."""
+    call = replace(lower_trace(recipe(), model(), family="inf2"), loader=loader)
+    plan = compile_plan(call, RELEASE, num_cores=1, device_needed=True)
+    needs = Needs(
+        versions=plan.versions,
+        target="ml.inf2.xlarge",
+        num_cores=1,
+        device_needed=True,
+        host_bytes=0,
+        disk_bytes=0,
+    )
+    bare = Hardware(instance="", devices=(), driver="")
+    with pytest.raises(ToolMissing, match=f"release's {library} compiles") as caught:
+        check_hardware(bare, needs)
+
+    assert ("--rehearse" in caught.value.hints[1]) == (loader == "trace")
 
 
 class TestServing:

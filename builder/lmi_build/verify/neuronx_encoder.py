@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lmi_build import __version__
 from lmi_build.backends.neuronx.encoders import EMBEDDING
+from lmi_build.backends.neuronx.sentence import read_sentence
 from lmi_build.backends.neuronx.trace_checks import (
     encoder_problems,
     read_record,
@@ -89,6 +90,7 @@ def run(job: Job, emit: Emit) -> None:
         )
         report["compared"] = record["compared"]
         _tell(job, emit, record)
+        _tell_length(job, emit, model, record)
     text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     write_atomic(job.state / REPORT_NAME, text.encode())
     (job.out / REPORT_NAME).write_text(text, encoding="utf-8")
@@ -115,6 +117,19 @@ def _tell(job: Job, emit: Emit, record: Mapping[str, Any]) -> None:
         f" {compared['max_abs']:.2e} at most"
     )
     _note(job, emit, "info", "verify.measured", message)
+
+
+def _tell_length(job: Job, emit: Emit, model: Path, record: Mapping[str, Any]) -> None:
+    """Whether texts may be longer than those that the model was trained with."""
+    sentence, longest = read_sentence(model), max(map(int, record["graphs"]))
+    trained = sentence.max_seq_length if sentence else None
+    if trained is not None and longest > trained:
+        message = (
+            f"the model was trained with texts of {trained} tokens, the bound is"
+            f" {longest}: sentence-transformers would cut what is longer, these graphs"
+            " read it"
+        )
+        _note(job, emit, "warning", "neuronx.encoder-untrained", message)
 
 
 def check_reference(

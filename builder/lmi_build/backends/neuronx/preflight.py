@@ -67,6 +67,16 @@ _NO_DEVICE_NEEDED = (
     "take a release whose transformers-neuronx is 0.13: it compiles on any x86_64"
     " machine"
 )
+_REHEARSE = "add `--rehearse` to see the whole call without compiling it"
+# Of those that a loader computes with, the outermost comes first.
+_TNX = "transformers-neuronx"
+_LIBRARIES = (
+    _TNX,
+    "optimum-neuron",
+    "neuronx-distributed-inference",
+    "torch-neuronx",
+    "neuronx-cc",
+)
 _FEWER_AT_ONCE = (
     "compile fewer graphs at once: `compile.options: {compilation_worker_count: 1}`"
 )
@@ -108,6 +118,12 @@ class Needs:
     device_needed: bool
     host_bytes: int
     disk_bytes: int
+
+    @property
+    def library(self) -> str:
+        """What compiles: the one that stands on all others."""
+        found = (name for name in _LIBRARIES if name in self.versions)
+        return next(found, _LIBRARIES[-1])
 
     @property
     def family(self) -> str:
@@ -216,11 +232,11 @@ def check_hardware(hardware: Hardware, needs: Needs) -> None:
         if needs.device_needed:
             raise ToolMissing(
                 "there is no Neuron device here (`/dev/neuron0`), and the release's"
-                " transformers-neuronx compiles only where there is one",
+                f" {needs.library} compiles only where there is one",
                 code="neuronx.no-device",
                 hints=(
                     f"build on `{needs.target}` or another inf2 or trn1 instance",
-                    _NO_DEVICE_NEEDED,
+                    _NO_DEVICE_NEEDED if needs.library == _TNX else _REHEARSE,
                 ),
             )
         return
