@@ -211,6 +211,20 @@ def test_a_large_batch_left_to_the_server_goes_to_vllm() -> None:
     assert "vLLM" in found.reason
 
 
+def test_a_scheduler_for_gpus() -> None:
+    """Newer servers make another of it, older ones another batch."""
+    newest = TNX_RELEASES[0]
+    texts = neuron_texts(newest)
+    with_property(texts, "option.rolling_batch", "lmi-dist")
+    assert verdict(newest, texts).outcome == "skips"
+    texts = neuron_texts(OLD)
+    with_property(texts, "option.rolling_batch", "lmi-dist")
+    assert verdict(OLD, texts).outcome == "loads"
+    with_property(texts, "option.max_rolling_batch_size", None)
+
+    assert "256" in verdict(OLD, texts).reason
+
+
 def test_another_compiler() -> None:
     """LMI never compares the version; the graphs would not be found."""
     texts = neuron_texts(NEW)

@@ -21,9 +21,9 @@ from lmi_build.backends.neuronx.artifact_checks import NeuronExpected, artifact_
 from lmi_build.backends.neuronx.artifact_folder import read_neuron_artifact
 from lmi_build.backends.neuronx.call_differences import call_differences
 from lmi_build.backends.neuronx.front_ends import neuron_front_ends
-from lmi_build.backends.neuronx.handler_properties import RefusedError
 from lmi_build.backends.neuronx.layout import neuron_block
 from lmi_build.backends.neuronx.loader_call import loader_call
+from lmi_build.backends.neuronx.property_reader import RefusedError
 from lmi_build.backends.neuronx.startup import (
     PROPERTIES_NAME,
     neuron_startup,

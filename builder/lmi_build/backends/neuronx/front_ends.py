@@ -38,6 +38,7 @@ class NeuronFrontEnd:
         rolling_batch_unset: What it stands for when it is not set.
         recommends: The server fills in what the file leaves open.
         vllm_from: Batch size from which the server makes `vllm` of `auto`; 0 for never.
+        lmi_dist: What the server makes of `lmi-dist`, a scheduler for GPUs.
         strategies: `option.rolling_batch_strategy` is read; every rolling batch is
             continuous where it is not.
         continuous_models: Model types whose batches are continuous when no strategy is
@@ -76,6 +77,7 @@ class NeuronFrontEnd:
     optimum_models: tuple[str, ...] = ()
     recommends: bool = False
     vllm_from: int = 0
+    lmi_dist: str = "lmi-dist"
     strategies: bool = True
     continuous_models: tuple[str, ...] = ()
     continuous_from: int = 1

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ast
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lmi_build.backends.neuronx.property_reader import (
+    NUMBER,
+    VARIABLES,
+    PropertyReader,
+    RefusedError,
+    unread,
+)
 from lmi_build.backends.verdicts import generates_text
-from lmi_build.text import join_words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,44 +41,14 @@ OPTION_WORDS = {
 STRATEGIES = ("continuous_batching", "naive_rolling_batch")
 STATIC_INT8 = "static_int8"
 USUAL_BATCH_SIZE = 32
-# Words that say yes and no to pydantic.
-_YES = frozenset({"1", "on", "t", "true", "y", "yes"})
-_NO = frozenset({"0", "off", "f", "false", "n", "no"})
-_NUMBER = re.compile(r"\s*[+-]?\d+\s*\Z", re.ASCII)
-_ENVIRONMENT = {
-    "context_length_estimate": "NEURON_CONTEXT_LENGTH_ESTIMATE",
-    "on_device_embedding": "NEURON_ON_DEVICE_EMBEDDING",
-    "shard_over_sequence": "NEURON_SHARD_OVER_SEQUENCE",
-}
-GENERATION_VARIABLE = "NEURON_ON_DEV_GENERATION"
+# What the server sets for a scheduler of GPUs, whatever then schedules.
+_GPU_BATCH_SIZE = 256
+_LMI_DIST = "lmi-dist"
 _FLAGS = {
     "enable_mixed_precision_accumulation": "--enable-mixed-precision-accumulation",
     "enable_saturate_infinity": "--enable-saturate-infinity",
 }
 _LEVELS = ("1", "2", "3")
-# Properties that ask for graphs, or for a way of loading, that this does not follow.
-_UNFOLLOWED = (
-    "speculative_draft_model",
-    "on_device_generation",
-    "on_device_embedding_config",
-)
-
-
-class RefusedError(Exception):
-    """
-    The release does not come from these properties to a call that finds graphs.
-
-    Args:
-        reason: Why, with the names that decide.
-        fix: What to write instead.
-        outcome: One of `verdicts.OUTCOMES`.
-    """
-
-    def __init__(self, reason: str, fix: str, *, outcome: str = "fails") -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.fix = fix
-        self.outcome = outcome
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,7 +112,7 @@ def handler_settings(
     Raises:
         RefusedError: The handler ends with an error, or the machine decides.
     """
-    read = _Reader(front, properties, environment)
+    read = PropertyReader(front, properties, environment)
     read.refuse_unfollowed()
     size = read.number("max_rolling_batch_size")
     rolling_batch = _rolling_batch(front, properties, config, size)
@@ -152,7 +127,7 @@ def handler_settings(
         )
     return HandlerSettings(
         rolling_batch=rolling_batch,
-        max_rolling_batch_size=size or USUAL_BATCH_SIZE,
+        max_rolling_batch_size=size or _usual_batch_size(front, rolling_batch),
         batch_size=batch_size,
         strategy=read.word("rolling_batch_strategy", STRATEGIES)
         if front.strategies
@@ -179,93 +154,6 @@ def handler_settings(
     )
 
 
-class _Reader:
-    """The properties of one release, without `option.`."""
-
-    def __init__(
-        self,
-        front: NeuronFrontEnd,
-        properties: Mapping[str, str],
-        environment: Mapping[str, str],
-    ) -> None:
-        self._read = frozenset({*front.reads, *front.neuron_config})
-        self._properties = properties
-        self._environment = environment if front.environment else {}
-
-    def text(self, name: str) -> str | None:
-        """A property that the release reads; None where it is not set."""
-        return self._properties.get(f"option.{name}") if name in self._read else None
-
-    def number(self, name: str) -> int | None:
-        text = self.text(name)
-        if text is None:
-            return None
-        if not _NUMBER.match(text):
-            raise _unread(name, text, "a whole number")
-        return int(text)
-
-    def word(self, name: str, allowed: tuple[str, ...]) -> str:
-        text = self.text(name)
-        if text is not None and text not in allowed:
-            raise _unread(name, text, join_words(allowed))
-        return text or ""
-
-    def truth(self, name: str) -> bool | None:
-        text = self.text(name)
-        if text is None:
-            return self._environment_truth(name)
-        word = text.lower()
-        if word not in _YES | _NO:
-            raise _unread(name, text, "`true` or `false`")
-        return word in _YES
-
-    def variable(self, name: str) -> str | None:
-        """The variable that is a property's default, where the release has one."""
-        return self._environment.get(_ENVIRONMENT.get(name, ""))
-
-    def _environment_truth(self, name: str) -> bool | None:
-        return {"true": True, "false": False}.get((self.variable(name) or "").lower())
-
-    def machine_decides(self, name: str) -> None:
-        """
-        Refuse a number that the machine makes up.
-
-        Raises:
-            RefusedError: Always.
-        """
-        raise RefusedError(
-            f"`option.{name}` is not set, so the machine decides, and another number"
-            " than the compiled one finds no graph",
-            f"write `option.{name}`",
-        )
-
-    def refuse_unfollowed(self) -> None:
-        """
-        Refuse what needs graphs that no artifact of ours has.
-
-        Raises:
-            RefusedError: One of them is set.
-        """
-        name = next((name for name in _UNFOLLOWED if self.text(name) is not None), None)
-        if name is not None:
-            raise RefusedError(
-                f"`option.{name}` asks for graphs that are not among the compiled ones",
-                f"remove `option.{name}`",
-            )
-
-    @property
-    def generation_variable(self) -> bool:
-        """A variable says yes to what the loader then trips over."""
-        return self._environment.get(GENERATION_VARIABLE, "").lower() == "true"
-
-
-def _unread(name: str, text: str, allowed: str) -> RefusedError:
-    return RefusedError(
-        f"`option.{name}` is {text!r}, which the handler refuses",
-        f"write {allowed}",
-    )
-
-
 def _rolling_batch(
     front: NeuronFrontEnd,
     properties: Mapping[str, str],
@@ -279,6 +167,8 @@ def _rolling_batch(
     if (properties.get("batch_size") or "1").strip() not in {"0", "1"}:
         return "disable"
     word = text or front.rolling_batch_unset
+    if word == _LMI_DIST:
+        return front.lmi_dist
     if word != "auto":
         return word
     if not generates_text(config):
@@ -286,27 +176,33 @@ def _rolling_batch(
     return "vllm" if front.vllm_from and (size or 1) >= front.vllm_from else "tnx"
 
 
-def _degree(read: _Reader) -> int:
+def _usual_batch_size(front: NeuronFrontEnd, rolling_batch: str) -> int:
+    """Requests of a batch where nothing says how many and no memory is counted."""
+    gpu = front.recommends and rolling_batch in {_LMI_DIST, "vllm"}
+    return _GPU_BATCH_SIZE if gpu else USUAL_BATCH_SIZE
+
+
+def _degree(read: PropertyReader) -> int:
     text = read.text("tensor_parallel_degree")
     if text is None or text == "max":
         read.machine_decides("tensor_parallel_degree")
     return read.number("tensor_parallel_degree") or 0
 
 
-def _positions(front: NeuronFrontEnd, read: _Reader) -> int:
+def _positions(front: NeuronFrontEnd, read: PropertyReader) -> int:
     found = read.number("n_positions")
     if found is None and not front.n_positions:
         read.machine_decides("n_positions")
     return front.n_positions if found is None else found
 
 
-def _context_lengths(read: _Reader) -> tuple[int, ...] | None:
+def _context_lengths(read: PropertyReader) -> tuple[int, ...] | None:
     name = "context_length_estimate"
     text = read.text(name)
     if text is not None:
         parts = text.split(",")
-        if not all(_NUMBER.match(part) for part in parts):
-            raise _unread(name, text, "whole numbers with commas between them")
+        if not all(NUMBER.match(part) for part in parts):
+            raise unread(name, text, "whole numbers with commas between them")
         return tuple(int(part) for part in parts)
     variable = read.variable(name)
     if variable is None:
@@ -315,13 +211,13 @@ def _context_lengths(read: _Reader) -> tuple[int, ...] | None:
         return tuple(int(part) for part in ast.literal_eval(variable))
     except (ValueError, SyntaxError, TypeError) as error:
         raise RefusedError(
-            f"{_ENVIRONMENT[name]} is {variable!r}, which is no list of numbers",
+            f"{VARIABLES[name]} is {variable!r}, which is no list of numbers",
             "write `option.context_length_estimate` instead",
         ) from error
 
 
 def _options(
-    front: NeuronFrontEnd, read: _Reader, config: Mapping[str, Any]
+    front: NeuronFrontEnd, read: PropertyReader, config: Mapping[str, Any]
 ) -> dict[str, bool | str]:
     """What goes to `NeuronConfig`: what is set and not no."""
     found: dict[str, bool | str] = {}
@@ -339,7 +235,7 @@ def _options(
     return found
 
 
-def _further(front: NeuronFrontEnd, read: _Reader) -> dict[str, bool | str]:
+def _further(front: NeuronFrontEnd, read: PropertyReader) -> dict[str, bool | str]:
     """What the loader passes on beside the compiler's arguments."""
     if not front.strategies:
         # The oldest loader passes none of them.
@@ -354,7 +250,7 @@ def _further(front: NeuronFrontEnd, read: _Reader) -> dict[str, bool | str]:
     return found
 
 
-def _flags(read: _Reader) -> tuple[str, ...]:
+def _flags(read: PropertyReader) -> tuple[str, ...]:
     """Two of these properties add their flag whatever they say."""
     level = read.word("neuron_optimize_level", _LEVELS)
     found = [f"-O{level}"] if level else []

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 from lmi_build.backends.java_properties import with_environment
 from lmi_build.backends.neuronx.calls import Made
 from lmi_build.backends.neuronx.front_ends import GRAPHS_DIR
-from lmi_build.backends.neuronx.handler_properties import (
+from lmi_build.backends.neuronx.handler_properties import handler_settings
+from lmi_build.backends.neuronx.property_reader import (
     GENERATION_VARIABLE,
     RefusedError,
-    handler_settings,
 )
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from lmi_build.backends.neuronx.handler_properties import (
     OPTION_WORDS,
     STATIC_INT8,
     STRATEGIES,
-    RefusedError,
 )
 from lmi_build.backends.neuronx.layout import layout_problems, neuron_block
 from lmi_build.backends.neuronx.loader_call import NEURON_BLOCK, loader_call
+from lmi_build.backends.neuronx.property_reader import RefusedError
 from lmi_build.errors import Problem
 
 if TYPE_CHECKING:

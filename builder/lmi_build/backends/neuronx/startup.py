@@ -22,9 +22,9 @@ from lmi_build.backends.neuronx.front_ends import (
     GRAPHS_DIR,
     neuron_front_ends,
 )
-from lmi_build.backends.neuronx.handler_properties import RefusedError
 from lmi_build.backends.neuronx.layout import CONFIG_NAME
 from lmi_build.backends.neuronx.loader_call import NEURON_BLOCK, loader_call
+from lmi_build.backends.neuronx.property_reader import RefusedError
 from lmi_build.backends.neuronx.startup_graphs import (
     BUILD,
     MOUNT,
