@@ -62,6 +62,8 @@ class BlockState:
         self.folder = folder
         self.identity = identity
         self.blocks: list[Finished] = []
+        # Each block as the record says it: a long ledger is not told anew every time.
+        self._texts: list[str] = []
         self._activations: tuple[str, str] | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -77,7 +79,7 @@ class BlockState:
             if record["identity"] == self.identity:
                 self._load(record)
         except (OSError, ValueError, KeyError, TypeError):
-            self.blocks, self._activations = [], None
+            self.blocks, self._texts, self._activations = [], [], None
         self._sweep()
         return len(self.blocks)
 
@@ -95,6 +97,7 @@ class BlockState:
         named += [tuple(activations)] if activations else []
         if all(digest_file(self.folder / file) == digest for file, digest in named):
             self.blocks = blocks
+            self._texts = [json.dumps(block) for block in record["blocks"]]
             self._activations = tuple(activations) if activations else None
 
     def _sweep(self) -> None:
@@ -145,7 +148,9 @@ class BlockState:
         plans = [tensor_plan(name, tensors[name]) for name in sorted(tensors)]
         write_file(self.folder / file, plans, lambda name: [byte_view(tensors[name])])
         digest = digest_file(self.folder / file)
-        self.blocks.append(Finished(file=file, digest=digest, rows=rows))
+        block = Finished(file=file, digest=digest, rows=rows)
+        self.blocks.append(block)
+        self._texts.append(json.dumps(asdict(block)))
         old = self._activations
         if activations is not None:
             self._activations = self._keep_activations(activations, index)
@@ -168,14 +173,11 @@ class BlockState:
         return file, f"sha256:{sha.hexdigest()}"
 
     def _write_record(self) -> None:
-        document = {
-            "identity": self.identity,
-            "blocks": [asdict(block) for block in self.blocks],
-            "activations": self._activations,
-        }
         partial = self.folder / (RECORD_NAME + ".partial")
         with partial.open("w", encoding="utf-8") as stream:
-            json.dump(document, stream)
+            stream.write(f'{{"identity": {json.dumps(self.identity)}, "blocks": [')
+            stream.write(", ".join(self._texts))
+            stream.write(f'], "activations": {json.dumps(self._activations)}}}')
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(self.folder / RECORD_NAME)
