@@ -27,6 +27,9 @@ MAX_SCALE = 65504.0
 # Shares of the full range tried as clipping. Rounding error falls with the step while
 # clipping error grows; for 4 bits the optimum lies between 0.6 and 1.0 of the range.
 SHRINKS = tuple(1.0 - 0.025 * step for step in range(20))
+# With 8 bits, clipping soon costs more than a finer step gains, and more clipping only
+# costs more: the search ends after so many shares in a row that help no output.
+_PATIENCE, _PATIENT_BITS = 2, 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,12 +155,17 @@ def search_group(
     best_O = torch.full_like(low_O, torch.inf)
     scale_O, zero_O = torch.empty_like(low_O), torch.empty_like(low_O)
     importance_g1 = importance_g[:, None]
+    idle = 0
     for shrink in shrinks:
         try_scale_O, try_zero_O = fit_range(low_O * shrink, high_O * shrink, grid)
         code_gO = quantize(w_gO, try_scale_O, try_zero_O, max_code=grid.max_code)
         miss_gO = code_gO.sub_(try_zero_O).mul_(try_scale_O).sub_(w_gO)
         error_O = miss_gO.square_().mul_(importance_g1).sum(dim=0)
         better_O = error_O < best_O
+        if grid.bits == _PATIENT_BITS:
+            idle = 0 if bool(better_O.any()) else idle + 1
+            if idle == _PATIENCE:
+                break
         best_O = torch.where(better_O, error_O, best_O)
         scale_O = torch.where(better_O, try_scale_O, scale_O)
         zero_O = torch.where(better_O, try_zero_O, zero_O)

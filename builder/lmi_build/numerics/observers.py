@@ -88,7 +88,7 @@ class ChannelStats:
 
     Args:
         absmax_I: float32, largest magnitude.
-        mean_abs_I: float32, mean magnitude.
+        mean_abs_I: float32, mean magnitude; empty where it was not asked for.
         sample_RI: Rows in the dtype of the inputs, evenly spaced.
         num_tokens: Tokens seen.
     """
@@ -110,6 +110,7 @@ class ChannelObserver:
     Args:
         num_inputs: Input channels I.
         max_rows: Rows to keep at most.
+        means: Whether mean magnitudes are asked for.
         device: Where the inputs are.
     """
 
@@ -118,11 +119,13 @@ class ChannelObserver:
         num_inputs: int,
         *,
         max_rows: int = SAMPLE_ROWS,
+        means: bool = True,
         device: str | torch.device = "cpu",
     ) -> None:
         self.num_tokens = 0
         self._absmax_I = torch.zeros(num_inputs, device=device)
-        self._sum_I = torch.zeros(num_inputs, device=device, dtype=torch.float64)
+        count = num_inputs if means else 0
+        self._sum_I = torch.zeros(count, device=device, dtype=torch.float64)
         self._max_rows = max_rows
         self._stride = 1
         self._rows: Tensor | None = None
@@ -135,7 +138,8 @@ class ChannelObserver:
         # `amax` hands on NaN, which `maximum` keeps.
         peak_I = magnitude_TI.amax(dim=0).to(torch.float32)
         torch.maximum(self._absmax_I, peak_I, out=self._absmax_I)
-        self._sum_I += magnitude_TI.sum(dim=0, dtype=torch.float64)
+        if len(self._sum_I):
+            self._sum_I += magnitude_TI.sum(dim=0, dtype=torch.float64)
         self._keep(x_TI)
         self.num_tokens += x_TI.shape[0]
 

@@ -32,6 +32,7 @@ from torch.nn import functional
 from lmi_build.quantizers import experts
 from lmi_build.quantizers.activation_functions import ACTIVATIONS
 from lmi_build.quantizers.attention import Scores, alibi_bias, attend
+from lmi_build.quantizers.coded import CodedLinear, multiply
 from lmi_build.quantizers.decoder_config import DecoderConfig, read_config
 from lmi_build.quantizers.embedding import embed
 from lmi_build.quantizers.rotary import RotaryTables, rotary_tables, rotate
@@ -65,6 +66,8 @@ class Block:
         index: Which block.
         weights: Linears [O, I], norms and routers by name, relative to the block; a
             bias is `<name>.bias`.
+        coded: Linears computed with 8-bit products instead of their weight: with which,
+            and the outputs that are theirs.
         kv_observer: Called with keys (rotated) and values [S, K, L, H] of every chunk.
     """
 
@@ -72,6 +75,7 @@ class Block:
     config: DecoderConfig
     index: int
     weights: dict[str, Tensor]
+    coded: dict[str, tuple[CodedLinear, slice]] = field(default_factory=dict)
     kv_observer: Callable[[Tensor, Tensor], None] | None = None
     _tables: RotaryTables | None = field(default=None, init=False)
     _scores: Scores | None = field(default=None, init=False)
@@ -289,9 +293,27 @@ class Block:
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         """One linear of the block."""
-        return functional.linear(
-            x, self.weights[name], self.weights.get(f"{name}.bias")
-        )
+        return self.linears((name,), x)[0]
+
+    def linears(self, names: Sequence[str], x: Tensor) -> tuple[Tensor, ...]:
+        """Linears that share an input; those quantized together share a product."""
+        found = [self.coded[name] for name in names if name in self.coded]
+        if not found:
+            return tuple(
+                functional.linear(
+                    x, self.weights[name], self.weights.get(f"{name}.bias")
+                )
+                for name in names
+            )
+        together = all(coded is found[0][0] for coded, _ in found)
+        if len(found) < len(names) or not together:
+            return tuple(self.linear(name, x) for name in names)
+        products = multiply(found[0][0], x, [columns for _, columns in found])
+        for name, y in zip(names, products, strict=True):
+            bias = self.weights.get(f"{name}.bias")
+            if bias is not None:
+                y.add_(bias)
+        return products
 
     def norm(self, name: str, x: Tensor) -> Tensor:
         """One norm over the last dimension; with an empty name, `x` itself."""
@@ -312,7 +334,8 @@ class Block:
         """From the feed-forward part's input to the down projection's input."""
         act = ACTIVATIONS[self.config.activation]
         if len(names) == 2:  # noqa: PLR2004 - gate and up
-            return act(self.linear(names[0], x)).mul_(self.linear(names[1], x))
+            gate, up = self.linears(names, x)
+            return act(gate).mul_(up)
         y = self.linear(names[0], x)
         if names[0] == self.architecture.fused_gate_up:
             gate, up = y.chunk(2, dim=-1)
@@ -355,9 +378,8 @@ class Block:
                 query, key = y[..., :heads, :], y[..., heads:-key_heads, :]
                 value = y[..., -key_heads:, :]
         else:
-            query, key, value = (
-                self.linear(name, x_SLD) for name in (arch.query, arch.key, arch.value)
-            )
+            names = (arch.query, arch.key, arch.value)
+            query, key, value = self.linears(names, x_SLD)
             query = self._normed_heads(arch.query_norm, query, heads)
             key = self._normed_heads(arch.key_norm, key, key_heads)
             value = torch.unflatten(value, -1, (key_heads, -1))

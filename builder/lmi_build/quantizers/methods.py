@@ -26,8 +26,10 @@ from lmi_build.numerics.rtn import round_to_nearest
 from lmi_build.numerics.smooth import (
     fake_quantize_per_token,
     search_smoothing,
+    smoothing_scales,
     static_scale,
 )
+from lmi_build.quantizers.coded import coded_linear, is_coded, multiply
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
     from lmi_build.numerics.observers import ChannelStats
     from lmi_build.quantizers.options import Options
     from lmi_build.values.quant import QuantScheme
+
+# Sampled tokens that tell the error of a layer's outputs.
+MEASURED_ROWS = 256
 
 
 def grid_of(num_inputs: int, options: Options, scheme: QuantScheme) -> Grid:
@@ -86,12 +91,15 @@ def search_scale(
             grid=grid_of(w_IO.shape[0], options, scheme),
             tie_I=tie_I,
         )
+    if options.smoothing_strength is not None:
+        return smoothing_scales(
+            stats.absmax_I, w_IO, alpha=options.smoothing_strength, tie_I=tie_I
+        )
     return search_smoothing(
         w_IO,
         stats.sample_RI,
         stats.absmax_I,
         static=options.activations == "static",
-        alpha=options.smoothing_strength,
         tie_I=tie_I,
     ).s_I
 
@@ -157,17 +165,24 @@ def measured(
         scale_I: Their smoothing, or None.
         scheme: What is written.
     """
-    x_RI = stats.sample_RI.float()
-    if scale_I is not None:
-        x_RI = x_RI / scale_I
-    value_IO = dequantize(quantized.code_IO, quantized.scale_GO, quantized.zero_GO)
-    rounded_RI = x_RI
-    if scheme.activation_scheme == "dynamic":
-        is_float = scheme.activation_dtype == "float"
-        rounds = fake_quantize_fp8_per_token if is_float else fake_quantize_per_token
-        rounded_RI = rounds(x_RI)
-    y_RO = x_RI @ w_IO
-    miss_RO = (rounded_RI @ value_IO).sub_(y_RO)
+    stride = max(1, -(-stats.sample_RI.shape[0] // MEASURED_ROWS))
+    x_RI = stats.sample_RI[::stride].float()
+    smooth_RI = x_RI if scale_I is None else x_RI / scale_I
+    if is_coded(scheme):
+        coded = coded_linear(quantized, scale_I, torch.float32)
+        (miss_RO,) = multiply(coded, x_RI, (slice(None),))
+    else:
+        value_IO = dequantize(quantized.code_IO, quantized.scale_GO, quantized.zero_GO)
+        rounded_RI = smooth_RI
+        if scheme.activation_scheme == "dynamic":
+            is_float = scheme.activation_dtype == "float"
+            rounds = (
+                fake_quantize_fp8_per_token if is_float else fake_quantize_per_token
+            )
+            rounded_RI = rounds(smooth_RI)
+        miss_RO = rounded_RI @ value_IO
+    y_RO = smooth_RI @ w_IO
+    miss_RO.sub_(y_RO)
     return replace(
         quantized,
         error_O=miss_RO.square_().sum(dim=0),

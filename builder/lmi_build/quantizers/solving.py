@@ -3,10 +3,10 @@ One block's linears on their way from float to codes.
 
 A step's inputs give statistics; statistics and weights give a smoothing scale and
 codes. What the decoder goes on with are the codes' values in the *unsmoothed*
-coordinates, W' = Q / s: the scale s is taken out of what feeds the layer only on disk,
-where it is divided into a norm's weight or into the rows of the linear before. So the
-walk never changes a norm, and a layer that is already quantized takes its share by its
-scales alone.
+coordinates, W' = Q / s, or their integer products with inputs divided by s (coded.py):
+the scale s is taken out of what feeds the layer only on disk, where it is divided into
+a norm's weight or into the rows of the linear before. So the walk never changes a norm,
+and a layer that is already quantized takes its share by its scales alone.
 
 Shape suffixes: I input channels, O output channels (of a group of linears side by
 side), R output rows of one linear, G groups of I, D norm channels, T tokens.
@@ -29,6 +29,7 @@ from lmi_build.numerics.grids import dequantize
 from lmi_build.numerics.kv_cache import CacheObserver
 from lmi_build.numerics.observers import ChannelObserver, HessianObserver
 from lmi_build.quantizers import methods
+from lmi_build.quantizers.coded import coded_linear, is_coded
 from lmi_build.quantizers.smoothing import Smoothing
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Statistics:
         max_tokens: Tokens of the largest chunk.
         hessian: Sum X' X.
         channels: Keep channel sizes and a sample of rows.
+        means: Keep mean magnitudes as well.
         device: Where the inputs are.
     """
 
@@ -67,6 +69,7 @@ class Statistics:
         max_tokens: int,
         hessian: bool,
         channels: bool,
+        means: bool,
         device: torch.device,
     ) -> None:
         self.num_tokens = 0
@@ -74,7 +77,9 @@ class Statistics:
         self.hessian = (
             HessianObserver(num_inputs, max_tokens=max_tokens) if hessian else None
         )
-        self.channels = ChannelObserver(num_inputs, device=device) if channels else None
+        self.channels = None
+        if channels:
+            self.channels = ChannelObserver(num_inputs, means=means, device=device)
 
     def add(self, x_TI: Tensor) -> None:
         """Take in a chunk."""
@@ -311,13 +316,9 @@ class BlockWork:
         input_scale: Tensor | None,
         num_tokens: int,
     ) -> None:
-        w_IO = dequantize(quantized.code_IO, quantized.scale_GO, quantized.zero_GO)
-        if scale_I is not None:
-            w_IO.div_(scale_I[:, None])
         stop = 0
         for part in parts:
-            held = self.block.weights[part]
-            columns = slice(stop, stop + held.shape[0])
+            columns = slice(stop, stop + self.block.weights[part].shape[0])
             stop = columns.stop
             self.solved[part] = Solved(
                 quantized=quantized,
@@ -325,7 +326,19 @@ class BlockWork:
                 input_scale=input_scale,
                 num_tokens=num_tokens,
             )
-            self.block.weights[part] = w_IO[:, columns].T.to(held.dtype).contiguous()
+        if is_coded(self.scheme):
+            dtype = self.block.weights[parts[0]].dtype
+            coded = coded_linear(quantized, scale_I, dtype)
+            for part in parts:
+                self.block.coded[part] = coded, self.solved[part].columns
+            return
+        w_IO = dequantize(quantized.code_IO, quantized.scale_GO, quantized.zero_GO)
+        if scale_I is not None:
+            w_IO.div_(scale_I[:, None])
+        for part in parts:
+            w_OI = w_IO[:, self.solved[part].columns].T
+            dtype = self.block.weights[part].dtype
+            self.block.weights[part] = w_OI.to(dtype).contiguous()
 
     def result(self) -> BlockResult:
         """Everything of the block that is not as it was."""

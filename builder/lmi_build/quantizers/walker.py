@@ -144,6 +144,7 @@ class Walker:
             max_tokens=self.chunk_tokens,
             hessian=wanted and self.options.needs_hessian,
             channels=wanted and self.options.needs_channels,
+            means=self.options.method == "awq",
             device=self.x.device,
         )
         for x_TI in step.inputs():
