@@ -20,6 +20,7 @@ from lmi_build.backends.neuronx.preflight import (
     uses_device,
 )
 from lmi_build.backends.neuronx.toolchain import read_line
+from lmi_build.backends.neuronx.trace_checks import encoder_problems
 from lmi_build.backends.neuronx.workplace import (
     CACHE,
     CALL,
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 ENTRY = f"{__name__}:run"
 SALT = 1
 RECORD = "neuron.json"
+# What a loader's result is held against beside the plan, by loader: a function of the
+# result, the model's folder and the call.
+_FURTHER_CHECKS = {"trace": encoder_problems}
 _KILLED = (
     "it was killed, most likely for want of memory: compile fewer graphs at once with"
     " `compile.options: {compilation_worker_count: 1}`"
@@ -108,6 +112,9 @@ def _build(job: Job, emit: Emit, plan: CompilePlan, place: Place) -> None:
     record = json.loads((result / RECORD).read_text("utf-8"))
     inside = (str(place.work), place.root, str(place.model))
     problems = build_problems(result, record, plan, paths=inside)
+    further = _FURTHER_CHECKS.get(str(plan.call["loader"]))
+    if further is not None and not problems:
+        problems = further(result, place.model, plan.call)
     if problems:
         raise StageFailed(
             f"the compiled model is not what was asked for: {'; '.join(problems)}",

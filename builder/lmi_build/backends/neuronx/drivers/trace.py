@@ -64,6 +64,7 @@ def build(session: Session) -> None:
             step["length"]: trace_graph(session, module, step)
             for _, step in session.call["steps"]
         }
+        compared = compare(session, rows, graphs)
     write_reference(session, rows)
     for name, value in settings.items():
         session.keep(name, value)
@@ -79,7 +80,7 @@ def build(session: Session) -> None:
         "lengths": sorted(graphs),
     }
     session.keep("effective", effective)
-    session.keep("compared", compare(session, rows, graphs))
+    session.keep("compared", compared)
 
 
 def load_model(session: Session) -> Any:
