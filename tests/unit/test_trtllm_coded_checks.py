@@ -159,6 +159,7 @@ def test_parts_of_a_fused_linear_stay_together(release: str) -> None:
         f"`{block}.q_proj` would stay in float and `{block}.k_proj` and"
         f" `{block}.v_proj` not" in found[0].message
     )
+    assert found[0].message.endswith("`attention.qkv` (so in 1 of 4 blocks)")
     newer = release.endswith("0.33.0")
     assert found[0].hint == (
         f"ignore `{block}.q_proj`, `{block}.k_proj` and `{block}.v_proj`, or none of"
@@ -171,6 +172,16 @@ def test_parts_of_a_fused_linear_stay_together(release: str) -> None:
     assert [problem.code for problem in again] == (
         [] if newer else ["trtllm.float-linears"]
     )
+
+
+def test_a_pattern_of_all_blocks_is_answered_with_patterns() -> None:
+    found = _problems(LLAMA, "int8", ignore=("*.k_proj", "*.v_proj"))
+
+    assert [problem.code for problem in found] == ["trtllm.float-linears"]
+    assert "(so in 4 of 4 blocks)" in found[0].message
+    patterns = ("*.self_attn.q_proj", "*.self_attn.k_proj", "*.self_attn.v_proj")
+    assert all(f"`{pattern}`" in found[0].hint for pattern in patterns)
+    assert _problems(LLAMA, "int8", ignore=patterns) == []
 
 
 def test_smoothquant_leaves_nothing_in_float() -> None:

@@ -62,6 +62,7 @@ def one_problem(options: dict[str, JSONValue], row: str = "0.12") -> tuple[str, 
     [
         ({"gemm_plugins": "auto"}, "0.12", "unknown-option", "`gemm_plugin`?"),
         ({"zzz": 1}, "0.12", "unknown-option", "remove the line"),
+        ({"max_bath_size": 4}, "0.12", "unknown-option", "`bounds.max_batch_size`"),
         ({"kv_cache_typ": "paged"}, "0.12", "unknown-option", "remove the line"),
         ({"enable_xqa": "enable"}, "0.16", "unknown-option", "`0.15`"),
         ({"max_multimodal_len": 8}, "0.12", "unknown-option", "max_prompt_embedding"),
@@ -286,7 +287,7 @@ def test_what_we_write_has_a_layout() -> None:
 @pytest.mark.parametrize(
     ("made", "path", "hint"),
     [
-        (scheme("gptq", 4, group_size=32), "quantize.group_size", "group_size: 128"),
+        (scheme("gptq", 4, group_size=32), "quantize.group_size", "`64` or `128`"),
         (scheme("gptq", 4, group_size=128, act_order=True), "quantize", "desc_act"),
         (scheme("gptq", 8, group_size=128), "quantize", "method: int8"),
         (scheme("gptq", 3, group_size=128), "quantize", "bits: 4"),

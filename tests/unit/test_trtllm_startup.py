@@ -331,6 +331,26 @@ def test_a_template_that_nobody_filled_fails(old: str, new: str, words: str) -> 
     assert words in found.reason
 
 
+@pytest.mark.parametrize(
+    ("layout", "lmi", "outcome"),
+    [(TRITON, "0.32.0", "fails"), (ENGINE, "0.33.0", "compiles")],
+)
+def test_a_rehearsal_is_called_one(layout: Release, lmi: str, outcome: str) -> None:
+    """Its commands lie where the engine would."""
+    texts = artifact_texts(layout)
+    place = "tensorrt_llm/1/" if layout is TRITON else ""
+    texts = {
+        path: text
+        for path, text in texts.items()
+        if path not in {f"{place}config.json", f"{place}rank0.engine"}
+    }
+    found = verdict({**texts, f"{place}rehearsal.json": "{}"}, lmi)
+
+    assert found.outcome == outcome
+    assert "the engine was rehearsed, not built" in found.reason
+    assert "--rehearse" in found.fix
+
+
 def test_a_repository_spelt_as_the_template_spells_it_is_read() -> None:
     """Lines, commas and comments are free in that format."""
     texts = artifact_texts(TRITON)

@@ -234,7 +234,7 @@ def _kernel_problems(
         yield _unsupported(
             f"`group_size` is {scheme.group_size}, kernels of `{name}` have {sizes}",
             "quantize.group_size",
-            f"set `group_size: {row.groups[-1]}`",
+            f"set `group_size:` to {sizes}",
         )
     dtypes = (value_at(row.dtypes, version) or "").split()
     if dtype and dtypes and dtype not in dtypes:

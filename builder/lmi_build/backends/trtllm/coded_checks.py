@@ -99,22 +99,29 @@ def _fused(
 
 def _mixed_problems(model: SourceModel, coding: Coding) -> Iterator[Problem]:
     """Parts of one fused linear of which some are codes and some are not."""
-    told: set[str] = set()
-    for layer in range(model.geometry.num_layers):
+    found: dict[str, list[tuple[str, ...]]] = {}
+    layers = model.geometry.num_layers
+    for layer in range(layers):
         for linear in layer_linears(model, "", layer, 1, 0):
             modules = tuple(dict.fromkeys(cut.module for cut in linear.cuts))
-            floats = [name for name in modules if not coding.takes(name)]
-            if not floats or len(floats) == len(modules) or linear.name in told:
-                continue
-            told.add(linear.name)
-            others = [name for name in modules if name not in floats]
-            yield _float_problem(
-                coding,
-                f"{join_words(floats, last='and')} would stay in float and"
-                f" {join_words(others, last='and')} not; TensorRT-LLM has them in one"
-                f" linear, `{linear.name.removeprefix('.')}`",
-                modules,
-            )
+            if 0 < sum(map(coding.takes, modules)) < len(modules):
+                found.setdefault(linear.name, []).append(modules)
+    for name, blocks in found.items():
+        modules = blocks[0]
+        floats = [module for module in modules if not coding.takes(module)]
+        others = [module for module in modules if coding.takes(module)]
+        block = f"{model.architecture.block(0)}."
+        everywhere = len(blocks) == layers > 1
+        yield _float_problem(
+            coding,
+            f"{join_words(floats, last='and')} would stay in float and"
+            f" {join_words(others, last='and')} not; TensorRT-LLM has them in one"
+            f" linear, `{name.removeprefix('.')}`"
+            + (f" (so in {len(blocks)} of {layers} blocks)" if layers > 1 else ""),
+            tuple(f"*.{module.removeprefix(block)}" for module in modules)
+            if everywhere
+            else modules,
+        )
 
 
 def _expert_problems(model: SourceModel, coding: Coding) -> Iterator[Problem]:

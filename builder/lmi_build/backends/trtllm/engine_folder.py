@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from lmi_build.backends.folder import Folder
 
 CONFIG_NAME = "config.json"
+# What stands for an engine that was not built.
+REHEARSAL = "rehearsal.json"
 # What this project records beside an engine that it built.
 RECORD_NAME = "engine.json"
 # `trtllm-build` names a rank's file so.

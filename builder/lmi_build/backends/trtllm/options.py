@@ -89,9 +89,7 @@ def option_problems(options: Mapping[str, JSONValue], row: str) -> Iterator[Prob
         elif name in names:
             yield _unknown(name, row, path, f"write `{names[name].name}`")
         elif name not in flags:
-            near = did_you_mean(name, _settable(flags))
-            hint = f"did you mean `{near}`?" if near else _instead(name, row)
-            yield _unknown(name, row, path, hint)
+            yield _unknown(name, row, path, _nearest(name, row, flags))
         else:
             yield from _value_problems(flags[name], value, path)
 
@@ -127,6 +125,17 @@ def flag_words(flag: Flag, value: JSONValue) -> tuple[str, ...]:
 
 def _settable(flags: Mapping[str, Flag]) -> list[str]:
     return [name for name in flags if name not in OWNED and name not in REFUSED]
+
+
+def _nearest(name: str, row: str, flags: Mapping[str, Flag]) -> str:
+    """What was meant: an option, else a key of the recipe, else what there is."""
+    near = did_you_mean(name, _settable(flags))
+    if near:
+        return f"did you mean `{near}`?"
+    near = did_you_mean(name, OWNED)
+    if near:
+        return f"remove the line and set `{OWNED[near]}`, which is `{near}`"
+    return _instead(name, row)
 
 
 def _unknown(name: str, row: str, path: str, hint: str) -> Problem:

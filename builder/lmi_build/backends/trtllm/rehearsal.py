@@ -18,6 +18,7 @@ from lmi_build.backends.trtllm.command import (
     trtllm_build,
 )
 from lmi_build.backends.trtllm.conversion import CHECKPOINT, EXAMPLES, SOURCE
+from lmi_build.backends.trtllm.engine_folder import REHEARSAL
 from lmi_build.backends.trtllm.lowering import EnginePlan, expected_files
 from lmi_build.catalog.trtllm_flags import build_flags
 from lmi_build.events import StageNote
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from lmi_build.events import Emit
     from lmi_build.spi import Job
 
-REHEARSAL = "rehearsal.json"
 SCHEMA = "lmi-build/rehearsal/v1"
 # Code of a note, which ends nothing.
 _NOTE = "trtllm.rehearsal"

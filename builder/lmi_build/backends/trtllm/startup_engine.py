@@ -11,7 +11,11 @@ from lmi_build.backends.trtllm.engine_checks import (
     load_problems,
     unknowns,
 )
-from lmi_build.backends.trtllm.engine_folder import CONFIG_NAME, read_engine_folder
+from lmi_build.backends.trtllm.engine_folder import (
+    CONFIG_NAME,
+    REHEARSAL,
+    read_engine_folder,
+)
 from lmi_build.backends.trtllm.startup_triton import repositories
 from lmi_build.backends.trtllm.tokenizer_config import GENERIC, class_problem
 from lmi_build.backends.trtllm.tokenizer_config import NAME as _TOKENIZER_CONFIG
@@ -70,6 +74,12 @@ def _compiled(case: Case, config: Mapping[str, Any] | None) -> Verdict:
             f"`{found[0]}` is a model repository for Triton, which this release does"
             " not know",
             "deploy it with LMI 0.32.0, or build it for this release",
+            lmi=case.lmi,
+        )
+    if config is None and case.folder.has(REHEARSAL):
+        return compiles(
+            f"{REHEARSAL} lies at the root: the engine was rehearsed, not built",
+            "build it on a machine with the GPU, without `--rehearse`",
             lmi=case.lmi,
         )
     if config is None or not case.folder.has(CONFIG_NAME):

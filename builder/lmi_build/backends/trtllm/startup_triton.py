@@ -10,7 +10,11 @@ from lmi_build.backends.trtllm.engine_checks import (
     Expected,
     load_problems,
 )
-from lmi_build.backends.trtllm.engine_folder import CONFIG_NAME, read_engine_folder
+from lmi_build.backends.trtllm.engine_folder import (
+    CONFIG_NAME,
+    REHEARSAL,
+    read_engine_folder,
+)
 from lmi_build.backends.trtllm.triton_config import CONFIG_NAME as TRITON_CONFIG
 from lmi_build.backends.verdicts import (
     compiles,
@@ -238,6 +242,12 @@ def _engine_broken(case: Case, key: str, path: str, where: str) -> Verdict | Non
     """The engine that `config.pbtxt` names is not there, or not whole."""
     start = f"{case.mount}/"
     engine = case.folder.inside(path.removeprefix(start).rstrip("/"))
+    if path.startswith(start) and engine.has(REHEARSAL):
+        return fails(
+            f"{path} holds {REHEARSAL}: the engine was rehearsed, not built",
+            "build it on a machine with the GPU, without `--rehearse`",
+            lmi=case.lmi,
+        )
     if not path.startswith(start) or not engine.has(CONFIG_NAME):
         return fails(
             f"`{key}` in {where} is {path}, and no engine lies there",
