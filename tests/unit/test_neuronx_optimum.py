@@ -88,14 +88,15 @@ def test_options_of_the_newer_one_are_checked() -> None:
     assert codes(NEWER, options={"fused_qkv": False, "max_topk": 64}) == []
 
 
-@pytest.mark.parametrize(
-    ("length", "fits"), [(1023, False), (1024, True), (1537, False)]
-)
-def test_the_context_length_holds_prompts(length: int, fits: bool) -> None:  # noqa: FBT001
-    """From the longest prompt to the whole sequence."""
-    found = codes(NEWER, options={"max_context_length": length})
+def test_prompts_are_as_long_as_the_sequence() -> None:
+    """Another length is an argument of the class, and would not compile."""
     path = "compile.options.max_context_length"
-    assert found == ([] if fits else [("neuronx.context-length", path)])
+    for length in (1024, 1536):
+        found = codes(NEWER, options={"max_context_length": length, "max_topk": 8})
+        assert found == [("compile.owned-option", path)]
+    assert codes(OLDER, options={"max_context_length": 8}) == [
+        ("compile.unknown-option", path)
+    ]
 
 
 def test_a_model_that_is_batched_as_a_whole() -> None:
@@ -118,10 +119,10 @@ def test_two_cores_sample_on_the_host() -> None:
 
 
 def test_long_prompts_are_told() -> None:
-    """One at a time the older one prefills half the sequence; the newer one crops."""
+    """One at a time the older one prefills half the sequence; the newer one all."""
     one = Bounds(max_input_len=1000, max_output_len=24, max_batch_size=1)
     assert "the last 488" in optimum_findings(request(OLDER, bounds=one))[0]
-    assert "1024 tokens is cut off" in optimum_findings(request(NEWER))[0]
+    assert "computed as 1536 tokens" in optimum_findings(request(NEWER))[0]
     assert optimum_findings(request(OLDER)) == ()
 
 

@@ -3,11 +3,12 @@ A recipe's call of optimum-neuron.
 
 Two generations: up to 0.0.28 it wraps transformers-neuronx, and takes batch size,
 cores, float type and one length; from 0.4 on it has a configuration over NeuronX
-Distributed with two lengths. Neither rounds weights.
+Distributed, again with one length that can be set. Neither rounds weights.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lmi_build.backends.neuronx.buckets import (
@@ -19,8 +20,6 @@ from lmi_build.backends.neuronx.buckets import (
 from lmi_build.backends.neuronx.calls import Made, NeuronCall
 from lmi_build.backends.neuronx.nxd_models import nxd_setup, tnx_setup
 from lmi_build.backends.neuronx.nxd_options import (
-    context_length_problems,
-    cropped_prompts,
     handler_finding,
     option_problems,
     settable,
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from lmi_build.catalog.neuron_releases import NeuronRelease
 
 TASK = "text-generation"
+_CONTEXT = "max_context_length"
 # What transformers-neuronx adds to the compiler's flags, compiler.py at 0.10 to 0.13.
 _TNX_FLAGS = ("--model-type=transformer", "--auto-cast=none")
 # First versions of optimum-neuron that pass these on, modeling_decoder.py at v0.0.22
@@ -104,10 +104,19 @@ def optimum_problems(request: NxdRequest) -> Iterator[Problem]:
     tnx = generation(request.release) == "tnx"
     # Each of the older one's arguments follows from the recipe.
     known = {} if tnx else settable(signature("optimum", version).arguments)
-    yield from option_problems(request, known, what=f"optimum-neuron {version}")
+    if not tnx and _CONTEXT in request.options:
+        yield Problem(
+            code="compile.owned-option",
+            message=f"`{_CONTEXT}` cannot be set: this exporter makes the mask of a"
+            " prompt as long as the sequence, and no other length compiles",
+            path=f"compile.options.{_CONTEXT}",
+            hint="remove the line",
+        )
+    rest = {name: v for name, v in request.options.items() if name != _CONTEXT or tnx}
+    checked = replace(request, options=rest)
+    yield from option_problems(checked, known, what=f"optimum-neuron {version}")
     if tnx:
         return
-    yield from context_length_problems(request)
     setup = nxd_setup(request.model_type)
     if setup is not None and not setup.continuous and request.bounds.max_batch_size > 1:
         yield Problem(
@@ -131,7 +140,10 @@ def optimum_findings(request: NxdRequest) -> tuple[str, ...]:
         _, contexts = _tnx_buckets(request, _tnx(request))
         finding = serial_finding(contexts, request.bounds.max_input_len)
     else:
-        finding = cropped_prompts(request, refuses=False)
+        finding = (
+            f"each prompt is computed as {request.bounds.max_seq_len} tokens: there is"
+            " one graph for prompts, as long as prompt and output together"
+        )
     found = (finding, handler_finding(request.release))
     return tuple(text for text in found if text)
 

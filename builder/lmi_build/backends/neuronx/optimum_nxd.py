@@ -68,8 +68,12 @@ def nxd_arguments(request: NxdRequest, setup: NxdSetup) -> dict[str, Any]:
         request: What is compiled.
         setup: How the model type is set up.
 
-    Source: `_get_neuron_config` of neuron/models/inference/*/modeling_*.py at 0.4, but
-    for `max_context_length`, which it leaves at the whole sequence.
+    `max_context_length` stays what it is of itself, the whole sequence: the mask of a
+    prompt is made as long as that, and a shorter graph does not compile.
+
+    Source: `_get_neuron_config` of neuron/models/inference/*/modeling_*.py at 0.4;
+    `NxDDecoderModelForCausalLM.forward` in backend/modules/decoder/modeling_decoder.py
+    and `scaled_qk` in modules/attention/attention_base.py for the mask.
     """
     batch, cores = request.bounds.max_batch_size, request.tensor_parallel_size
     continuous = setup.continuous and batch > 1
@@ -79,7 +83,6 @@ def nxd_arguments(request: NxdRequest, setup: NxdSetup) -> dict[str, Any]:
     return {
         "batch_size": batch,
         "sequence_length": request.bounds.max_seq_len,
-        "max_context_length": request.max_context_length,
         "tp_degree": cores,
         "torch_dtype": TORCH_DTYPES[request.amp],
         "target": PLATFORMS[request.family],

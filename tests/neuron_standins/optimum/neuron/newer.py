@@ -45,6 +45,9 @@ class NeuronModelForCausalLM:
         override = os.environ.get("NEURON_PLATFORM_TARGET_OVERRIDE")
         if override != neuron_config.target:
             raise ValueError(f"The compilation target is {neuron_config.target}")
+        if neuron_config.max_context_length != neuron_config.sequence_length:
+            # The mask of a prompt has the sequence's length in both directions.
+            raise RuntimeError("The size of the mask must match the size of the scores")
         if load_weights and not available_cores():
             raise RuntimeError("no Neuron device")
         return cls(config, neuron_config)
