@@ -156,8 +156,8 @@ def test_parts_of_a_fused_linear_stay_together(release: str) -> None:
     assert found[0].path == "quantize.ignore"
     block = "model.layers.0.self_attn"
     assert (
-        f"`{block}.q_proj` would stay in float and `{block}.k_proj` and"
-        f" `{block}.v_proj` not" in found[0].message
+        f"float `{block}.q_proj` and quantized `{block}.k_proj` and `{block}.v_proj`"
+        in found[0].message
     )
     assert found[0].message.endswith("`attention.qkv` (so in 1 of 4 blocks)")
     newer = release.endswith("0.33.0")
@@ -288,6 +288,39 @@ def test_splits_for_the_converter_are_judged(
     found = [item.code for item in PROVIDER.check(recipe, facts, SCHEMES["none"])]
 
     assert [one for one in found if one.startswith("trtllm.")] == ([code] * bool(code))
+
+
+@pytest.mark.parametrize("packing", ["gptq", "int-quantized"])
+@pytest.mark.parametrize("came_so", [True, False])
+def test_the_converter_rounds_float_weights_to_int8(
+    packing: str, *, came_so: bool
+) -> None:
+    """Eight bits are no `W4A16_GPTQ`, however they are packed, and codes no floats."""
+    entry = {"quantization_config": {"quant_method": "gptq", "bits": 8}}
+    recipe = sample_recipe(
+        quantize=QuantSpec(method="none" if came_so else "int8"),
+        compile=CompileSpec(
+            backend="tensorrt-llm",
+            target="ml.p4d.24xlarge",
+            release="djl-tensorrtllm-0.30.0",
+        ),
+    )
+    facts = sample_facts(
+        geometry=geometry_from_config(FALCON),
+        config={**FALCON, **(entry if came_so else {})},
+        dtype="float16",
+    )
+    made = replace(SCHEMES["int8"], packing=packing)
+
+    refused = list(PROVIDER.check(recipe, facts, made))
+
+    assert [item.code for item in refused] == ["compile.unsupported"] * came_so
+    if came_so:
+        assert "makes `W8A16` of float weights" in refused[0].message
+        return
+    engine = PROVIDER.stages(recipe, facts, made, HOST)[-1]
+    assert engine.params["quant_algo"] == "W8A16"
+    assert engine.inputs == {"source": "fetch"}
 
 
 @pytest.mark.parametrize(

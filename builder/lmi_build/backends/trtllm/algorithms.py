@@ -104,7 +104,7 @@ def choose(scheme: QuantScheme, model: TrtllmModel, release: Release) -> Algorit
     """
     name, why = _name(scheme)
     writable = model.writable(release.trtllm)
-    if not writable and scheme.packing == "gptq":
+    if not writable and scheme.packing == "gptq" and scheme.weight_bits == _INT4:
         name = "W4A16_GPTQ"
     row = algorithm_rows().get(name)
     if row is None or why:

@@ -114,9 +114,9 @@ def _mixed_problems(model: SourceModel, coding: Coding) -> Iterator[Problem]:
         everywhere = len(blocks) == layers > 1
         yield _float_problem(
             coding,
-            f"{join_words(floats, last='and')} would stay in float and"
-            f" {join_words(others, last='and')} not; TensorRT-LLM has them in one"
-            f" linear, `{name.removeprefix('.')}`"
+            f"float {join_words(floats, last='and')} and quantized"
+            f" {join_words(others, last='and')} cannot be one linear, which they are"
+            f" in TensorRT-LLM: `{name.removeprefix('.')}`"
             + (f" (so in {len(blocks)} of {layers} blocks)" if layers > 1 else ""),
             tuple(f"*.{module.removeprefix(block)}" for module in modules)
             if everywhere
@@ -136,7 +136,7 @@ def _expert_problems(model: SourceModel, coding: Coding) -> Iterator[Problem]:
     if floats:
         yield _float_problem(
             coding,
-            f"{len(floats)} linears of experts would stay in float, such as"
+            f"{len(floats)} linears of experts are left in float, such as"
             f" `{floats[0]}`; with {coding.algorithm} all experts of a mixture are"
             " codes",
             (),
@@ -166,7 +166,7 @@ def _float_problems(
         one = both[0]
         yield Problem(
             code="trtllm.float-linears",
-            message=f"`{floats[one]}` would stay in float and `{codes[one]}` not; in"
+            message=f"`{floats[one]}` is left in float and `{codes[one]}` not; in"
             f" their pipeline stages both have the same name, and a checkpoint of"
             f" {mapping.pp} stages has one list of what stays in float",
             path=PIPELINE_PATH,

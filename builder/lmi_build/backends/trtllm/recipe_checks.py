@@ -101,6 +101,7 @@ def engine_recipe_problems(
         )
     else:
         yield from split_problems(row, model.geometry, ranks_of(recipe), release.trtllm)
+        yield from _float_source_problems(model, algorithm)
     if algorithm.quant_algo == "W4A16_GPTQ":
         yield from _gptq_problems(recipe, model, scheme, target)
     if algorithm.writer == "nvidia" and target.kind == CHECKPOINT:
@@ -116,6 +117,22 @@ def engine_recipe_problems(
     yield from layout_problems(release, place)
     if target.kind == ENGINE:
         yield from serving_problems(release, place)
+
+
+def _float_source_problems(
+    model: ModelFacts, algorithm: Algorithm
+) -> Iterator[Problem]:
+    """NVIDIA's converter would read codes as if they were the float weights."""
+    if not algorithm.quant_algo or algorithm.source != "fetch" or not _settled(model):
+        return
+    yield Problem(
+        code="compile.unsupported",
+        message=f"NVIDIA's converter of `{model.geometry.architecture}` makes"
+        f" `{algorithm.quant_algo}` of float weights, and this model came quantized",
+        path="model.source",
+        hint="name the float model, with the method under `quantize`",
+        unsupported=True,
+    )
 
 
 def _gptq_problems(
