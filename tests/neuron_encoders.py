@@ -18,6 +18,12 @@ from lmi_build.backends.neuronx.workplace import request, ship
 from lmi_build.catalog.neuron_releases import neuron_releases
 from lmi_build.sources.resolve import resolve_model
 from lmi_build.values.bounds import Bounds
+from lmi_build.values.model import (
+    FileFact,
+    ModelFacts,
+    TensorFact,
+    geometry_from_config,
+)
 from lmi_build.values.recipe import (
     CompileSpec,
     ModelSpec,
@@ -33,10 +39,58 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from lmi_build.digest import JSONValue
-    from lmi_build.values.model import ModelFacts
 
 STANDINS = Path(__file__).parent / "neuron_standins"
 RELEASE = neuron_releases()["djl-neuronx-0.30.0"]
+MINILM: dict[str, Any] = {
+    "architectures": ["BertModel"],
+    "model_type": "bert",
+    "hidden_size": 384,
+    "intermediate_size": 1536,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 6,
+    "max_position_embeddings": 512,
+    "vocab_size": 30522,
+    "pad_token_id": 0,
+}
+ROBERTA = {
+    **MINILM,
+    "architectures": ["RobertaModel"],
+    "model_type": "roberta",
+    "max_position_embeddings": 514,
+    "pad_token_id": 1,
+}
+FILES = ("config.json", "model.safetensors", "modules.json", "tokenizer.json")
+
+
+def model(
+    config: dict[str, Any] | None = None,
+    *,
+    files: tuple[str, ...] = FILES,
+    num_elements: int = 22_700_000,
+) -> ModelFacts:
+    """A sentence encoder of the size of MiniLM."""
+    config = config or MINILM
+    return ModelFacts(
+        kind="hub",
+        source="owner/name",
+        location="owner/name",
+        revision="0" * 40,
+        geometry=geometry_from_config(config),
+        config=config,
+        files=tuple(
+            FileFact(path=p, size=1, digest="sha256:" + "0" * 64) for p in files
+        ),
+        tensors=(
+            TensorFact(
+                name="w",
+                dtype="float32",
+                shape=(num_elements,),
+                file="model.safetensors",
+            ),
+        ),
+        dtype="float32",
+    )
 
 
 def recipe(

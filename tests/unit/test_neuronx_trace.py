@@ -34,70 +34,15 @@ from lmi_build.catalog.instances import instances
 from lmi_build.catalog.neuron_releases import neuron_releases
 from lmi_build.errors import LmiBuildError, ToolMissing
 from lmi_build.package.layouts import layout_problems
-from lmi_build.values.model import (
-    FileFact,
-    ModelFacts,
-    TensorFact,
-    geometry_from_config,
-)
 from lmi_build.values.recipe import CompileSpec, QuantSpec, ServeSpec
-from neuron_encoders import RELEASE, recipe
+from neuron_encoders import FILES, MINILM, RELEASE, ROBERTA, model, recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from lmi_build.errors import Problem
+    from lmi_build.values.model import ModelFacts
     from lmi_build.values.recipe import Recipe
-
-MINILM: dict[str, Any] = {
-    "architectures": ["BertModel"],
-    "model_type": "bert",
-    "hidden_size": 384,
-    "intermediate_size": 1536,
-    "num_attention_heads": 12,
-    "num_hidden_layers": 6,
-    "max_position_embeddings": 512,
-    "vocab_size": 30522,
-    "pad_token_id": 0,
-}
-ROBERTA = {
-    **MINILM,
-    "architectures": ["RobertaModel"],
-    "model_type": "roberta",
-    "max_position_embeddings": 514,
-    "pad_token_id": 1,
-}
-FILES = ("config.json", "model.safetensors", "modules.json", "tokenizer.json")
-
-
-def model(
-    config: dict[str, Any] | None = None,
-    *,
-    files: tuple[str, ...] = FILES,
-    num_elements: int = 22_700_000,
-) -> ModelFacts:
-    """A sentence encoder of the size of MiniLM."""
-    config = config or MINILM
-    return ModelFacts(
-        kind="hub",
-        source="owner/name",
-        location="owner/name",
-        revision="0" * 40,
-        geometry=geometry_from_config(config),
-        config=config,
-        files=tuple(
-            FileFact(path=p, size=1, digest="sha256:" + "0" * 64) for p in files
-        ),
-        tensors=(
-            TensorFact(
-                name="w",
-                dtype="float32",
-                shape=(num_elements,),
-                file="model.safetensors",
-            ),
-        ),
-        dtype="float32",
-    )
 
 
 def problems(
