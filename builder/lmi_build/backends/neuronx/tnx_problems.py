@@ -14,6 +14,7 @@ from lmi_build.backends.neuronx.buckets import serial_tokens
 from lmi_build.backends.neuronx.heads import TILE, head_problems
 from lmi_build.backends.neuronx.memory import core_memory
 from lmi_build.backends.neuronx.models import model_problems
+from lmi_build.backends.neuronx.presharded import presharded_problems
 from lmi_build.backends.neuronx.signatures import neuron_config_fields
 from lmi_build.backends.neuronx.tnx import WORKERS
 from lmi_build.backends.neuronx.tnx_models import tnx_models
@@ -65,12 +66,19 @@ def tnx_problems(request: TnxRequest) -> Iterator[Problem]:
     yield from problems
     if problems:
         return
-    yield from _batch_problems(request)
-    yield from _bucket_problems(request)
-    yield from _model_problems(request)
-    yield from _layout_problems(request)
-    yield from _head_problems(request)
-    yield from _memory_problems(request)
+    problems += _batch_problems(request)
+    problems += _bucket_problems(request)
+    problems += _model_problems(request)
+    problems += _layout_problems(request)
+    problems += _head_problems(request)
+    problems += _memory_problems(request)
+    yield from problems
+    # What else is wrong may be what makes heads repeat as they do.
+    if not problems and request.release.layout == "presharded":
+        yield from presharded_problems(
+            shape_of(request).head_terms,
+            shard_over_sequence=bool(request.options.get("shard_over_sequence")),
+        )
 
 
 def _dtype_problems(request: TnxRequest) -> Iterator[Problem]:
