@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import strategies as st
 
 from lmi_build.backends.folder import Folder, listed_folder
-from lmi_build.backends.neuronx.calls import Made, NeuronCall
+from lmi_build.backends.neuronx.calls import Made, NeuronCall, plain
 from lmi_build.backends.neuronx.front_ends import GRAPHS_DIR, neuron_front_ends
 from lmi_build.backends.neuronx.handler_properties import OPTION_WORDS
 from lmi_build.backends.neuronx.layout import (
@@ -151,7 +151,11 @@ def neuron_texts(
     layout = artifact_layout(release, num_layers=int(config["num_hidden_layers"]))
     block = neuron_block(release, call.arguments)
     names = [f"{number:020x}" for number in range(call.num_neffs)]
+    arguments = plain(call.arguments)
+    defaults = {"fuse_qkv": False, "quant": None, "continuous_batching": None}
     record = {
+        "neuron_config": {**defaults, **arguments["neuron_config"]["arguments"]},
+        "effective": {"context_buckets": arguments.get("context_length_estimate")},
         "compiler_version": release.neuronx_cc,
         "graphs": names,
         "num_neffs": len(names),

@@ -211,6 +211,30 @@ def test_a_large_batch_left_to_the_server_goes_to_vllm() -> None:
     assert "vLLM" in found.reason
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("option.fuse_qkv", "true", "fuse_qkv` True"),
+        ("option.quantize", "static_int8", "quant` True"),
+        ("option.rolling_batch_strategy", "naive_rolling_batch", "continuous"),
+        ("option.context_length_estimate", "128,2048", "[128, 2048]"),
+        ("option.on_device_embedding", "false", "on_device_embedding"),
+    ],
+)
+def test_options_that_were_not_compiled(key: str, value: str, words: str) -> None:
+    """The build's own record tells; without it, that nothing can be told is said."""
+    texts = neuron_texts(NEW)
+    with_property(texts, key, value)
+    found = verdict(NEW, texts)
+    assert found.outcome == "fails"
+    assert words in found.reason
+    del texts["neuron.json"]
+    found = verdict(NEW, texts)
+
+    assert found.outcome == "loads"
+    assert [note for note in found.notes if "options" in note]
+
+
 def test_a_scheduler_for_gpus() -> None:
     """Newer servers make another of it, older ones another batch."""
     newest = TNX_RELEASES[0]

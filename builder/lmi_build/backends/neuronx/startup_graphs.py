@@ -9,6 +9,7 @@ from lmi_build.backends.neuronx.artifact_folder import read_neuron_artifact
 from lmi_build.backends.neuronx.front_ends import GRAPHS_DIR
 from lmi_build.backends.neuronx.layout import CONFIG_NAME, VERSION_NAME, block_of
 from lmi_build.backends.neuronx.loader_call import NEURON_BLOCK
+from lmi_build.backends.neuronx.signatures import signatures
 from lmi_build.backends.neuronx.toolchain import same_version
 from lmi_build.backends.verdicts import Verdict, fails, loads
 from lmi_build.errors import VerifyFailed
@@ -35,6 +36,14 @@ _BLOCK_NAMES = {
     "sequence_length": "n_positions",
     "auto_cast_type": "amp",
 }
+# The record's copy of what `NeuronConfig` was given.
+_CONFIG = "neuron_config"
+# What the library itself changes where it does not suit the sizes.
+_FALLS_BACK = frozenset(
+    {"group_query_attention", "shard_over_sequence", "fused_rmsnorm_qkv"}
+)
+# What is made for `NeuronConfig`, by the property that asks for it.
+_MADE = {"continuous_batching": "rolling_batch_strategy", "quant": "quantize"}
 _KEYS = {
     "tp_degree": "tensor_parallel_degree",
     "batch_size": "max_rolling_batch_size",
@@ -85,6 +94,7 @@ def verdict_on_graphs(
         or _no_weights(case, artifact, config)
         or _other_compiler(case, artifact)
         or _other_numbers(case, config, call)
+        or _other_options(case, artifact, call)
         or _no_tokenizer(case)
     )
     return refused or loads(
@@ -186,6 +196,50 @@ def _other_numbers(
     return None
 
 
+def _other_options(
+    case: Case, artifact: NeuronArtifact, call: LoaderCall
+) -> Verdict | None:
+    """
+    Options of `NeuronConfig` and lengths of prompts, against the build's own record.
+
+    What the library falls back from is not compared: the record has what came of it.
+    """
+    recorded = _recorded(artifact, _CONFIG)
+    options = call.arguments["neuron_config"].arguments
+    for name in (*case.front.neuron_config, *_MADE):
+        if name in _FALLS_BACK or name not in recorded:
+            continue
+        compiled, asked = recorded[name], options.get(name)
+        if name in _MADE:
+            compiled, asked = bool(compiled), asked is not None
+        elif asked is None:
+            row = signatures()[case.release.tnx_row].configs["NeuronConfig"]
+            asked = row[name].default if name in row else None
+        if compiled != asked:
+            return fails(
+                f"the loader passes `{name}` {asked}, the graphs were compiled with"
+                f" {compiled}: no graph of that hash is there",
+                f"make `option.{_MADE.get(name, name)}` that of the build",
+                lmi=case.lmi,
+            )
+    lengths = call.arguments.get("context_length_estimate")
+    compiled = _recorded(artifact, "effective").get("context_buckets")
+    if lengths is None or compiled is None or sorted(lengths) == compiled:
+        return None
+    return fails(
+        f"the loader passes context lengths {sorted(lengths)}, the graphs were compiled"
+        f" for {compiled}",
+        "make `option.context_length_estimate` that of the build,"
+        f" {','.join(map(str, compiled))}",
+        lmi=case.lmi,
+    )
+
+
+def _recorded(artifact: NeuronArtifact, name: str) -> Mapping[str, Any]:
+    found = artifact.record.get(name)
+    return found if isinstance(found, dict) else {}
+
+
 def _no_tokenizer(case: Case) -> Verdict | None:
     if any(case.folder.has(name) for name in _TOKENIZER_FILES):
         return None
@@ -203,6 +257,11 @@ def _notes(case: Case, artifact: NeuronArtifact) -> tuple[str, ...]:
         notes.append(
             f"unknown: which compiler made the graphs; there is no"
             f" `{GRAPHS_DIR}/{VERSION_NAME}`"
+        )
+    if not _recorded(artifact, _CONFIG):
+        notes.append(
+            "unknown: the options and context lengths that were compiled; length, batch,"
+            " type and cores alone were compared"
         )
     if "engine" not in case.properties:
         notes.append(
