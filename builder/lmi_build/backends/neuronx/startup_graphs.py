@@ -260,8 +260,8 @@ def _notes(case: Case, artifact: NeuronArtifact) -> tuple[str, ...]:
         )
     if not _recorded(artifact, _CONFIG):
         notes.append(
-            "unknown: the options and context lengths that were compiled; length, batch,"
-            " type and cores alone were compared"
+            "unknown: the options and context lengths that were compiled; length,"
+            " batch, type and cores alone were compared"
         )
     if "engine" not in case.properties:
         notes.append(
