@@ -39,13 +39,17 @@ class RefusedError(Exception):
         reason: Why, with the names that decide.
         fix: What to write instead.
         outcome: One of `verdicts.OUTCOMES`.
+        undecided: Only the machine knows; what is not compiled yet can do with that.
     """
 
-    def __init__(self, reason: str, fix: str, *, outcome: str = "fails") -> None:
+    def __init__(
+        self, reason: str, fix: str, *, outcome: str = "fails", undecided: bool = False
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.fix = fix
         self.outcome = outcome
+        self.undecided = undecided
 
 
 class PropertyReader:
@@ -109,6 +113,7 @@ class PropertyReader:
             f"`option.{name}` is not set, so the machine decides, and another number"
             " than the compiled one finds no graph",
             f"write `option.{name}`",
+            undecided=True,
         )
 
     def refuse_unfollowed(self) -> None:

@@ -155,6 +155,8 @@ def _decided(case: Case) -> Verdict:
             paths=paths,
         )
     except RefusedError as refused:
+        if refused.undecided and NEURON_BLOCK not in config:
+            return _compiled(case, config)
         return Verdict(
             lmi=case.lmi,
             outcome=refused.outcome,

@@ -91,7 +91,7 @@ def verdict_on_graphs(
         return fails(error.message, BUILD, lmi=case.lmi)
     refused = (
         _no_graphs(case, artifact)
-        or _no_weights(case, artifact, config)
+        or _no_weights(case, artifact, config, call)
         or _other_compiler(case, artifact)
         or _other_numbers(case, config, call)
         or _other_options(case, artifact, call)
@@ -117,9 +117,12 @@ def _no_graphs(case: Case, artifact: NeuronArtifact) -> Verdict | None:
 
 
 def _no_weights(
-    case: Case, artifact: NeuronArtifact, config: Mapping[str, Any]
+    case: Case, artifact: NeuronArtifact, config: Mapping[str, Any], call: LoaderCall
 ) -> Verdict | None:
     """Weights that are missing, or laid out for another release."""
+    if call.folder == ".":
+        # It came here by the weights at the root.
+        return None
     at = case.front.weights_dir
     here = [name for name in artifact.weights if name.startswith(f"{at}/")]
     split = case.front.layout == "presharded"
