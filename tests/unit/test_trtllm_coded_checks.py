@@ -17,6 +17,7 @@ from lmi_build.backends.trtllm.coded_names import planned_modules
 from lmi_build.backends.trtllm.models import trtllm_models
 from lmi_build.backends.trtllm.source_model import source_model
 from lmi_build.values.model import TensorFact, geometry_from_config
+from lmi_build.values.quant import MODELOPT
 from lmi_build.values.recipe import CompileSpec, QuantSpec
 from packed import HOST, sample_facts, sample_recipe
 from trtllm_recipes import SCHEMES
@@ -288,6 +289,30 @@ def test_splits_for_the_converter_are_judged(
     found = [item.code for item in PROVIDER.check(recipe, facts, SCHEMES["none"])]
 
     assert [one for one in found if one.startswith("trtllm.")] == ([code] * bool(code))
+
+
+def test_what_model_optimizer_packed_is_for_the_other_backend() -> None:
+    """It is not taken apart, so no engine is made of it."""
+    facts = _facts(LLAMA)
+    entry: Any = {"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"}
+    recipe = sample_recipe(
+        quantize=QuantSpec(method="none"),
+        compile=CompileSpec(
+            backend="tensorrt-llm",
+            target="ml.p4d.24xlarge",
+            release="djl-tensorrtllm-0.33.0",
+            artifact="engine",
+        ),
+    )
+
+    (problem,) = PROVIDER.check(
+        recipe,
+        replace(facts, config={**LLAMA, "quantization_config": entry}),
+        replace(SCHEMES["gptq"], packing=MODELOPT),
+    )
+
+    assert (problem.code, problem.path) == ("compile.unsupported", "model.source")
+    assert "`artifact: hf-quantized`" in problem.hint
 
 
 @pytest.mark.parametrize("packing", ["gptq", "int-quantized"])

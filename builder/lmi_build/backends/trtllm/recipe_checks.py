@@ -39,6 +39,7 @@ from lmi_build.backends.trtllm.target import (
     find_target,
 )
 from lmi_build.errors import Problem
+from lmi_build.values.quant import MODELOPT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,6 +76,17 @@ def engine_recipe_problems(
             unsupported=True,
         )
         return
+    if scheme.packing == MODELOPT:
+        yield Problem(
+            code="compile.unsupported",
+            message="the weights lie as NVIDIA's Model Optimizer leaves them, which"
+            " lmi-build passes on to the PyTorch backend and puts into no checkpoint",
+            path="model.source",
+            hint="write `artifact: hf-quantized`, or name the float model, with the"
+            " method under `quantize`",
+            unsupported=True,
+        )
+        return
     problems = [
         *algorithm_problems(
             scheme, row, release, target.instance, dtype=float_dtype(model)
@@ -87,6 +99,23 @@ def engine_recipe_problems(
     algorithm = choose(scheme, row, release)
     terms = terms_of(release, row, algorithm, spec.options)
     yield from bounds_problems(recipe.bounds, terms)
+    yield from _writer_problems(recipe, model, scheme, target, algorithm)
+    place = placement_of(recipe, model, scheme, target)
+    yield from layout_problems(release, place)
+    if target.kind == ENGINE:
+        yield from serving_problems(release, place)
+
+
+def _writer_problems(
+    recipe: Recipe,
+    model: ModelFacts,
+    scheme: QuantScheme,
+    target: Target,
+    algorithm: Algorithm,
+) -> Iterator[Problem]:
+    """Of who writes the checkpoint: lmi-build, or NVIDIA's converter."""
+    release = target.release
+    row = trtllm_models()[model.geometry.architecture]
     if algorithm.writer == "ours":
         yield from _scale_problems(model, scheme, algorithm)
         yield from checkpoint_problems(
@@ -113,10 +142,6 @@ def engine_recipe_problems(
             hint="write `artifact: engine`",
             unsupported=True,
         )
-    place = placement_of(recipe, model, scheme, target)
-    yield from layout_problems(release, place)
-    if target.kind == ENGINE:
-        yield from serving_problems(release, place)
 
 
 def _float_source_problems(
