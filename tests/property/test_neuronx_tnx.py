@@ -593,13 +593,12 @@ def test_hints_about_memory_are_true(request: TnxRequest) -> None:
     ("changes", "needed"),
     [
         ({}, False),
-        ({"int8": True}, True),
-        ({"int8": True, "tensor_parallel_size": 1}, False),
+        ({"int8": True}, False),
         ({"release": neuron_releases()["djl-neuronx-0.31.0"]}, True),
     ],
 )
 def test_some_models_need_a_device(changes: dict[str, Any], *, needed: bool) -> None:
-    """Without one 0.13 compiles, but cannot save 8-bit weights that cores share."""
+    """Without one only 0.13 compiles, of eight bits as well."""
     release = neuron_releases()["djl-neuronx-0.32.0"]
     request = replace(llama(release=release, has_device=False), **changes)
 

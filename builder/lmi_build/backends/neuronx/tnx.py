@@ -280,14 +280,13 @@ def _steps(
 
 def _needs_device(request: TnxRequest, shape: TnxShape) -> bool:
     """
-    Old versions always; where a prompt's cache is copied over the batch; 8 bits.
+    Old versions always, and where a prompt's cache is copied over the batch.
 
     Without a device `save` of 0.13 gives safetensors one tensor for all cores where a
-    gated MLP has scales that they share, and safetensors refuses shared memory.
+    gated MLP has 8-bit scales that they share, which safetensors refuses; the driver
+    copies them first.
     """
-    shared = request.int8 and request.model.mlp == "gated"
-    shared = shared and not request.on("fuse_mlp") and request.tensor_parallel_size > 1
-    return not request.release.cpu_compile or shape.memory.broadcasts or shared
+    return not request.release.cpu_compile or shape.memory.broadcasts
 
 
 def _files(request: TnxRequest) -> tuple[str, ...]:
