@@ -372,9 +372,9 @@ def instances_page() -> str:
         ),
         (
             "| instance | devices | GiB of each | cores | compute capability | vCPUs |"
-            " host GiB |"
+            " host GiB | SageMaker takes it for |"
         ),
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in instances().values():
         device = f"{row.num_devices} {row.device}" if row.device else ""
@@ -382,6 +382,7 @@ def instances_page() -> str:
         lines.append(
             f"| `{row.name}` | {device} | {memory} | {row.num_cores or ''} |"
             f" {row.compute_capability} | {row.num_vcpus} | {row.memory_bytes // GIB} |"
+            f" {', '.join(row.uses)} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -7,7 +7,15 @@ import pytest
 from moto.ec2.models.instance_types import INSTANCE_TYPES
 
 from lmi_build.catalog import instances as module
-from lmi_build.catalog.instances import GIB, MIB, Instance, instance, instances
+from lmi_build.catalog.instances import (
+    GIB,
+    MIB,
+    USES,
+    Instance,
+    instance,
+    instances,
+    use_problem,
+)
 
 ROWS = list(instances().values())
 # Host memory in GiB for each vCPU, by the letter of a family without a device.
@@ -103,14 +111,53 @@ def test_a_name_may_lack_its_prefix() -> None:
 
 
 def test_faults_of_the_data_name_the_family() -> None:
-    good = {"accelerator": "none", "source": "a test", "sizes": {"xlarge": [0, 4, 8]}}
+    good = {
+        "accelerator": "none",
+        "source": "a test",
+        "sizes": {"xlarge": [0, 4, 8]},
+        "uses": ["training"],
+    }
     assert module._family("c9", good)[0].name == "ml.c9.xlarge"
     for table, words in (
         ({**good, "accelerator": "tpu"}, "`accelerator` is 'tpu'"),
         ({**good, "sizes": {"xlarge": [0, 4]}}, "`sizes.xlarge` has 2 numbers"),
         ({**good, "sizes": {"xlarge": [0, 4, 7.5]}}, "`sizes`"),
         ({**good, "vcpus": 4}, "unknown keys"),
+        ({**good, "uses": ["cooking"]}, "`uses` has ['cooking']"),
     ):
         with pytest.raises(ValueError, match=r"instances\.toml: \[c9\]") as caught:
             module._family("c9", table)
         assert words in str(caught.value)
+
+
+_SHAPES = {
+    "processing": "ProcessingInstanceType",
+    "training": "TrainingInstanceType",
+    "transform": "TransformInstanceType",
+    "optimization": "OptimizationJobDeploymentInstanceType",
+    "endpoint": "ProductionVariantInstanceType",
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_uses_are_those_of_the_api(use: str) -> None:
+    """SageMaker's own lists, for every instance of ours."""
+    model = botocore.session.get_session().get_service_model("sagemaker")
+    allowed = set(model.shape_for(_SHAPES[use]).enum)
+
+    assert {row.name for row in ROWS if use in row.uses} == allowed & set(instances())
+
+
+def test_inferentia_runs_no_job_that_compiles() -> None:
+    """The numbers of a Processing job are no place for it; the way out is Trainium."""
+    processing = use_problem("ml.inf2.24xlarge", "processing", path="job.instance")
+    training = use_problem("ml.inf2.24xlarge", "training", path="job.instance")
+
+    assert processing is not None
+    assert "training" in processing.hint
+    assert training is not None
+    assert "ml.trn1" in training.hint
+    assert processing.unsupported
+    assert use_problem("ml.trn1.32xlarge", "training", path="job.instance") is None
+    with pytest.raises(ValueError, match="none of"):
+        use_problem("ml.trn1.32xlarge", "cooking", path="job.instance")

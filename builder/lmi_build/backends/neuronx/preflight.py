@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from lmi_build.backends.host import free_host_bytes
 from lmi_build.backends.neuronx.toolchain import Toolchain, check_toolchain
+from lmi_build.catalog.instances import instances, use_problem
 from lmi_build.errors import DoesNotFit, ToolMissing, Unsupported
 from lmi_build.units import format_bytes
 
@@ -219,6 +220,16 @@ def read_hardware(ask: Ask) -> Hardware:
     return Hardware(instance=instance, devices=tuple(devices), driver=driver)
 
 
+def _job_hint(needs: Needs) -> tuple[str, ...]:
+    """Where SageMaker would compile for a machine that it takes for no such job."""
+    if needs.target not in instances():
+        return ()
+    problem = use_problem(needs.target, "training", path="compile.target")
+    if problem is None:
+        return ()
+    return (f"in SageMaker: {problem.message}; {problem.hint}",)
+
+
 def check_hardware(hardware: Hardware, needs: Needs) -> None:
     """
     Refuse a machine whose devices will not do; one without may.
@@ -237,6 +248,7 @@ def check_hardware(hardware: Hardware, needs: Needs) -> None:
                 hints=(
                     f"build on `{needs.target}` or another inf2 or trn1 instance",
                     _NO_DEVICE_NEEDED if needs.library == _TNX else _REHEARSE,
+                    *_job_hint(needs),
                 ),
             )
         return
