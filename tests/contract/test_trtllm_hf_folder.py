@@ -17,17 +17,20 @@ from safetensors.torch import load_file, save_file
 from bench.folder_facts import folder_facts
 from formats import quantize_folder_as, scheme
 from lmi_build.backends.trtllm import hf_quantized_worker
+from lmi_build.backends.trtllm.backend import PROVIDER
 from lmi_build.backends.trtllm.hf_quantized import hf_quantized_params
 from lmi_build.backends.trtllm.int4_layout import pack_outputs
 from lmi_build.checkpoint.header import read_header
 from lmi_build.checkpoint.ledger import check_total, read_ledger
 from lmi_build.errors import SourceInvalid, StageFailed, Unsupported
 from lmi_build.events import StageNote
+from lmi_build.quantizers.builtin import PROVIDER as BUILTIN
 from lmi_build.sources.prequantized import source_scheme
 from lmi_build.spi import Job
 from lmi_build.values.quant import MODELOPT
-from lmi_build.values.recipe import QuantSpec
+from lmi_build.values.recipe import CompileSpec, QuantSpec
 from make_tiny_model import make_tiny_model
+from packed import sample_recipe
 from stage_jobs import quantize
 
 if TYPE_CHECKING:
@@ -281,6 +284,59 @@ def test_widths_without_kernels_and_missing_tensors_are_refused(
     with pytest.raises(SourceInvalid) as broken:
         run(tmp_path / "checkpoint", tmp_path / "b", FORMS["awq"])
     assert broken.value.code == "checkpoint.format"
+
+
+@pytest.mark.parametrize(
+    ("ignored", "keys", "path"),
+    [
+        ((), 4, ""),
+        ((), 2, "quantize.method"),
+        (("*.k_proj",), 4, "quantize.ignore"),
+        (("*.0.mlp.gate_proj",), 4, "quantize.ignore"),
+        (("*.gate_proj", "*.up_proj"), 4, ""),
+        (("*.down_proj",), 4, ""),
+    ],
+)
+def test_the_plan_refuses_what_the_stage_would(
+    tmp_path: Path, ignored: tuple[str, ...], keys: int, path: str
+) -> None:
+    """Kernels' widths and parts of joined linears, before and after quantizing."""
+    model = make_tiny_model(
+        tmp_path / "model", num_key_value_heads=keys, dtype="float16"
+    )
+    spec = QuantSpec(method="int8", ignore=("lm_head", *ignored))
+    facts = folder_facts(model)
+    recipe = sample_recipe(
+        quantize=spec,
+        compile=CompileSpec(
+            backend="tensorrt-llm",
+            target="ml.g6.12xlarge",
+            release="tensorrt-llm-1.2.1",
+            artifact="hf-quantized",
+        ),
+    )
+    form = BUILTIN.scheme(spec, facts)
+
+    found = PROVIDER.check(recipe, facts, form)
+    planned = [item for item in found if item.code == "compile.hf-format"]
+    checkpoint = quantize(tmp_path / "quantize", model, spec)
+
+    assert {item.path for item in planned} == ({path} if path else set())
+    came_so = list(
+        PROVIDER.check(
+            replace(recipe, quantize=QuantSpec(method="none")),
+            folder_facts(checkpoint),
+            form,
+        )
+    )
+    assert any(item.code == "compile.hf-format" for item in came_so) is bool(path)
+    if not path:
+        run(checkpoint, tmp_path / "run", form)
+        return
+    with pytest.raises(Unsupported) as caught:
+        run(checkpoint, tmp_path / "run", form)
+    assert caught.value.code == "compile.hf-inexact"
+    assert planned[0].message in caught.value.message
 
 
 def test_what_the_loader_rounds_is_said(tmp_path: Path) -> None:

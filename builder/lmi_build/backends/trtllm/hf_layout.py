@@ -20,54 +20,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lmi_build.backends.trtllm.hf_checks import W4A16_AWQ, W8A16
 from lmi_build.backends.trtllm.int4_layout import pack_outputs
 from lmi_build.backends.trtllm.linear import Inexact, signed_codes
 from lmi_build.checkpoint.writer import TensorPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
     from lmi_build.checkpoint.formats.codec import Codes
 
-W4A16_AWQ = "W4A16_AWQ"
-W8A16 = "W8A16"
 FP8 = "FP8"
 FP8_ROWS = "FP8_PER_CHANNEL_PER_TOKEN"
-# Linears that the backend joins, by the last part of their names; all must be there.
-JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-# The mixed-precision kernels take their matrices in tiles of so many channels.
-TILE = 64
-
-
-def joined_group(name: str, names: Collection[str]) -> tuple[str, ...]:
-    """
-    The linears that are joined with one, in order, or nothing.
-
-    Args:
-        name: Module name.
-        names: Every linear of the checkpoint, quantized or not.
-    """
-    parent, _, last = name.rpartition(".")
-    for group in JOINED:
-        whole = tuple(f"{parent}.{part}" for part in group)
-        if last in group and all(part in names for part in whole):
-            return whole
-    return ()
-
-
-def shape_problem(name: str, num_outputs: int, num_inputs: int, algo: str) -> str:
-    """Why a linear has no kernel, or nothing."""
-    if algo not in {W4A16_AWQ, W8A16}:
-        return ""
-    for what, count in (("input", num_inputs), ("output", num_outputs)):
-        if count % TILE:
-            return (
-                f"`{name}` has {count} {what} channels; {algo} has kernels for"
-                f" multiples of {TILE}"
-            )
-    return ""
 
 
 def hf_plans(

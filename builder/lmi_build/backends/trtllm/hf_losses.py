@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lmi_build.backends.trtllm.hf_layout import FP8, joined_group
+from lmi_build.backends.trtllm.hf_checks import joined_group
+from lmi_build.backends.trtllm.hf_layout import FP8
 from lmi_build.backends.trtllm.hf_quantized import hf_formats
 from lmi_build.events import StageNote
 

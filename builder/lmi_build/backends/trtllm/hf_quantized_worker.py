@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lmi_build.backends.trtllm.hf_checks import joined_group, linear_faults
 from lmi_build.backends.trtllm.hf_documents import (
     QUANTIZATION,
     broken,
@@ -23,8 +24,6 @@ from lmi_build.backends.trtllm.hf_documents import (
 from lmi_build.backends.trtllm.hf_layout import (
     hf_plans,
     hf_tensors,
-    joined_group,
-    shape_problem,
 )
 from lmi_build.backends.trtllm.hf_losses import Losses, observe, tell_losses
 from lmi_build.backends.trtllm.hf_quantized import FLOAT
@@ -141,6 +140,9 @@ def _target(
         raise broken(f"there is no tensor `*.{mark_of(scheme)}`")
     names = {linear.name for linear in linears}
     every = names | {x.removesuffix(".weight") for x in shapes if x.endswith(".weight")}
+    sizes = {x.name: (x.num_outputs, x.num_inputs) for x in linears}
+    for fault in linear_faults(sizes, every, algo):
+        raise _inexact(fault.message)
     packed = {f"{name}.{part}" for name in names for part in parts_of(scheme)}
     return _Target(
         algo=algo,
@@ -153,12 +155,7 @@ def _target(
 def _plans(
     linear: QuantizedLinear, scheme: QuantScheme, algo: str, every: set[str], dtype: str
 ) -> tuple[TensorPlan, ...]:
-    problem = shape_problem(linear.name, linear.num_outputs, linear.num_inputs, algo)
-    if linear.name.rpartition(".")[2] == "lm_head":
-        problem = f"`{linear.name}` is quantized; the backend reads a float head"
     group = joined_group(linear.name, every)
-    if problem:
-        raise _inexact(problem)
     return hf_plans(
         linear.name,
         (linear.num_outputs, linear.num_inputs),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lmi_build.backends.trtllm.algorithms import (
@@ -16,8 +17,10 @@ from lmi_build.backends.trtllm.checkpoint_checks import checkpoint_problems
 from lmi_build.backends.trtllm.coded_checks import Coding
 from lmi_build.backends.trtllm.coded_names import coded_modules, planned_modules
 from lmi_build.backends.trtllm.gptq_folder import gptq_folder_problems
+from lmi_build.backends.trtllm.hf_checks import linear_faults
 from lmi_build.backends.trtllm.hf_quantized import (
     hf_quantized_problems,
+    quant_algo,
 )
 from lmi_build.backends.trtllm.layout import layout_problems
 from lmi_build.backends.trtllm.lowering import terms_of
@@ -38,6 +41,9 @@ from lmi_build.backends.trtllm.target import (
     Target,
     find_target,
 )
+from lmi_build.catalog.architectures import architectures
+from lmi_build.checkpoint.formats.headers import linears_in
+from lmi_build.checkpoint.formats.modelopt import METHOD
 from lmi_build.errors import Problem
 from lmi_build.values.quant import MODELOPT
 
@@ -225,9 +231,48 @@ def hf_recipe_problems(
         capability=target.instance.compute_capability,
         tensor_parallel_size=spec.tensor_parallel_size,
     )
+    yield from _hf_linear_problems(recipe, model, scheme)
     place = placement_of(recipe, model, scheme, target)
     yield from layout_problems(release, place)
     yield from serving_problems(release, place)
+
+
+def _hf_linear_problems(
+    recipe: Recipe, model: ModelFacts, scheme: QuantScheme
+) -> Iterator[Problem]:
+    """What the worker would find in the quantized weights, before they are made."""
+    algo = quant_algo(scheme)
+    known = model.geometry.architecture in architectures()
+    settled, method = _settled(model), _quant_method(model)
+    if not algo or method == METHOD or not (known or settled):
+        return
+    shapes = {tensor.name: (tensor.dtype, tensor.shape) for tensor in model.tensors}
+    if settled:
+        linears = {
+            linear.name: (linear.num_outputs, linear.num_inputs)
+            for linear in linears_in(shapes, scheme)
+        }
+    else:
+        modules = planned_modules(shapes, model.geometry, recipe.quantize.ignore)
+        linears = {
+            name: (shape[0], shape[1])
+            for name in sorted(modules)
+            for _, shape in [shapes[f"{name}.weight"]]
+        }
+    weights = {x.removesuffix(".weight") for x in shapes if x.endswith(".weight")}
+    for fault in linear_faults(linears, weights | set(linears), algo):
+        yield Problem(
+            code="compile.hf-format",
+            message=fault.message,
+            path="model.source" if settled else fault.path,
+            hint="start from the float model" if settled else fault.hint,
+            unsupported=True,
+        )
+
+
+def _quant_method(model: ModelFacts) -> str:
+    entry = model.config.get("quantization_config")
+    return str(entry.get("quant_method", "")) if isinstance(entry, Mapping) else ""
 
 
 def _coding(
