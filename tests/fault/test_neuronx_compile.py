@@ -179,7 +179,7 @@ def test_every_difference_is_in_one_message(
 ) -> None:
     """Files, graphs and values that the library chose by itself."""
     install(tmp_path / "machine", monkeypatch)
-    call = llama_call(num_neffs=5, files=("tokenizer.json",))
+    call = llama_call(num_neffs=5, files=("tokenizer.json",), flags=("-O2",))
     expected = {"group_query_attention": "replicated-heads", "token_buckets": [128]}
 
     error = fault_of(neuron_job(tmp_path, llama_plan(call, expected=expected)))
@@ -188,6 +188,7 @@ def test_every_difference_is_in_one_message(
     assert "`tokenizer.json`" in error.message
     assert "`group_query_attention` became shard-over-heads" in error.message
     assert "`token_buckets` became [256]" in error.message
+    assert "not ['-O2']" in error.message
 
 
 @pytest.mark.parametrize(

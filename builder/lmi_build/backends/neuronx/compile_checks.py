@@ -37,6 +37,7 @@ def build_problems(
         *_file_problems(result, plan),
         *_version_problems(result, plan),
         *_effective_problems(record, plan),
+        *_flag_problems(record, plan),
         *_path_problems(result, paths),
     )
 
@@ -81,6 +82,14 @@ def _effective_problems(record: Mapping[str, Any], plan: CompilePlan) -> Iterato
         found = effective.get(name)
         if found != wanted:
             yield f"its `{name}` became {found}, asked was {wanted}"
+
+
+def _flag_problems(record: Mapping[str, Any], plan: CompilePlan) -> Iterator[str]:
+    """A library may add flags of its own, and drop its own where a text looks alike."""
+    wanted, found = list(plan.call["flags"]), record.get("compiler_flags")
+    known = plan.call["loader"] == "tnx" and isinstance(found, list)
+    if wanted and known and found != wanted:
+        yield f"its compiler was told {found}, not {wanted}"
 
 
 def _path_problems(result: Path, paths: Sequence[str]) -> Iterator[str]:

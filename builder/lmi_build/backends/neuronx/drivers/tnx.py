@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import shlex
 import shutil
 from pathlib import Path
@@ -197,12 +196,11 @@ def _tell(session: Session, model: Any, saved: list[str]) -> None:
     _write_config(session, str(compiler.__version__))
 
 
-def _flags() -> list[str]:
-    """The compiler's flags, with those that the library adds."""
+def _flags() -> list[str] | None:
+    """The compiler's flags, with those that the library adds; None where it is mute."""
     module = importlib.import_module("transformers_neuronx.compiler")
     known = getattr(module, "get_compiler_flags", None)
-    text = known() if known is not None else os.environ.get("NEURON_CC_FLAGS", "")
-    return shlex.split(text)
+    return None if known is None else shlex.split(known())
 
 
 def _write_config(session: Session, compiler: str) -> None:
