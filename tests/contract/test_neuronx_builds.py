@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from encoders import make_encoder
 from lmi_build import api, artifacts
 from lmi_build.catalog.neuron_releases import neuron_releases, newest_neuron
 from lmi_build.errors import (
@@ -72,7 +73,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def machine(root: Path, monkeypatch: pytest.MonkeyPatch, release: str) -> Path:
+def machine(
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    release: str,
+    *,
+    traces: bool = False,
+) -> Path:
     """A machine with one Inferentia2 and docker, whose image is a release's."""
     row = neuron_releases()[release]
     versions = {
@@ -80,7 +87,11 @@ def machine(root: Path, monkeypatch: pytest.MonkeyPatch, release: str) -> Path:
         "neuronx-distributed-inference": row.nxdi,
         "optimum-neuron": row.optimum_neuron,
     }
-    install(root, monkeypatch, release=release, versions=versions)
+    site = install(root, monkeypatch, release=release, versions=versions)
+    if traces:
+        # Tracing needs a model that computes.
+        (site / "transformers.py").unlink()
+        monkeypatch.delenv("STANDIN_WITHOUT_TRACE")
     monkeypatch.setenv("STANDIN_OPTIMUM_NEURON", row.optimum_neuron)
     monkeypatch.setenv("STANDIN_NEURON_CORES", "2")
     # The image's own Python: with torch, for those of the packages that take it.
@@ -91,11 +102,12 @@ def machine(root: Path, monkeypatch: pytest.MonkeyPatch, release: str) -> Path:
     # A worker gets few variables; the daemon of a real machine needs none of them.
     docker = root / "bin" / "docker"
     docker.rename(root / "bin" / "docker-itself")
-    lines = [f"export {name}={os.environ[name]!r}" for name in _KEPT]
+    kept = [name for name in _KEPT if name in os.environ]
+    lines = [f"export {name}={os.environ[name]!r}" for name in kept]
     real = f'exec {sys.executable} "$(dirname "$0")/docker-itself" "$@"'
     docker.write_text("\n".join(["#!/bin/sh", *lines, real, ""]))
     docker.chmod(0o755)
-    for name in _KEPT:
+    for name in kept:
         monkeypatch.delenv(name)
     return root
 
@@ -379,6 +391,41 @@ def test_exports_are_packed_for_their_container(
         assert properties_of(tree)["option.n_positions"] == "256"
         assert variables == {}
     assert manifest["compatibility"]["num_cores"] == 2
+
+
+ENCODER = """\
+schema: lmi-build/v1
+name: tiny
+model: {{source: {model}}}
+bounds: {{max_input_len: 24, max_output_len: 0, max_batch_size: 2}}
+compile:
+  backend: neuronx
+  target: ml.inf2.xlarge
+  options: {{length_buckets: [8, 24]}}
+"""
+
+
+def test_an_encoder_is_traced_packed_and_proven(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two lengths, a handler of ours, and the float model's answers beside them."""
+    machine(tmp_path / "machine", monkeypatch, "djl-neuronx-0.30.0", traces=True)
+    settings = settings_of(tmp_path)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(ENCODER.format(model=tmp_path / "bert"))
+    make_encoder(tmp_path / "bert", sentence={"pooling": "mean", "normalize": True})
+
+    result = api.build(api.make_plan(api.load_recipe(path), settings), settings)
+    tree, _ = api.write_artifact(result, "tiny", tmp_path / "out", settings)
+
+    assert {"model.py", "engine/model.8.pt", "engine/model.24.pt"} <= names_of(tree)
+    assert properties_of(tree)["option.entryPoint"] == "model.py"
+    assert check_tree(tree) == ()
+    manifest = json.loads((tree / "manifest.json").read_bytes())
+    assert manifest["bounds"]["max_output_len"] == 0
+    assert manifest["compatibility"]["loader"] == "trace"
+    report = json.loads(tree.with_name("tiny.verify.json").read_bytes())
+    assert report["reference"]
 
 
 def manifest_again(folder: Path) -> None:

@@ -12,6 +12,7 @@ from lmi_build.backends.neuronx.trace import (
     lower_trace,
     trace_device_needed,
     trace_estimate,
+    trace_expected,
     trace_notes,
     trace_serving,
 )
@@ -38,12 +39,13 @@ class TraceLoader:
 
     def plan(self, request: Request) -> CompilePlan:
         """What its toolchain is told; `problems` found nothing."""
-        target = request.target
+        release, call = request.target.release, self._call(request)
         return compile_plan(
-            self._call(request),
-            target.release,
+            call,
+            release,
             num_cores=1,
-            device_needed=trace_device_needed(target.release),
+            device_needed=trace_device_needed(release),
+            expected=trace_expected(call),
         )
 
     def _call(self, request: Request) -> NeuronCall:
