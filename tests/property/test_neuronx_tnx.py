@@ -482,6 +482,17 @@ BROKEN: dict[str, tuple[TnxRequest, str, str]] = {
         "neuronx.rope-scaling",
         "compile.release",
     ),
+    "a window that batching breaks": (
+        llama(
+            geometry={
+                "model_type": "mistral",
+                "architecture": ARCHITECTURES["mistral"],
+            },
+            config={"model_type": "mistral", "sliding_window": 256},
+        ),
+        "neuronx.window",
+        "within 256",
+    ),
     "a head size that is not computed": (
         llama(geometry={"head_dim": 64}),
         "neuronx.head-size",

@@ -17,7 +17,7 @@ from lmi_build.backends.neuronx.models import model_problems
 from lmi_build.backends.neuronx.presharded import presharded_problems
 from lmi_build.backends.neuronx.signatures import neuron_config_fields
 from lmi_build.backends.neuronx.tnx import WORKERS
-from lmi_build.backends.neuronx.tnx_models import tnx_models
+from lmi_build.backends.neuronx.tnx_classes import class_problems
 from lmi_build.backends.neuronx.tnx_request import (
     AMPS,
     BSH,
@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 
 _CORES = "compile.tensor_parallel_size"
 _BUCKETS = "compile.options.context_buckets"
-# Kinds of `rope_scaling` that `LlamaConfig` takes, 0.12 and 0.13; before, and in other
-# classes, it is not read at all.
-_ROPE_KINDS = ("default", "llama3")
 # More parts of the sequence than this are refused: `LlamaForSampling`, 0.12 and 0.13.
 _SEQUENCE_PARTS = 128
 # Versions whose `LlamaForSampling` adds the fused MLP's output without its weight.
@@ -68,7 +65,7 @@ def tnx_problems(request: TnxRequest) -> Iterator[Problem]:
         return
     problems += _batch_problems(request)
     problems += _bucket_problems(request)
-    problems += _model_problems(request)
+    problems += class_problems(request)
     problems += _layout_problems(request)
     problems += _head_problems(request)
     problems += _memory_problems(request)
@@ -160,66 +157,6 @@ def _why_whole(request: TnxRequest) -> str:
     if request.loader.context == "whole":
         return f"with continuous batching it has one, of {request.n_positions} tokens"
     return f"with the cache layout `BSH` it has one, of {request.n_positions} tokens"
-
-
-def _model_problems(request: TnxRequest) -> Iterator[Problem]:
-    """What the classes do with the model's own configuration."""
-    geometry, tp = request.geometry, request.tensor_parallel_size
-    computed = geometry.hidden_size // geometry.num_attention_heads
-    if geometry.head_dim != computed:
-        yield _unsupported(
-            "neuronx.head-size",
-            f"heads are {geometry.head_dim} wide; Transformers NeuronX takes hidden"
-            f" size over heads for it, {computed}",
-            "model.source",
-            "set `compile.loader: nxdi` with a release that has it",
-        )
-    yield from _rope_problems(request)
-    if request.int8 and not request.model.rounds:
-        names = sorted(name for name, row in tnx_models().items() if row.rounds)
-        yield _unsupported(
-            "neuronx.int8-model",
-            "Transformers NeuronX scales some 8-bit weights of"
-            f" `{request.model_type}` along the wrong dimension; it rounds"
-            f" {join_words(names, last='and')} as it should",
-            "quantize.method",
-            "write `method: none`",
-        )
-    experts = request.num_experts
-    if experts and experts % tp and tp % experts:
-        fitting = [
-            size
-            for size in legal_sizes(request.instance)
-            if experts % size == 0 or size % experts == 0
-        ]
-        near = min(fitting, key=lambda size: abs(size - tp))
-        yield Problem(
-            code="neuronx.experts",
-            message=f"{experts} experts and {tp} cores do not divide each other",
-            path=_CORES,
-            hint=f"set `tensor_parallel_size: {near}`",
-        )
-
-
-def _rope_problems(request: TnxRequest) -> Iterator[Problem]:
-    scaling = request.config.get("rope_scaling")
-    if not isinstance(scaling, dict) or request.model.learned_positions:
-        return
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    since = request.model.rope_scaling_since
-    row = request.release.tnx_row
-    reads = bool(since) and _key(row) >= _key(since)
-    if kind == "default" or (reads and kind in _ROPE_KINDS):
-        return
-    done = "refuses" if reads else "does not read"
-    yield _unsupported(
-        "neuronx.rope-scaling",
-        f"`rope_scaling` is of type `{kind}`, which the class for"
-        f" `{request.model_type}` of transformers-neuronx"
-        f" {request.release.transformers_neuronx} {done}: positions would be wrong",
-        "model.source",
-        "set a newer `compile.release`, or another `compile.loader`",
-    )
 
 
 def _layout_problems(request: TnxRequest) -> Iterator[Problem]:
@@ -391,7 +328,3 @@ def _fits(request: TnxRequest, room: int) -> bool:
 
 def _unsupported(code: str, message: str, path: str, hint: str) -> Problem:
     return Problem(code=code, message=message, path=path, hint=hint, unsupported=True)
-
-
-def _key(row: str) -> tuple[int, ...]:
-    return tuple(map(int, row.split(".")))
