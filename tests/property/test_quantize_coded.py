@@ -42,10 +42,12 @@ def test_products_are_those_of_a_kernel(
         s_I = 2.0 ** torch.randint(-3, 4, (num_inputs,), generator=generator)
     found = round_to_nearest(w_IO, bits=8, group_size=-1, sym=True)
     code = found.code_IO.double().numpy() - 128
-    smooth = x_TI.numpy() / (1 if s_I is None else s_I.numpy())
-    step = (np.abs(smooth).max(axis=1, keepdims=True) / np.float32(127)).clip(2.0**-40)
+    inverse = np.float32(1) if s_I is None else (1 / s_I.numpy())
+    smooth = x_TI.numpy() * inverse
+    step = np.abs(smooth).max(axis=1, keepdims=True) / np.float32(127)
+    step = step.clip(np.float32(2.0**-40))
     # float32 up to the rounding, so that no tie falls to the other side.
-    rounded = np.rint((smooth / step).astype(np.float32)).astype(np.float64)
+    rounded = np.rint(smooth * (np.float32(1) / step)).astype(np.float64)
     expected = rounded @ code * step * found.scale_GO.double().numpy()
 
     half = num_outputs // 2

@@ -206,10 +206,10 @@ def expected_noise(
         rounded_RI = fake_quantize_per_token(smooth_RI)
     else:
         rounded_RI = fake_quantize_static(smooth_RI, step)
-    noise_RI = rounded_RI.sub_(smooth_RI).square_().mul_(weight_R1)
-    noise_I = noise_RI.mean(dim=0)
+    noise_RI = rounded_RI.sub_(smooth_RI).square_()
+    noise_I = noise_RI.T @ weight_R1[:, 0] / max(1, len(weight_R1))
     from_x = (noise_I * s_I.square() * row_I).sum()
-    step_O = (w_IO.abs() * s_I[:, None]).amax(dim=0) / WEIGHT_STEPS
+    step_O = w_IO.abs().mul_(s_I[:, None]).amax(dim=0) / WEIGHT_STEPS
     from_w = step_O.square().sum() / 12 * (mean_square_I / s_I.square()).sum()
     return float(from_x), float(from_w)
 
@@ -219,7 +219,8 @@ def fake_quantize_per_token(x_TI: Tensor) -> Tensor:
     wide_TI = x_TI.to(torch.float32)
     step_T1 = wide_TI.abs().amax(dim=-1, keepdim=True).div_(INT8_MAX)
     step_T1.clamp_min_(MIN_STEP)
-    return (wide_TI / step_T1).round_().clamp_(-128, 127).mul_(step_T1)
+    # No quotient is beyond 127 by more than its rounding.
+    return (wide_TI / step_T1).round_().mul_(step_T1)
 
 
 def fake_quantize_static(x_TI: Tensor, scale: Tensor | float) -> Tensor:

@@ -112,7 +112,7 @@ def multiply(
         y_TI.amax(dim=1, keepdim=True), y_TI.amin(dim=1, keepdim=True).neg_()
     )
     step_T1.div_(INT8_MAX).clamp_min_(MIN_STEP)
-    code_TI = y_TI.div_(step_T1).round_().to(coded.code_IO.dtype)
+    code_TI = y_TI.mul_(step_T1.reciprocal()).round_().to(coded.code_IO.dtype)
     whole = coded.code_IO.dtype == torch.int8
     sum_TO = (torch._int_mm if whole else torch.mm)(code_TI, coded.code_IO)  # noqa: SLF001
     outputs = []
