@@ -68,11 +68,6 @@ def every_field() -> set[str]:
 @cache
 def said(row: str) -> dict[str, Any]:
     """What the stand-in of one version says of itself."""
-    fields = {
-        name
-        for known in signatures().values()
-        for name in known.configs["NeuronConfig"]
-    }
     asked = {
         "classes": sorted(CLASSES.values()),
         "configs": ["QuantizationConfig", "KVCacheQuantizationConfig"],
