@@ -229,7 +229,9 @@ def deployment_requests(
     if release is None or not release.tag or not uri.startswith("s3://"):
         return {}
     manifest = Manifest.from_bytes(json.dumps(document).encode())
-    if not manifest.serving.get("properties"):
+    # A checkpoint is served by nothing; one container is told by variables alone.
+    told = manifest.serving.get("properties") or manifest.deploy.get("environment")
+    if not told or manifest.serving.get("rehearsal"):
         return {}
     found = deployment_of(
         manifest,

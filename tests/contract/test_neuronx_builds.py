@@ -391,6 +391,13 @@ def test_exports_are_packed_for_their_container(
         assert properties_of(tree)["option.n_positions"] == "256"
         assert variables == {}
     assert manifest["compatibility"]["num_cores"] == 2
+    if neuron_releases()[release].published:
+        bodies = artifacts.deployment_requests(
+            manifest, "s3://bucket/prefix/tiny", region="us-east-1"
+        )
+        container = bodies["CreateModel"]["PrimaryContainer"]
+        assert neuron_releases()[release].repository in container["Image"]
+        assert container["Environment"] == variables
 
 
 ENCODER = """\

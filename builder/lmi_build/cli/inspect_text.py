@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # The largest files tell where the bytes are; the rest is in `--output json`.
 _NUM_FILES_SHOWN = 8
+_REHEARSED = "a rehearsal: nothing was compiled, and `publish` refuses it"
 
 
 def manifest_text(
@@ -43,7 +44,9 @@ def manifest_text(
     width = max(len(name) for name, _ in pairs)
     lines = [f"{name.ljust(width)}  {value}" for name, value in pairs]
     parts = [_layers_text(document["ledger"]), _files_text(document["files"])]
-    parts = [part for part in (*parts, _deploy(uri, requests)) if part]
+    rehearsed = document["serving"].get("rehearsal")
+    parts.append(_REHEARSED if rehearsed else _deploy(uri, requests))
+    parts = [part for part in parts if part]
     return "\n\n".join(["\n".join(lines), *parts])
 
 
