@@ -8,21 +8,21 @@ are those of the float model.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, cast
 
-from lmi_build import __version__
 from lmi_build.backends.folder import local_folder
 from lmi_build.backends.neuronx.export_startup import export_startup
 from lmi_build.catalog.neuron_releases import neuron_releases
 from lmi_build.checkpoint.formats.rounded_nxdi import NxdiInt8Reader
 from lmi_build.errors import Unsupported, VerifyFailed
-from lmi_build.store.files import write_atomic
-from lmi_build.verify.drift import drift_document
-from lmi_build.verify.gates import judge, summary
 from lmi_build.verify.integrity import refuse_if_damaged
-from lmi_build.verify.proofs import measure_weights, note
-from lmi_build.verify.worker import REPORT_NAME, REPORT_SCHEMA, refuse_missed
+from lmi_build.verify.proofs import (
+    REHEARSED,
+    finish,
+    measure_weights,
+    note,
+    report_head,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,10 +35,6 @@ if TYPE_CHECKING:
     from lmi_build.values.manifest import Manifest
 
 _LOADS = "loads"
-_REHEARSED = (
-    "the graphs were rehearsed, not compiled: the call stands in rehearsal.json, and"
-    " `publish` refuses this artifact"
-)
 
 
 def run(job: Job, emit: Emit) -> None:
@@ -58,33 +54,16 @@ def run(job: Job, emit: Emit) -> None:
     params = cast("dict[str, Any]", job.params)
     root = job.inputs["package"]
     manifest = refuse_if_damaged(root)
-    report: dict[str, JSONValue] = {
-        "schema": REPORT_SCHEMA,
-        "manifest": manifest.digest,
-        "name": manifest.name,
-        "num_files": len(manifest.files),
-        "total_bytes": manifest.total_bytes,
-        "versions": {"lmi-build": __version__},
-        "kind": params["call"]["loader"],
-        "rehearsal": params["rehearsal"],
-    }
+    report = report_head(
+        manifest, kind=params["call"]["loader"], rehearsal=params["rehearsal"]
+    )
     if params["rehearsal"]:
-        note(job, emit, "warning", "verify.rehearsal", _REHEARSED)
+        note(job, emit, "warning", "verify.rehearsal", REHEARSED)
     else:
         folder = local_folder(root)
         _refuse_missing(folder, params["call"])
         report["startup"] = [_startup(job, emit, folder, manifest)]
-    drift = _quality(job, emit, manifest)
-    rows = judge(drift, params["gates"]) if drift is not None else ()
-    if drift is not None:
-        report["drift"] = drift_document(drift)
-        report["gates"] = [row.to_json() for row in rows]
-        note(job, emit, "info", "verify.measured", ", ".join(summary(drift)))
-    text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    write_atomic(job.state / REPORT_NAME, text.encode())
-    if drift is not None:
-        refuse_missed(root, manifest, rows, drift)
-    (job.out / REPORT_NAME).write_text(text, encoding="utf-8")
+    finish(job, emit, manifest, report, _quality(job, emit, manifest))
 
 
 def _refuse_missing(folder: Folder, call: Mapping[str, Any]) -> None:

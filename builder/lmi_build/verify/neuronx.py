@@ -11,10 +11,8 @@ Nothing here runs a graph.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, cast
 
-from lmi_build import __version__
 from lmi_build.backends.folder import local_folder
 from lmi_build.backends.java_properties import java_properties
 from lmi_build.backends.neuronx.artifact_checks import NeuronExpected, artifact_problems
@@ -33,12 +31,15 @@ from lmi_build.catalog.neuron_releases import neuron_releases
 from lmi_build.checkpoint.formats.rounded import S8Reader
 from lmi_build.checkpoint.header import read_header
 from lmi_build.errors import Problem, Unsupported, VerifyFailed
-from lmi_build.store.files import write_atomic
-from lmi_build.verify.drift import drift_document
-from lmi_build.verify.gates import judge, summary
 from lmi_build.verify.integrity import refuse_if_damaged
-from lmi_build.verify.proofs import measure_weights, note, refuse
-from lmi_build.verify.worker import REPORT_NAME, REPORT_SCHEMA, refuse_missed
+from lmi_build.verify.proofs import (
+    REHEARSED,
+    finish,
+    measure_weights,
+    note,
+    refuse,
+    report_head,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -56,10 +57,6 @@ if TYPE_CHECKING:
 
 ENTRY = f"{__name__}:run"
 _LOADS = "loads"
-_REHEARSED = (
-    "the graphs were rehearsed, not compiled: the call stands in rehearsal.json, and"
-    " `publish` refuses this artifact"
-)
 
 
 def run(job: Job, emit: Emit) -> None:
@@ -80,34 +77,15 @@ def run(job: Job, emit: Emit) -> None:
     root = job.inputs["package"]
     manifest = refuse_if_damaged(root)
     release = neuron_releases()[params["release"]]
-    report: dict[str, JSONValue] = {
-        "schema": REPORT_SCHEMA,
-        "manifest": manifest.digest,
-        "name": manifest.name,
-        "num_files": len(manifest.files),
-        "total_bytes": manifest.total_bytes,
-        "versions": {"lmi-build": __version__},
-        "kind": "tnx",
-        "rehearsal": params["rehearsal"],
-    }
+    report = report_head(manifest, kind="tnx", rehearsal=params["rehearsal"])
     if params["rehearsal"]:
-        note(job, emit, "warning", "verify.rehearsal", _REHEARSED)
+        note(job, emit, "warning", "verify.rehearsal", REHEARSED)
     else:
         folder = local_folder(root)
         report["engine"] = _graphs(job, root, folder, release)
         report["bounds"] = _bounds(manifest, params["call"])
         report["startup"] = _startup(job, emit, folder, release)
-    drift = _quality(job, emit, manifest)
-    rows = judge(drift, params["gates"]) if drift is not None else ()
-    if drift is not None:
-        report["drift"] = drift_document(drift)
-        report["gates"] = [row.to_json() for row in rows]
-        note(job, emit, "info", "verify.measured", ", ".join(summary(drift)))
-    text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    write_atomic(job.state / REPORT_NAME, text.encode())
-    if drift is not None:
-        refuse_missed(root, manifest, rows, drift)
-    (job.out / REPORT_NAME).write_text(text, encoding="utf-8")
+    finish(job, emit, manifest, report, _quality(job, emit, manifest))
 
 
 def _graphs(

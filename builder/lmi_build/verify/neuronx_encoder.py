@@ -10,10 +10,8 @@ graph; what a device answered, the build recorded.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, cast
 
-from lmi_build import __version__
 from lmi_build.backends.neuronx.encoders import EMBEDDING
 from lmi_build.backends.neuronx.sentence import read_sentence
 from lmi_build.backends.neuronx.trace_checks import (
@@ -22,10 +20,8 @@ from lmi_build.backends.neuronx.trace_checks import (
     read_reference,
 )
 from lmi_build.errors import VerifyFailed
-from lmi_build.events import StageNote
-from lmi_build.store.files import write_atomic
 from lmi_build.verify.integrity import refuse_if_damaged
-from lmi_build.verify.worker import REPORT_NAME, REPORT_SCHEMA
+from lmi_build.verify.proofs import REHEARSED, finish, note, report_head
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,17 +58,9 @@ def run(job: Job, emit: Emit) -> None:
     params = cast("dict[str, Any]", job.params)
     root = job.inputs["package"]
     manifest = refuse_if_damaged(root)
-    report: dict[str, JSONValue] = {
-        "schema": REPORT_SCHEMA,
-        "manifest": manifest.digest,
-        "name": manifest.name,
-        "num_files": len(manifest.files),
-        "total_bytes": manifest.total_bytes,
-        "versions": {"lmi-build": __version__},
-        "rehearsal": params["rehearsal"],
-    }
+    report = report_head(manifest, kind="trace", rehearsal=params["rehearsal"])
     if params["rehearsal"]:
-        _note(job, emit, "warning", "verify.rehearsal", _REHEARSED)
+        note(job, emit, "warning", "verify.rehearsal", REHEARSED)
     else:
         engine = root / str(manifest.serving["engine_dir"])
         model = job.inputs["model"]
@@ -91,15 +79,7 @@ def run(job: Job, emit: Emit) -> None:
         report["compared"] = record["compared"]
         _tell(job, emit, record)
         _tell_length(job, emit, model, record)
-    text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    write_atomic(job.state / REPORT_NAME, text.encode())
-    (job.out / REPORT_NAME).write_text(text, encoding="utf-8")
-
-
-_REHEARSED = (
-    "the graphs were rehearsed, not compiled: the call stands in rehearsal.json, and"
-    " `publish` refuses this artifact"
-)
+    finish(job, emit, manifest, report, None)
 
 
 def _tell(job: Job, emit: Emit, record: Mapping[str, Any]) -> None:
@@ -109,14 +89,14 @@ def _tell(job: Job, emit: Emit, record: Mapping[str, Any]) -> None:
             "no device was there when the graphs were compiled: how far they are from"
             " the float model was not measured"
         )
-        _note(job, emit, "warning", "verify.not-measured", message)
+        note(job, emit, "warning", "verify.not-measured", message)
         return
     message = (
         f"on {compared['rows']} texts the graphs have cosine"
         f" {compared['min_cosine']:.6f} or more to the float model, and differ by"
         f" {compared['max_abs']:.2e} at most"
     )
-    _note(job, emit, "info", "verify.measured", message)
+    note(job, emit, "info", "verify.measured", message)
 
 
 def _tell_length(job: Job, emit: Emit, model: Path, record: Mapping[str, Any]) -> None:
@@ -129,7 +109,7 @@ def _tell_length(job: Job, emit: Emit, model: Path, record: Mapping[str, Any]) -
             f" {longest}: sentence-transformers would cut what is longer, these graphs"
             " read it"
         )
-        _note(job, emit, "warning", "neuronx.encoder-untrained", message)
+        note(job, emit, "warning", "neuronx.encoder-untrained", message)
 
 
 def check_reference(
@@ -265,7 +245,3 @@ def _other(message: str) -> VerifyFailed:
         code="neuronx.encoder-reference",
         hints=("build the artifact again from this model; do not replace its files",),
     )
-
-
-def _note(job: Job, emit: Emit, level: str, code: str, message: str) -> None:
-    emit(StageNote(stage=job.stage, level=level, code=code, message=message))

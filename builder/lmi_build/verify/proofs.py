@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+import json
+from typing import TYPE_CHECKING, Any, cast
 
+from lmi_build import __version__
 from lmi_build.errors import VerifyFailed
 from lmi_build.events import StageNote
-from lmi_build.verify.drift import measure_drift
+from lmi_build.store.files import write_atomic
+from lmi_build.verify.drift import drift_document, measure_drift
+from lmi_build.verify.gates import judge, summary
 from lmi_build.verify.held_out import held_out_windows
 from lmi_build.verify.streamed import can_stream, streamed_logits
+from lmi_build.verify.worker import REPORT_NAME, REPORT_SCHEMA, refuse_missed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
+    from typing import TypeAlias
 
     from tokenizers import Tokenizer
 
+    from lmi_build.digest import JSONValue
     from lmi_build.errors import Problem
     from lmi_build.events import Emit
     from lmi_build.numerics.compare import Drift
     from lmi_build.spi import Job
     from lmi_build.values.manifest import Manifest
     from lmi_build.verify.streamed import WeightReader
+
+
+if TYPE_CHECKING:
+    Report: TypeAlias = dict[str, JSONValue]
+# What a rehearsal of graphs is told.
+REHEARSED = (
+    "the graphs were rehearsed, not compiled: the call stands in rehearsal.json, and"
+    " `publish` refuses this artifact"
+)
 
 
 def refuse(problems: Sequence[Problem]) -> None:
@@ -38,6 +54,59 @@ def refuse(problems: Sequence[Problem]) -> None:
         code=problems[0].code,
         hints=tuple(dict.fromkeys(p.hint for p in problems if p.hint)),
     )
+
+
+def report_head(manifest: Manifest, *, kind: str, rehearsal: bool) -> Report:
+    """
+    What every report of such a proof begins with.
+
+    Args:
+        manifest: The artifact's.
+        kind: What it is, in its backend's words.
+        rehearsal: Nothing was compiled.
+    """
+    return {
+        "schema": REPORT_SCHEMA,
+        "manifest": manifest.digest,
+        "name": manifest.name,
+        "num_files": len(manifest.files),
+        "total_bytes": manifest.total_bytes,
+        "versions": {"lmi-build": __version__},
+        "kind": kind,
+        "rehearsal": rehearsal,
+    }
+
+
+def finish(
+    job: Job, emit: Emit, manifest: Manifest, report: Report, drift: Drift | None
+) -> None:
+    """
+    Judge what was measured and write `job.out/verify.json`.
+
+    The report is kept beside the job when a gate is missed.
+
+    Args:
+        job: Its parameters hold `gates`.
+        emit: Told of what was measured.
+        manifest: The artifact's.
+        report: What is known so far.
+        drift: How far the weights are from the float model's; None where nothing was
+            measured.
+
+    Raises:
+        GateFailed: `verify.gate-missed`; the message holds every number.
+    """
+    gates = cast("dict[str, Any]", job.params["gates"]) if drift is not None else {}
+    rows = judge(drift, gates) if drift is not None else ()
+    if drift is not None:
+        report["drift"] = drift_document(drift)
+        report["gates"] = [row.to_json() for row in rows]
+        note(job, emit, "info", "verify.measured", ", ".join(summary(drift)))
+    text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    write_atomic(job.state / REPORT_NAME, text.encode())
+    if drift is not None:
+        refuse_missed(job.inputs["package"], manifest, rows, drift)
+    (job.out / REPORT_NAME).write_text(text, encoding="utf-8")
 
 
 def note(job: Job, emit: Emit, level: str, code: str, message: str) -> None:

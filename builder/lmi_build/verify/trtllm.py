@@ -9,11 +9,9 @@ beside the float model, and the gates judge that. Nothing here runs an engine.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from lmi_build import __version__
 from lmi_build.backends.folder import local_folder
 from lmi_build.backends.trtllm.engine_checks import (
     Expected,
@@ -29,12 +27,8 @@ from lmi_build.backends.trtllm.startup import startup, startup_everywhere
 from lmi_build.catalog.releases import releases
 from lmi_build.checkpoint.formats.dequantized import DequantizedReader
 from lmi_build.errors import VerifyFailed
-from lmi_build.store.files import write_atomic
-from lmi_build.verify.drift import drift_document
-from lmi_build.verify.gates import judge, summary
 from lmi_build.verify.integrity import refuse_if_damaged
-from lmi_build.verify.proofs import measure_weights, note, refuse
-from lmi_build.verify.worker import REPORT_NAME, REPORT_SCHEMA, refuse_missed
+from lmi_build.verify.proofs import finish, measure_weights, note, refuse, report_head
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,33 +57,14 @@ def run(job: Job, emit: Emit) -> None:
     root = job.inputs["package"]
     manifest = refuse_if_damaged(root)
     release = releases()[params["release"]]
-    report: dict[str, JSONValue] = {
-        "schema": REPORT_SCHEMA,
-        "manifest": manifest.digest,
-        "name": manifest.name,
-        "num_files": len(manifest.files),
-        "total_bytes": manifest.total_bytes,
-        "versions": {"lmi-build": __version__},
-        "kind": params["kind"],
-        "rehearsal": params["rehearsal"],
-    }
+    report = report_head(manifest, kind=params["kind"], rehearsal=params["rehearsal"])
     if params["rehearsal"]:
         note(job, emit, "warning", "verify.rehearsal", _REHEARSED)
     else:
         folder = local_folder(root)
         report["engine"] = _engine(job, emit, manifest, folder, release)
         report["startup"] = _startup(job, emit, folder, release)
-    drift = _quality(job, emit, manifest)
-    rows = judge(drift, params["gates"]) if drift is not None else ()
-    if drift is not None:
-        report["drift"] = drift_document(drift)
-        report["gates"] = [row.to_json() for row in rows]
-        note(job, emit, "info", "verify.measured", ", ".join(summary(drift)))
-    text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    write_atomic(job.state / REPORT_NAME, text.encode())
-    if drift is not None:
-        refuse_missed(root, manifest, rows, drift)
-    (job.out / REPORT_NAME).write_text(text, encoding="utf-8")
+    finish(job, emit, manifest, report, _quality(job, emit, manifest))
 
 
 _REHEARSED = (
