@@ -1,0 +1,190 @@
+"""`size`: what a model takes on its devices, before a machine is rented."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lmi_build.cli.options import State, with_common_options
+from lmi_build.cli.render import data, style, table
+from lmi_build.units import format_bytes
+
+if TYPE_CHECKING:
+    from lmi_build.plan.sizes import SizeReport
+    from lmi_build.values.recipe import Recipe
+
+_COLORS = {"fits": "green", "cannot fit": "red", "unproven": "yellow"}
+_METHODS = ("none", "rtn", "gptq", "awq", "smoothquant", "int8", "fp8")
+_FEW_BITS = 4
+_BYTE_BITS = 8
+_GROUP_SIZE = 128
+_COUNT = click.IntRange(min=1)
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path), required=False)
+@click.option("--model", help="Instead of a recipe: repository, folder or GGUF file.")
+@click.option("--revision", default="main", show_default=True, help="Of a repository.")
+@click.option("--max-input-len", type=_COUNT, help="Longest prompt, in tokens.")
+@click.option("--max-output-len", type=_COUNT, help="Most new tokens.")
+@click.option("--max-batch-size", type=_COUNT, help="Requests at once.")
+@click.option("--max-num-tokens", type=_COUNT, help="Packed tokens of one forward.")
+@click.option("--target", default="ml.g5.xlarge", show_default=True, help="Instance.")
+@click.option("--method", type=click.Choice(_METHODS), default="none")
+@click.option("--bits", type=click.Choice(["2", "3", "4", "8"]), help="Of a weight.")
+@click.option("--group-size", type=click.IntRange(min=-1), help="-1 is a whole row.")
+@click.option("--kv-cache-dtype", type=click.Choice(["auto", "int8", "fp8"]))
+@click.option("--tensor-parallel-size", "tp", type=_COUNT, default=1)
+@click.option("--runtime", default="vllm", show_default=True, help="Who serves it.")
+@click.option(
+    "--memory", help="Of a device, such as `24GiB`, whatever the target says."
+)
+@click.option("--check", is_flag=True, help="Exit with 4 where it cannot fit.")
+@with_common_options
+@click.pass_obj
+def size(
+    state: State,
+    /,
+    *,
+    recipe: Path | None,
+    model: str | None,
+    memory: str | None,
+    check: bool,
+    **told: Any,
+) -> None:
+    """
+    Show what a model takes on each device, line by line, and whether it fits.
+
+    Give RECIPE, or --model with its bounds. Only config.json and the headers of
+    safetensors files are read.
+    """
+    from lmi_build import api, sizes
+    from lmi_build.errors import UsageInvalid
+
+    if (recipe is None) == (model is None):
+        raise UsageInvalid(
+            "give a recipe or `--model`, one of them",
+            code="size.no-subject",
+            hints=("such as `lmi-build size recipe.yaml`",),
+        )
+    state.memory = memory
+    settings = state.settings()
+    told["memory_bytes"] = settings.memory_bytes if memory else 0
+    if recipe is None:
+        reports: list[tuple[Recipe | None, SizeReport]] = [
+            (None, _size_model(str(model), told, settings))
+        ]
+    else:
+        recipes = api.load_recipe(recipe, overrides=state.overrides)
+        facts = api.resolve(recipes, settings)
+        reports = [
+            (
+                each,
+                sizes.size_recipe(
+                    each, facts[each.name], memory_bytes=told["memory_bytes"]
+                ),
+            )
+            for each in recipes
+        ]
+    if state.output == "text":
+        click.echo("\n\n".join(_text(state, report) for _, report in reports))
+    else:
+        data([document(report) for _, report in reports])
+    if check:
+        for owner, report in reports:
+            sizes.refuse(report, owner)
+
+
+def _size_model(model: str, told: dict[str, Any], settings: Any) -> SizeReport:
+    from lmi_build import sizes
+    from lmi_build.errors import UsageInvalid
+    from lmi_build.values.bounds import Bounds
+    from lmi_build.values.recipe import ModelSpec
+
+    names = ("max_input_len", "max_output_len", "max_batch_size")
+    missing = [f"--{name.replace('_', '-')}" for name in names if told[name] is None]
+    if missing:
+        raise UsageInvalid(
+            f"{', '.join(missing)} not given",
+            code="size.no-bounds",
+            hints=(
+                "add `--max-input-len 2048 --max-output-len 512 --max-batch-size 8`",
+            ),
+        )
+    facts = sizes.resolve_facts(
+        ModelSpec(source=model, revision=told["revision"]), settings
+    )
+    bounds = Bounds(
+        **{name: told[name] for name in names}, max_num_tokens=told["max_num_tokens"]
+    )
+    return sizes.size_model(
+        facts,
+        _quant_spec(told),
+        bounds,
+        name=model,
+        target=told["target"],
+        runtime=told["runtime"],
+        tp=told["tp"],
+        memory_bytes=told["memory_bytes"],
+    )
+
+
+def _quant_spec(told: dict[str, Any]) -> Any:
+    from lmi_build.values.recipe import QuantSpec
+
+    method = told["method"]
+    cache = told["kv_cache_dtype"] or "auto"
+    if method == "none":
+        return QuantSpec()
+    few = method in {"rtn", "gptq", "awq"}
+    bits = int(told["bits"] or (_FEW_BITS if few else _BYTE_BITS))
+    group = told["group_size"] or (_GROUP_SIZE if few else -1)
+    return QuantSpec(method=method, bits=bits, group_size=group, kv_cache_dtype=cache)
+
+
+def _text(state: State, report: SizeReport) -> str:
+    """A report for people."""
+    found, place = report.fit, report.place
+    head = f"{report.name}: {place.runtime.name}"
+    if report.instance is not None:
+        head += f", {place.tp} x {report.instance.device} of {report.instance.name}"
+    rows = [
+        [line.name, *_ends(line.bytes.low, line.bytes.high), line.formula, line.source]
+        for line in found.lines
+    ]
+    need, capacity = found.total, found.capacity
+    rows.append(["total", *_ends(need.low, need.high), "sum of the lines", ""])
+    verdict = style(state, found.verdict, fg=_COLORS[found.verdict], bold=True)
+    if capacity is not None and found.margin_bytes is not None:
+        had = _ends(capacity.low, capacity.high)
+        rows.append(["device", *had, "what a process can have", ""])
+        worst, best = found.margin_bytes
+        verdict += f", margin {format_bytes(worst)} to {format_bytes(best)}"
+    else:
+        verdict += ": the memory of the target is not known, `--memory` says it"
+    tail = [
+        f"checkpoint on disk: {format_bytes(report.checkpoint_bytes)} of tensors",
+        f"verdict: {verdict}",
+        f"most of it: {found.binding}",
+        *(f"not certain: {why}" for why in found.unknown),
+    ]
+    head_row = ["line", "from", "to", "formula", "source"]
+    return "\n".join([head, table(head_row, rows), *tail])
+
+
+def _ends(low: int, high: int) -> tuple[str, str]:
+    return format_bytes(low), format_bytes(high)
+
+
+def document(report: SizeReport) -> dict[str, Any]:
+    """A report for programs."""
+    return {
+        "name": report.name,
+        "instance": report.instance.name if report.instance else None,
+        "runtime": report.place.runtime.name,
+        "tensor_parallel_size": report.place.tp,
+        "checkpoint_bytes": report.checkpoint_bytes,
+        **report.fit.to_json(),
+    }

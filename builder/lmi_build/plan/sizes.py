@@ -1,0 +1,144 @@
+"""
+The sizes of a recipe's model on its target, from headers alone.
+
+The bridge between what providers know (which linears a method rounds, what a Neuron
+core pads) and the plain arithmetic of `sizing`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lmi_build.quantizers.builtin_checks import linears_of
+from lmi_build.quantizers.targets import find_architecture
+from lmi_build.sizing.cache import cache_shape
+from lmi_build.sizing.fit import FitReport, Place, fit
+from lmi_build.sizing.memory import Subject
+from lmi_build.sizing.runtimes import Interval
+from lmi_build.sizing.tables import weight_table
+from lmi_build.sizing.weights import checkpoint_bytes
+from lmi_build.values.quant import QuantScheme
+from lmi_build.values.recipe import COMPILER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lmi_build.catalog.instances import Instance
+    from lmi_build.sizing.runtimes import Runtime
+    from lmi_build.spi import Quantizer
+    from lmi_build.values.bounds import Bounds
+    from lmi_build.values.model import ModelFacts
+    from lmi_build.values.recipe import QuantSpec
+
+# What PyTorch says a device has, over what its maker says. Sources: the totals of
+# allocator messages in public reports: T4 14.6 of 16 GiB (error correction takes the
+# most of it), A10G 22.0 of 22.4, L4 22.0, A100 39.4 of 40, H100 79.1 of 80.
+_USABLE = {"T4": 0.9}
+_USABLE_SHARE = 0.96
+
+
+def float_scheme(facts: ModelFacts) -> QuantScheme:
+    """What a model is that nothing is done to."""
+    return QuantScheme(
+        weight_bits=32 if facts.dtype == "float32" else 16,
+        weight_dtype="float",
+        group_size=-1,
+        sym=True,
+        activation_bits=16,
+        packing="none",
+    )
+
+
+def subject_of(
+    facts: ModelFacts, spec: QuantSpec, quantizer: Callable[[str], Quantizer]
+) -> Subject:
+    """
+    A model as it will be served.
+
+    Args:
+        facts: The model.
+        spec: How its weights become smaller.
+        quantizer: Finds a quantizer by name.
+    """
+    scheme = float_scheme(facts)
+    linears: dict[str, tuple[int, int]] = {}
+    scales = 0
+    if spec.method != "none" and spec.provider != COMPILER:
+        scheme = quantizer(spec.provider).scheme(spec, facts)
+        linears = {
+            linear.name: (linear.num_outputs, linear.num_inputs)
+            for linear in linears_of(spec, facts)
+        }
+        mapped = find_architecture(facts.config) is not None
+        if scheme.kv_cache_dtype != "auto" and mapped:
+            scales = 2 * facts.geometry.num_layers
+    return Subject(
+        table=weight_table(facts, linears, num_extra_scales=scales),
+        cache=cache_shape(facts.config, facts.geometry),
+        geometry=facts.geometry,
+        scheme=scheme,
+    )
+
+
+def place_of(
+    instance: Instance | None, runtime: Runtime, *, tp: int, memory_bytes: int = 0
+) -> Place:
+    """
+    What a process can have of each device.
+
+    Args:
+        instance: The machine; None where it is not known.
+        runtime: Who serves.
+        tp: Devices that a layer is split over.
+        memory_bytes: What a device has, instead of what the instance says.
+    """
+    if memory_bytes:
+        exact = Interval(low=memory_bytes, high=memory_bytes)
+        return Place(runtime=runtime, tp=tp, capacity=exact)
+    if instance is None or not instance.num_devices:
+        return Place(runtime=runtime, tp=tp, capacity=None)
+    size = instance.device_memory_bytes // max(1, instance.cores_per_device)
+    share = _USABLE.get(instance.device, _USABLE_SHARE)
+    return Place(
+        runtime=runtime, tp=tp, capacity=Interval(low=int(size * share), high=size)
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SizeReport:
+    """
+    What a model takes.
+
+    Args:
+        name: Of the recipe or the model.
+        subject: The model.
+        bounds: What is served.
+        place: Where.
+        instance: The machine; None where only the numbers are asked for.
+        fit: The verdict.
+        checkpoint_bytes: Tensors of the checkpoint on disk.
+    """
+
+    name: str
+    subject: Subject
+    bounds: Bounds
+    place: Place
+    instance: Instance | None
+    fit: FitReport
+    checkpoint_bytes: int
+
+
+def size_of(
+    name: str, subject: Subject, bounds: Bounds, place: Place, instance: Instance | None
+) -> SizeReport:
+    """Hold a model against a place."""
+    return SizeReport(
+        name=name,
+        subject=subject,
+        bounds=bounds,
+        place=place,
+        instance=instance,
+        fit=fit(subject, bounds, place),
+        checkpoint_bytes=checkpoint_bytes(subject.table, subject.scheme),
+    )

@@ -1,0 +1,212 @@
+"""
+The library of `lmi-build size`: what a model takes on a device, from headers alone.
+
+```python
+recipe = load_recipe(Path("recipe.yaml"))[0]
+report = size_recipe(recipe, resolve([recipe], settings)[recipe.name])
+report.fit.verdict
+```
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmi_build import registry
+from lmi_build.errors import DoesNotFit, Problem, RecipeInvalid, UsageInvalid
+from lmi_build.plan.sizes import place_of, size_of, subject_of
+from lmi_build.sizing.fit import CANNOT
+from lmi_build.sizing.runtimes import RUNTIMES
+from lmi_build.units import format_bytes
+
+if TYPE_CHECKING:
+    from lmi_build.catalog.instances import Instance
+    from lmi_build.plan.sizes import SizeReport
+    from lmi_build.sizing.fit import FitReport
+    from lmi_build.values.bounds import Bounds
+    from lmi_build.values.model import ModelFacts
+    from lmi_build.values.recipe import ModelSpec, QuantSpec, Recipe
+    from lmi_build.values.settings import Settings
+
+# A target whose memory no catalogue has.
+_CPU = "cpu"
+# Which line of a recipe makes a part of the memory smaller.
+_PLACES = {
+    "key-value cache": "bounds.max_batch_size",
+    "activations": "bounds.max_input_len",
+    "logits and sampling": "bounds.max_batch_size",
+}
+
+
+def size_recipe(
+    recipe: Recipe, facts: ModelFacts, *, memory_bytes: int = 0
+) -> SizeReport:
+    """
+    Size a recipe's model on its target.
+
+    Args:
+        recipe: A checked recipe.
+        facts: Its model, as `api.resolve` finds it.
+        memory_bytes: What a device has, instead of what the target says.
+
+    Raises:
+        Unsupported: The recipe's quantizer is not installed.
+    """
+    backend = registry.backend(recipe.compile.backend)
+    spec = backend.quantization(recipe, facts)
+    return size_model(
+        facts,
+        spec,
+        recipe.bounds,
+        name=recipe.name,
+        target=recipe.compile.target,
+        runtime=recipe.compile.backend,
+        tp=recipe.compile.tensor_parallel_size,
+        memory_bytes=memory_bytes,
+    )
+
+
+def resolve_facts(spec: ModelSpec, settings: Settings) -> ModelFacts:
+    """
+    Learn a model's sizes; no weight is read.
+
+    Raises:
+        SourceInvalid: The model is missing, broken or refused.
+        RemoteFailed: The hub or S3 refused or vanished.
+    """
+    from lmi_build.sources.resolve import resolve_model
+
+    return resolve_model(spec, settings=settings, base=Path.cwd())
+
+
+def size_model(
+    facts: ModelFacts,
+    spec: QuantSpec,
+    bounds: Bounds,
+    *,
+    name: str,
+    target: str,
+    runtime: str,
+    tp: int,
+    memory_bytes: int = 0,
+) -> SizeReport:
+    """
+    Size a model.
+
+    Args:
+        facts: The model.
+        spec: How its weights become smaller.
+        bounds: What is served.
+        name: Of the report.
+        target: An instance type, or `cpu`.
+        runtime: A key of `sizing.runtimes.RUNTIMES`.
+        tp: Devices that a layer is split over.
+        memory_bytes: What a device has, instead of what the target says.
+
+    Raises:
+        UsageInvalid: There is no such target or runtime, or too few devices.
+    """
+    instance = None if target == _CPU else find_instance(target, tp)
+    if runtime not in RUNTIMES:
+        raise UsageInvalid(
+            f"memory of `{runtime}` is not known",
+            code="size.unknown-runtime",
+            hints=(f"use one of {', '.join(RUNTIMES)}",),
+        )
+    place = place_of(instance, RUNTIMES[runtime], tp=tp, memory_bytes=memory_bytes)
+    subject = subject_of(facts, spec, registry.quantizer)
+    return size_of(name, subject, bounds, place, instance)
+
+
+def find_instance(target: str, tp: int) -> Instance:
+    """
+    An instance type with enough devices.
+
+    Raises:
+        UsageInvalid: There is none of that name, or it has too few devices.
+    """
+    from lmi_build.catalog.instances import instances
+    from lmi_build.text import did_you_mean
+
+    name = target if target.startswith("ml.") else f"ml.{target}"
+    found = instances().get(name)
+    if found is None:
+        near = did_you_mean(name, tuple(instances()))
+        raise UsageInvalid(
+            f"the catalogue has no instance type `{target}`",
+            code="size.unknown-target",
+            hints=(f"did you mean `{near}`?" if near else "such as `ml.g5.2xlarge`",),
+        )
+    if tp > max(1, found.num_cores):
+        raise UsageInvalid(
+            f"a tensor_parallel_size of {tp} is more than the {found.num_cores}"
+            f" devices of `{name}`",
+            code="size.too-few-devices",
+            hints=(f"write {found.num_cores}, or take a larger instance",),
+        )
+    return found
+
+
+def size_lines(recipe: Recipe, facts: ModelFacts) -> tuple[str, ...]:
+    """
+    A few lines about memory for a plan.
+
+    Args:
+        recipe: A checked recipe.
+        facts: Its model.
+    """
+    report = size_recipe(recipe, facts)
+    return (headline(report),)
+
+
+def headline(report: SizeReport) -> str:
+    """The verdict in one line."""
+    found = report.fit
+    need = f"{format_bytes(found.total.low)} to {format_bytes(found.total.high)}"
+    if found.capacity is None or found.margin_bytes is None:
+        return f"memory while serving: {need}, most of it {found.binding}"
+    worst = found.margin_bytes[0]
+    where = f" of {report.instance.name}" if report.instance else ""
+    left = f"{format_bytes(abs(worst))} {'left' if worst >= 0 else 'missing'} at worst"
+    return (
+        f"memory of each device{where}: {need} of {format_bytes(found.capacity.high)}:"
+        f" {found.verdict}, {left}, most of it {found.binding}"
+    )
+
+
+def refuse(report: SizeReport, recipe: Recipe | None) -> None:
+    """
+    Refuse what cannot fit.
+
+    Args:
+        report: What was found.
+        recipe: Whose line is pointed at; None without a recipe.
+
+    Raises:
+        DoesNotFit: `size.does-not-fit`; with a recipe a `RecipeInvalid` that has the
+            place, and the same exit status.
+    """
+    found = report.fit
+    if found.verdict != CANNOT or found.capacity is None:
+        return
+    message = _message(found, found.capacity.high)
+    if recipe is None:
+        raise DoesNotFit(message, code="size.does-not-fit")
+    problem = Problem(
+        code="size.does-not-fit",
+        message=message,
+        path=_PLACES.get(found.binding, "compile.target"),
+    )
+    error = RecipeInvalid((recipe.locate(problem),))
+    error.exit_code = DoesNotFit.exit_code
+    raise error
+
+
+def _message(found: FitReport, capacity: int) -> str:
+    need = found.total.low
+    return (
+        f"each device needs at least {format_bytes(need)} and has"
+        f" {format_bytes(capacity)}: {format_bytes(need - capacity)} are missing; most"
+        f" of it is {found.binding}"
+    )

@@ -1,0 +1,291 @@
+"""
+Everything a model takes on one device, line by line.
+
+Weights and the cache are counted; the rest are rules of thumb, named as such, each with
+an interval that measurements of others lie in (docs/concepts/sizing.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lmi_build.sizing.cache import cache_bytes
+from lmi_build.sizing.runtimes import Interval
+from lmi_build.sizing.weights import UNKNOWN, rank_bytes
+
+if TYPE_CHECKING:
+    from lmi_build.digest import JSONValue
+    from lmi_build.sizing.cache import CacheShape
+    from lmi_build.sizing.runtimes import Runtime
+    from lmi_build.sizing.weights import WeightTable
+    from lmi_build.values.bounds import Bounds
+    from lmi_build.values.model import ModelGeometry
+    from lmi_build.values.quant import QuantScheme
+
+_CACHE_BITS = {"int8": 8, "fp8": 8}
+_HALF_BYTES = 2
+_FLOAT_BYTES = 4
+# Rules of thumb. The widest layer's results once, up to three times where kernels do
+# not write in place; logits in the model's dtype, up to five copies in float32 where
+# sampling sorts them and takes their probabilities.
+_MOST_LAYERS = 3
+_MOST_LOGITS = 5
+_FRAGMENT_SHARE = 25
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryLine:
+    """
+    One thing that takes memory of a device.
+
+    Args:
+        name: What it is.
+        bytes: How much, from and to.
+        formula: Its arithmetic in words.
+        source: Where that stands; `rule of thumb` where nothing better is known.
+    """
+
+    name: str
+    bytes: Interval
+    formula: str
+    source: str
+
+    def to_json(self) -> dict[str, JSONValue]:
+        """The line as data."""
+        return {
+            "name": self.name,
+            "low_bytes": self.bytes.low,
+            "high_bytes": self.bytes.high,
+            "formula": self.formula,
+            "source": self.source,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """
+    The model whose memory is asked for, quantized or not.
+
+    Args:
+        table: Its weights.
+        cache: Its cache.
+        geometry: Its sizes.
+        scheme: What its linears become.
+    """
+
+    table: WeightTable
+    cache: CacheShape
+    geometry: ModelGeometry
+    scheme: QuantScheme
+
+    @property
+    def cache_bits(self) -> int:
+        """Bits of one number of the cache."""
+        return _CACHE_BITS.get(self.scheme.kv_cache_dtype, 16)
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Everything that is not certain about it."""
+        return (*self.table.unknown, *self.cache.unknown)
+
+
+def memory_lines(
+    subject: Subject, bounds: Bounds, runtime: Runtime, *, tp: int
+) -> tuple[MemoryLine, ...]:
+    """
+    What each of `tp` devices must have.
+
+    Args:
+        subject: The model.
+        bounds: What is served.
+        runtime: Who serves it.
+        tp: Ranks a layer is split over.
+    """
+    weights = weight_lines(subject, runtime, tp=tp)
+    cache = MemoryLine(
+        name="key-value cache",
+        bytes=cache_bytes(
+            subject.cache, bounds, runtime, dtype_bits=subject.cache_bits, tp=tp
+        ),
+        formula=_cache_formula(subject, bounds, runtime, tp),
+        source="arXiv:2305.13245, arXiv:2309.06180",
+    )
+    work = (
+        _activations(subject, bounds, runtime, tp),
+        _logits(subject, bounds, runtime),
+    )
+    held = _sum((*weights, cache, *work))
+    return (*weights, cache, *work, *_reserves(runtime, tp, cache.bytes, held))
+
+
+def total(lines: tuple[MemoryLine, ...]) -> Interval:
+    """The sum of lines."""
+    return _sum(lines)
+
+
+def num_tokens(bounds: Bounds, runtime: Runtime) -> int:
+    """Packed tokens of one forward pass; what the runtime takes where none is said."""
+    if bounds.max_num_tokens is not None:
+        return bounds.max_num_tokens
+    asked = bounds.max_batch_size * max(1, bounds.max_input_len)
+    return min(asked, max(runtime.max_num_tokens, bounds.max_input_len))
+
+
+def weight_lines(
+    subject: Subject, runtime: Runtime, *, tp: int
+) -> tuple[MemoryLine, ...]:
+    """What the weights take on one of `tp` ranks, by part."""
+    parts: dict[str, Interval] = {}
+    for item in subject.table.classes:
+        size = rank_bytes(item, subject.table, subject.scheme, runtime, tp)
+        low = -(-size // tp) if item.split == UNKNOWN else size
+        found = Interval(low=low, high=size)
+        if item.part == "head" and subject.table.tied:
+            found = _tied(size, runtime)
+        parts[item.part] = parts.get(item.part, Interval(low=0, high=0)) + found
+    if "head" not in parts and not runtime.shares_tied:
+        table = parts.get("embedding", Interval(low=0, high=0)).high
+        parts["head"] = Interval(low=0, high=table)
+    return tuple(
+        MemoryLine(
+            name=f"weights: {part}",
+            bytes=size,
+            formula=_weight_formula(part, subject.scheme, tp),
+            source="tensor shapes of the files' headers",
+        )
+        for part, size in parts.items()
+    )
+
+
+def _tied(size: int, runtime: Runtime) -> Interval:
+    """A head that a file holds beside the embedding that it equals."""
+    return Interval(low=0, high=0 if runtime.shares_tied else size)
+
+
+def _weight_formula(part: str, scheme: QuantScheme, tp: int) -> str:
+    split = f" / {tp} ranks" if tp > 1 and part != "norm" else ""
+    if part not in {"attention", "mlp"} or scheme.packing == "none":
+        return f"sum of elements x bytes{split}"
+    return (
+        f"{scheme.weight_bits}-bit codes + scales + zero points, `{scheme.packing}`"
+        f"{split}"
+    )
+
+
+def _cache_formula(subject: Subject, bounds: Bounds, runtime: Runtime, tp: int) -> str:
+    shape = subject.cache
+    values = shape.token_layer_values(tp)
+    layers = shape.num_full + shape.num_sliding
+    text = (
+        f"{layers} layers x {values.high} values x {subject.cache_bits // 8} B x"
+        f" {bounds.max_batch_size} requests x {bounds.max_seq_len} tokens"
+    )
+    if runtime.block_tokens > 1:
+        text += f", in blocks of {runtime.block_tokens}"
+    if shape.num_sliding:
+        text += f"; {shape.num_sliding} layers may keep {shape.window} tokens only"
+    return text
+
+
+def _activations(
+    subject: Subject, bounds: Bounds, runtime: Runtime, tp: int
+) -> MemoryLine:
+    geometry, tokens = subject.geometry, num_tokens(bounds, runtime)
+    heads = subject.table.heads
+    wide = max(
+        3 * (-(-geometry.intermediate_size // tp)),
+        heads.rank_fused_width(tp) + geometry.hidden_size,
+    )
+    row = _HALF_BYTES * (2 * geometry.hidden_size + wide)
+    return MemoryLine(
+        name="activations",
+        bytes=Interval(low=tokens * row // 2, high=_MOST_LAYERS * tokens * row),
+        formula=f"{tokens} tokens x {row} B of the widest layer, x 0.5 to"
+        f" {_MOST_LAYERS}",
+        source="rule of thumb",
+    )
+
+
+def _logits(subject: Subject, bounds: Bounds, runtime: Runtime) -> MemoryLine:
+    del runtime
+    rows = bounds.max_batch_size * bounds.max_beam_width
+    values = rows * subject.geometry.vocab_size
+    return MemoryLine(
+        name="logits and sampling",
+        bytes=Interval(
+            low=values * _HALF_BYTES,
+            high=values * (_HALF_BYTES + _MOST_LOGITS * _FLOAT_BYTES),
+        ),
+        formula=f"{rows} requests x {subject.geometry.vocab_size} x"
+        f" {_HALF_BYTES} to {_HALF_BYTES + _MOST_LOGITS * _FLOAT_BYTES} B",
+        source="rule of thumb",
+    )
+
+
+def _reserves(
+    runtime: Runtime, tp: int, cache: Interval, held: Interval
+) -> tuple[MemoryLine, ...]:
+    thumb = "rule of thumb"
+    lines = [
+        MemoryLine(
+            name="context and libraries",
+            bytes=runtime.context,
+            formula="driver, kernels and workspaces of one process",
+            source=thumb,
+        )
+    ]
+    if tp > 1:
+        lines.append(
+            MemoryLine(
+                name="communication",
+                bytes=runtime.communication,
+                formula="buffers between ranks",
+                source=thumb,
+            )
+        )
+    if runtime.graphs.high:
+        lines.append(
+            MemoryLine(
+                name="captured graphs",
+                bytes=runtime.graphs,
+                formula="none where they are switched off",
+                source=thumb,
+            )
+        )
+    lines.append(
+        MemoryLine(
+            name="fragmentation",
+            bytes=Interval(low=0, high=held.high // _FRAGMENT_SHARE),
+            formula=f"0 to 1/{_FRAGMENT_SHARE} of what is allocated",
+            source=thumb,
+        )
+    )
+    return (*lines, *_left_free(runtime, cache, _sum(tuple(lines)) + held))
+
+
+def _left_free(
+    runtime: Runtime, cache: Interval, everything: Interval
+) -> tuple[MemoryLine, ...]:
+    """What a runtime's default keeps out of use; none where it is set to nothing."""
+    of_all, of_cache = runtime.free_share
+    base, share = (everything, of_all) if of_all else (cache, of_cache)
+    if not share:
+        return ()
+    return (
+        MemoryLine(
+            name="left free",
+            bytes=Interval(low=0, high=round(base.high * share / (1 - share))),
+            formula=f"0 to {share:.0%} of the device"
+            if of_all
+            else f"0 to {share:.0%} of what the cache may take",
+            source=runtime.source,
+        ),
+    )
+
+
+def _sum(lines: tuple[MemoryLine, ...]) -> Interval:
+    return Interval(
+        low=sum(line.bytes.low for line in lines),
+        high=sum(line.bytes.high for line in lines),
+    )
