@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import botocore.session
 import pytest
 from moto.ec2.models.instance_types import INSTANCE_TYPES
@@ -64,6 +66,11 @@ def test_numbers_are_those_of_ec2(row: Instance) -> None:
     found = INSTANCE_TYPES[row.name.removeprefix("ml.")]
     assert row.num_vcpus == found["VCpuInfo"]["DefaultVCpus"]
     assert row.memory_bytes == found["MemoryInfo"]["SizeInMiB"] * MIB
+    if row.accelerator != "none":
+        words = found["NetworkInfo"]["NetworkPerformance"]
+        said = re.fullmatch(r"(?:Up to )?(?:(\d+)x )?([\d.]+) Gigabit", words)
+        assert said is not None
+        assert row.network_gbps == int(said[1] or 1) * float(said[2])
     devices = [
         *found.get("GpuInfo", {}).get("Gpus", ()),
         *found.get("NeuronInfo", {}).get("NeuronDevices", ()),
@@ -90,6 +97,10 @@ def test_numbers_are_those_of_ec2(row: Instance) -> None:
         ("ml.p5.48xlarge", "9.0"),
         ("ml.p5e.48xlarge", "9.0"),
         ("ml.p5en.48xlarge", "9.0"),
+        ("ml.p6-b200.48xlarge", "10.0"),
+        ("ml.p6-b300.48xlarge", "10.3"),
+        ("ml.g7.2xlarge", "12.0"),
+        ("ml.g7e.2xlarge", "12.0"),
     ],
 )
 def test_compute_capabilities_are_those_of_the_vendor(
@@ -117,16 +128,24 @@ def test_faults_of_the_data_name_the_family() -> None:
         "sizes": {"xlarge": [0, 4, 8]},
         "uses": ["training"],
     }
-    assert module._family("c9", good)[0].name == "ml.c9.xlarge"
+    where = "instances.toml: [c9]"
+    assert module.family_rows("c9", good, where=where)[0].name == "ml.c9.xlarge"
     for table, words in (
         ({**good, "accelerator": "tpu"}, "`accelerator` is 'tpu'"),
         ({**good, "sizes": {"xlarge": [0, 4]}}, "`sizes.xlarge` has 2 numbers"),
         ({**good, "sizes": {"xlarge": [0, 4, 7.5]}}, "`sizes`"),
         ({**good, "vcpus": 4}, "unknown keys"),
         ({**good, "uses": ["cooking"]}, "`uses` has ['cooking']"),
+        ({**good, "sizes": {"xlarge": [1, 4, 8]}}, "`sizes.xlarge` is [1, 4, 8]"),
+        ({**good, "sizes": {"xlarge": [0, 0, 8]}}, "`sizes.xlarge` is [0, 0, 8]"),
+        (
+            {**good, "accelerator": "gpu", "sizes": {"xlarge": [1, 4, 8]}},
+            "`device_memory_mib` is 0",
+        ),
+        ({**good, "network_gbps": {"2xlarge": 5}}, "`network_gbps` has ['2xlarge']"),
     ):
         with pytest.raises(ValueError, match=r"instances\.toml: \[c9\]") as caught:
-            module._family("c9", table)
+            module.family_rows("c9", table, where=where)
         assert words in str(caught.value)
 
 

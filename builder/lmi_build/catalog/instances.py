@@ -39,6 +39,9 @@ class Instance:
         own_disk: A disk of the host's own holds the model.
         uses: Of `USES`, what SageMaker runs on it.
         source: Where the numbers were read.
+        rates: Row of `devices.toml` with the device's peak rates; there need be none.
+        network_gbps: Network of the host in Gbit/s, all cards together, at its best;
+            None where it is not known.
     """
 
     name: str
@@ -53,6 +56,8 @@ class Instance:
     own_disk: bool
     uses: tuple[str, ...]
     source: str
+    rates: str = ""
+    network_gbps: float | None = None
 
     @property
     def num_cores(self) -> int:
@@ -74,6 +79,8 @@ class _Family:
     cores_per_device: int = 0
     compute_capability: str = ""
     own_disk: bool = False
+    rates: str = ""
+    network_gbps: Mapping[str, int | float] = field(default_factory=dict)
 
 
 @cache
@@ -86,8 +93,8 @@ def instances() -> Mapping[str, Instance]:
     """
     found: dict[str, Instance] = {}
     for name, table in read_tables(FILE).items():
-        for instance in _family(name, table):
-            found[instance.name] = instance
+        for row in family_rows(name, table, where=f"{FILE}: [{name}]"):
+            found[row.name] = row
     return MappingProxyType(found)
 
 
@@ -140,34 +147,70 @@ def use_problem(name: str, use: str, *, path: str) -> Problem | None:
     )
 
 
-def _family(name: str, table: Mapping[str, Any]) -> list[Instance]:
-    """The sizes of one family; each is [devices, vCPUs, host memory in GiB]."""
-    where = f"{FILE}: [{name}]"
+def family_rows(
+    name: str, table: Mapping[str, Any], *, where: str
+) -> tuple[Instance, ...]:
+    """
+    The sizes of one family.
+
+    Args:
+        name: Such as `g5`.
+        table: As in `instances.toml`; each size is [devices, vCPUs, host memory in
+            GiB].
+        where: File and table, for messages.
+
+    Raises:
+        ValueError: The table is wrong, with the place.
+    """
     family = read_row(_Family, table, where=where)
     if family.accelerator not in ACCELERATORS:
-        raise ValueError(f"{where}, `accelerator` is {family.accelerator!r}")
+        raise ValueError(
+            f"{where}, `accelerator` is {family.accelerator!r}, not one of"
+            f" {list(ACCELERATORS)}"
+        )
     for words in (family.uses, *family.other_uses.values()):
         if unknown := sorted(set(words) - set(USES)):
-            raise ValueError(f"{where}, `uses` has {unknown}")
-    found = []
-    for size, numbers in family.sizes.items():
-        if len(numbers) != 3:  # noqa: PLR2004 - the three of the docstring
-            raise ValueError(f"{where}, `sizes.{size}` has {len(numbers)} numbers")
-        num_devices, num_vcpus, memory_gib = numbers
-        found.append(
-            Instance(
-                name=f"ml.{name}.{size}",
-                accelerator=family.accelerator,
-                device=family.device,
-                num_devices=num_devices,
-                device_memory_bytes=family.device_memory_mib * MIB,
-                cores_per_device=family.cores_per_device,
-                compute_capability=family.compute_capability,
-                num_vcpus=num_vcpus,
-                memory_bytes=memory_gib * GIB,
-                own_disk=family.own_disk,
-                uses=family.other_uses.get(size, family.uses),
-                source=family.source,
-            )
+            raise ValueError(f"{where}, `uses` has {unknown}; known: {sorted(USES)}")
+    for key in ("other_uses", "network_gbps"):
+        if strange := sorted(set(getattr(family, key)) - set(family.sizes)):
+            raise ValueError(f"{where}, `{key}` has {strange}, which are no sizes")
+    return tuple(
+        _size(name, size, family, where=f"{where}, `sizes.{size}`")
+        for size in family.sizes
+    )
+
+
+def _size(name: str, size: str, family: _Family, *, where: str) -> Instance:
+    """One size of a family, with every number in its range."""
+    numbers = family.sizes[size]
+    if len(numbers) != 3:  # noqa: PLR2004 - devices, vCPUs, GiB
+        raise ValueError(f"{where} has {len(numbers)} numbers, not 3")
+    num_devices, num_vcpus, memory_gib = numbers
+    has_device = family.accelerator != "none"
+    if num_vcpus < 1 or memory_gib < 1 or (num_devices > 0) is not has_device:
+        raise ValueError(
+            f"{where} is {list(numbers)}; it is [devices, vCPUs, GiB], with devices"
+            " where `accelerator` says so, and none otherwise"
         )
-    return found
+    if has_device and (family.device_memory_mib < 1 or family.cores_per_device < 1):
+        raise ValueError(
+            f"{where} has devices, but `device_memory_mib` is"
+            f" {family.device_memory_mib} and `cores_per_device`"
+            f" {family.cores_per_device}"
+        )
+    return Instance(
+        name=f"ml.{name}.{size}",
+        accelerator=family.accelerator,
+        device=family.device,
+        num_devices=num_devices,
+        device_memory_bytes=family.device_memory_mib * MIB,
+        cores_per_device=family.cores_per_device,
+        compute_capability=family.compute_capability,
+        num_vcpus=num_vcpus,
+        memory_bytes=memory_gib * GIB,
+        own_disk=family.own_disk,
+        uses=family.other_uses.get(size, family.uses),
+        source=family.source,
+        rates=family.rates or family.device,
+        network_gbps=family.network_gbps.get(size),
+    )
