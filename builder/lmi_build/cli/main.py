@@ -30,6 +30,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("start", "Write a commented recipe to start from."),
     "validate": ("plan", "Check a recipe; every problem at once."),
     "plan": ("plan", "Show what a build would do, and what it would cost."),
+    "advise": ("advise", "Say which serving system to use, and why."),
     "size": ("size", "Show what a model takes on each device, and whether it fits."),
     "build": ("build", "Build what is missing, verify it, and publish if asked."),
     "verify": ("artifact", "Check every byte of an artifact, in a folder or in S3."),

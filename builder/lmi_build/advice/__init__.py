@@ -1,0 +1,1 @@
+"""Which serving system to use, by rules that say why; pure."""
