@@ -1,0 +1,155 @@
+"""
+Batch, packed tokens and a second engine, from a log and the chosen lengths.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from lmi_build.values.bounds import Bounds
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lmi_build.sizing.lengths import JointLengths
+    from lmi_build.sizing.traffic import Choice, Measures
+
+# Kernels work on tiles of this many packed tokens.
+TOKEN_TILE = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """
+    Two engines in place of one; what one engine accepts, these accept.
+
+    Args:
+        at: Prompts of at most so many tokens go to the short engine.
+        short_output_len: Its `max_output_len`; its `max_input_len` is `at`.
+        long_output_len: `max_output_len` of the other one.
+        short_share: Share of the accepted requests that the short engine serves.
+        saved_share: Share of the reserved capacity that is saved, per request.
+    """
+
+    at: int
+    short_output_len: int
+    long_output_len: int
+    short_share: float
+    saved_share: float
+
+
+def best_split(joint: JointLengths, choice: Choice) -> Split | None:
+    """
+    The two engines that reserve the least capacity per request.
+
+    Only the length of the prompt is known when a request arrives, so it decides. Every
+    split point is tried; each engine's bounds are the longest accepted lengths of its
+    requests, so what one engine with the chosen bounds accepts, the two accept.
+
+    Returns:
+        The split that saves most, the least one of equals; None when none saves.
+    """
+    rows: list[tuple[int, int, int]] = []
+    for input_len in joint.inputs():
+        if input_len > choice.max_input_len:
+            break
+        kept = [c for c in joint.row(input_len) if c[0] <= choice.max_output_len]
+        if kept:
+            rows.append((input_len, kept[-1][0], sum(count for _, count in kept)))
+    accepted = sum(count for _, _, count in rows)
+    after = list(accumulate((row[1] for row in reversed(rows)), max))[::-1]
+    whole = accepted * choice.capacity
+    best: Split | None = None
+    most = Fraction(0)
+    seen = longest = 0
+    for index, (input_len, output_len, count) in enumerate(rows[:-1]):
+        seen += count
+        longest = max(longest, output_len)
+        if input_len == 0 and rows[index + 1][0] == 1:
+            continue  # a bound is at least 1, which takes both
+        long_capacity = choice.max_input_len + after[index + 1]
+        at = max(1, input_len)
+        reserved = seen * (at + longest) + (accepted - seen) * long_capacity
+        saved = 1 - Fraction(reserved, whole)
+        if saved > most:
+            most = saved
+            best = Split(
+                at=at,
+                short_output_len=longest,
+                long_output_len=after[index + 1],
+                short_share=seen / accepted,
+                saved_share=float(saved),
+            )
+    return best
+
+
+def num_tokens(choice: Choice, measures: Measures, max_batch_size: int) -> int:
+    """
+    Packed tokens that one forward pass should hold.
+
+    Enough for the longest prompt beside one token of every other request, and for the
+    mean load: in steady state a request that generates for `output` steps brings
+    `input` prompt tokens, so a step holds on average `batch * (1 + input / output)`.
+    Rounded up to a tile; never more than a batch of the longest prompts.
+    """
+    single = choice.max_input_len + max_batch_size - 1
+    steps = max(1.0, measures.output.mean)
+    steady = math.ceil(max_batch_size * (1.0 + measures.input.mean / steps))
+    tiled = -(-max(single, steady) // TOKEN_TILE) * TOKEN_TILE
+    return max(min(tiled, max_batch_size * choice.max_input_len), single)
+
+
+def bounds_of(
+    choice: Choice, measures: Measures, max_batch_size: int | None
+) -> Bounds | None:
+    """The chosen bounds; None while the batch is not known."""
+    if max_batch_size is None:
+        return None
+    return Bounds(
+        max_input_len=choice.max_input_len,
+        max_output_len=choice.max_output_len,
+        max_batch_size=max_batch_size,
+        max_num_tokens=num_tokens(choice, measures, max_batch_size),
+    )
+
+
+def in_flight(arrivals: Mapping[int, int], request_seconds: int, percent: float) -> int:
+    """
+    Requests under way at once, when each takes a given time.
+
+    Args:
+        arrivals: Second to requests that arrived in it.
+        request_seconds: How long one request takes, at least 1.
+        percent: How much of the time this is enough for, over the log's span.
+
+    Returns:
+        The percentile over the seconds from the first arrival to the last end.
+    """
+    steps: dict[int, int] = {}
+    for second, count in arrivals.items():
+        steps[second] = steps.get(second, 0) + count
+        end = second + request_seconds
+        steps[end] = steps.get(end, 0) - count
+    seconds: dict[int, int] = {}
+    level, before = 0, 0
+    for second in sorted(steps):
+        if level or seconds:
+            seconds[level] = seconds.get(level, 0) + second - before
+        level += steps[second]
+        before = second
+        seconds.setdefault(level, 0)
+    return _percentile(seconds, percent)
+
+
+def _percentile(counts: Mapping[int, int], percent: float) -> int:
+    rank = max(1, math.ceil(Fraction(str(percent)) * sum(counts.values()) / 100))
+    seen = zip(
+        sorted(counts),
+        accumulate(counts[value] for value in sorted(counts)),
+        strict=True,
+    )
+    return next(value for value, upto in seen if upto >= rank)

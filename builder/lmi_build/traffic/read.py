@@ -1,0 +1,172 @@
+"""A log, whatever its form, counted."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain, islice
+from typing import TYPE_CHECKING
+
+from lmi_build.catalog.log_columns import find_column, folded
+from lmi_build.errors import SourceInvalid
+from lmi_build.text import did_you_mean, join_words
+from lmi_build.traffic.jsonl import JsonlCounter, paths_in
+from lmi_build.traffic.stream import open_log, whole_lines
+from lmi_build.traffic.tally import Columns, Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from lmi_build.values.settings import Settings
+
+# Lines in which names of columns are looked for.
+_LOOK_AT = 1000
+_NAMES_TOLD = 12
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\- ]{0,63}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadOptions:
+    """
+    How a log is read.
+
+    Args:
+        input_column: Column of the prompt's length; None looks for a usual name.
+        output_column: Column of the answer's length; the same.
+        arrival_column: Column of the time of arrival; the same.
+        timed: Whether times are wanted where a usual name has them.
+        max_bad_share: Share of rows without usable lengths above which the log is
+            refused.
+    """
+
+    input_column: str | None = None
+    output_column: str | None = None
+    arrival_column: str | None = None
+    timed: bool = False
+    max_bad_share: Fraction = Fraction(1, 100)
+
+
+def read_log(source: str, options: ReadOptions, settings: Settings) -> Tally:
+    """
+    Count a log; nothing of it is kept but counts.
+
+    Args:
+        source: A path, `-`, or `s3://bucket/key`.
+        options: How to read it.
+        settings: Credentials and endpoint of S3.
+
+    Raises:
+        SourceInvalid: `traffic.unreadable`, `traffic.empty`, `traffic.no-column`,
+            `traffic.too-many-bad` and others of this room.
+        RemoteFailed: S3 refused or vanished.
+    """
+    with open_log(source, settings) as blocks:
+        tally = _read_jsonl(whole_lines(blocks, source), source, options)
+    _judge(tally, source, options)
+    return tally
+
+
+def _read_jsonl(blocks: Iterator[bytes], source: str, options: ReadOptions) -> Tally:
+    head = next(blocks, b"")
+    present = list(paths_in(islice(_lines(head), _LOOK_AT)))
+    tally = Tally()
+    if not head.strip():
+        return tally
+    counter = JsonlCounter(choose_columns(present, source, options), tally)
+    for block in chain((head,), blocks):
+        counter.feed(block)
+    counter.finish()
+    return tally
+
+
+def _lines(block: bytes) -> Iterator[bytes]:
+    start = 0
+    while (end := block.find(b"\n", start)) >= 0:
+        yield block[start:end]
+        start = end + 1
+
+
+def choose_columns(
+    present: Sequence[str], source: str, options: ReadOptions
+) -> Columns:
+    """
+    The columns that are read, as the log spells them.
+
+    Args:
+        present: Every column of the log's beginning.
+        source: What messages call the log.
+        options: Names that were asked for.
+
+    Raises:
+        SourceInvalid: `traffic.no-column`.
+    """
+    return Columns(
+        input=_column("input", options.input_column, present, source),
+        output=_column("output", options.output_column, present, source),
+        arrival=_arrival(options, present, source),
+    )
+
+
+def _arrival(options: ReadOptions, present: Sequence[str], source: str) -> str | None:
+    if options.arrival_column is not None:
+        return _column("arrival", options.arrival_column, present, source)
+    return find_column("arrival", present) if options.timed else None
+
+
+def _column(
+    meaning: str, asked: str | None, present: Sequence[str], source: str
+) -> str:
+    if asked is None:
+        found = find_column(meaning, present)
+    else:
+        same = [name for name in present if name == asked]
+        alike = [name for name in present if folded(name) == folded(asked)]
+        found = next(iter(same + alike), None)
+    if found is not None:
+        return found
+    # A key can be somebody's text: only what looks like a name is printed.
+    names = [name for name in present if _NAME.fullmatch(name)]
+    near = did_you_mean(asked, names) if asked else None
+    told = join_words(sorted(names)[:_NAMES_TOLD], last="and")
+    more = f" and {len(present) - _NAMES_TOLD} more" * (len(present) > _NAMES_TOLD)
+    what = f"no column `{asked}`" if asked else f"no usual column of {meaning} lengths"
+    hints = (f"did you mean `{near}`?",) if near else ()
+    raise SourceInvalid(
+        f"`{source}` has {what} in its first rows; it has {told or 'none'}{more}",
+        code="traffic.no-column",
+        hints=(
+            *hints,
+            f"name it: `--{meaning}-column NAME`; a dot goes into an object",
+        ),
+    )
+
+
+def _judge(tally: Tally, source: str, options: ReadOptions) -> None:
+    """Refuse a log without requests, or with too many rows that say nothing."""
+    if not tally.rows:
+        raise SourceInvalid(
+            f"`{source}` has no rows",
+            code="traffic.empty",
+            hints=("a log has one request in each row",),
+        )
+    bad = tally.faults.total
+    if bad > options.max_bad_share * tally.rows or not tally.joint.total:
+        raise SourceInvalid(
+            f"{bad:,} of {tally.rows:,} rows of `{source}` have no usable lengths"
+            f" ({bad / tally.rows:.2%}, allowed {float(options.max_bad_share):.2%}):"
+            f" {'; '.join(fault_lines(tally))}",
+            code="traffic.too-many-bad",
+            hints=(
+                "look whether the columns are right: `--input-column`",
+                "or allow more: `--max-bad-share 0.05`",
+            ),
+        )
+
+
+def fault_lines(tally: Tally) -> Iterable[str]:
+    """Each kind of fault with its count and first places."""
+    for kind, count in tally.faults.counts.items():
+        places = ", ".join(str(place) for place in tally.faults.places(kind))
+        more = ", ..." if count > len(tally.faults.places(kind)) else ""
+        yield f"{kind} {count:,} ({tally.unit} {places}{more})"

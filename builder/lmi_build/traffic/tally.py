@@ -1,0 +1,62 @@
+"""What a reader fills: lengths, arrivals, faults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lmi_build.sizing.lengths import JointLengths
+from lmi_build.traffic.faults import Faults
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Columns:
+    """
+    Where a log says what.
+
+    Args:
+        input: Column of the prompt's length; a dot goes into an object.
+        output: Column of the answer's length.
+        arrival: Column of the time of arrival; None when it is not read.
+    """
+
+    input: str
+    output: str
+    arrival: str | None = None
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        both = (self.input, self.output)
+        return both if self.arrival is None else (*both, self.arrival)
+
+
+@dataclass(kw_only=True, slots=True)
+class Tally:
+    """
+    One log, counted.
+
+    Args:
+        joint: Lengths of the rows that have them.
+        faults: Rows that have not.
+        arrivals: Second since 1970 to requests; rows without a time are not in it.
+        untimed: Good rows whose time is missing or none.
+        unit: What places count: `line` or `row`.
+    """
+
+    joint: JointLengths = field(default_factory=JointLengths)
+    faults: Faults = field(default_factory=Faults)
+    arrivals: dict[int, int] = field(default_factory=dict)
+    untimed: int = 0
+    unit: str = "line"
+
+    @property
+    def rows(self) -> int:
+        """Rows seen, good or not."""
+        return self.joint.total + self.faults.total
+
+    def arrive(self, second: int | None, count: int = 1) -> None:
+        """Count arrivals in one second; None where the time is unknown."""
+        if second is None:
+            self.untimed += count
+        else:
+            self.arrivals[second] = self.arrivals.get(second, 0) + count
