@@ -10,25 +10,31 @@ report.fit.verdict
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmi_build import registry
 from lmi_build.errors import DoesNotFit, Problem, RecipeInvalid, UsageInvalid
-from lmi_build.plan.sizes import place_of, size_of, subject_of
+from lmi_build.plan.sizes import advise, answer, place_of, size_of, subject_of
 from lmi_build.sizing.fit import CANNOT
 from lmi_build.sizing.runtimes import RUNTIMES
 from lmi_build.units import format_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lmi_build.catalog.instances import Instance
     from lmi_build.plan.sizes import SizeReport
     from lmi_build.sizing.fit import FitReport
+    from lmi_build.sizing.memory import Subject
     from lmi_build.values.bounds import Bounds
     from lmi_build.values.model import ModelFacts
     from lmi_build.values.recipe import ModelSpec, QuantSpec, Recipe
     from lmi_build.values.settings import Settings
 
+# Methods by what they lose: name, bits, group size.
+_SMALLER = (("int8", 8, -1), ("gptq", 4, 128))
 # A target whose memory no catalogue has.
 _CPU = "cpu"
 # Which line of a recipe makes a part of the memory smaller.
@@ -116,7 +122,48 @@ def size_model(
         )
     place = place_of(instance, RUNTIMES[runtime], tp=tp, memory_bytes=memory_bytes)
     subject = subject_of(facts, spec, registry.quantizer)
-    return size_of(name, subject, bounds, place, instance)
+    report = size_of(name, subject, bounds, place, instance)
+    return advise(report, _other_forms(facts, spec))
+
+
+def _other_forms(facts: ModelFacts, spec: QuantSpec) -> Iterator[tuple[str, Subject]]:
+    """What else the model could be made of, least loss first."""
+    if facts.config.get("quantization_config") is not None:
+        return
+    for method, bits, group_size in _SMALLER:
+        if bits >= spec.bits:
+            continue
+        other = replace(
+            spec,
+            method=method,
+            bits=bits,
+            group_size=group_size,
+            provider="builtin",
+            format="auto",
+            activations="none",
+        )
+        words = f"{method}, bits: {bits}" if method != "int8" else method
+        yield words, subject_of(facts, other, registry.quantizer)
+
+
+def largest(report: SizeReport, question: str) -> SizeReport:
+    """
+    A report with the largest value of one bound that fits.
+
+    Args:
+        report: From `size_recipe` or `size_model`.
+        question: `batch`, `input` or `output`.
+
+    Raises:
+        UsageInvalid: Nobody said how much memory there is.
+    """
+    if report.place.capacity is None:
+        raise UsageInvalid(
+            "the memory of the target is not known, so nothing is the largest",
+            code="size.no-capacity",
+            hints=("say it: `--memory 24GiB`",),
+        )
+    return answer(report, question)
 
 
 def find_instance(target: str, tp: int) -> Instance:
@@ -157,7 +204,8 @@ def size_lines(recipe: Recipe, facts: ModelFacts) -> tuple[str, ...]:
         facts: Its model.
     """
     report = size_recipe(recipe, facts)
-    return (headline(report),)
+    ways = (f"it fits if you {change.text}" for change in report.changes[:3])
+    return (headline(report), *ways)
 
 
 def headline(report: SizeReport) -> str:
@@ -191,12 +239,14 @@ def refuse(report: SizeReport, recipe: Recipe | None) -> None:
     if found.verdict != CANNOT or found.capacity is None:
         return
     message = _message(found, found.capacity.high)
+    ways = tuple(change.text for change in report.changes)
     if recipe is None:
-        raise DoesNotFit(message, code="size.does-not-fit")
+        raise DoesNotFit(message, code="size.does-not-fit", hints=ways)
     problem = Problem(
         code="size.does-not-fit",
         message=message,
         path=_PLACES.get(found.binding, "compile.target"),
+        hint=", or ".join(ways),
     )
     error = RecipeInvalid((recipe.locate(problem),))
     error.exit_code = DoesNotFit.exit_code

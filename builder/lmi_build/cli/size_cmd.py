@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from lmi_build.units import format_bytes
 
 if TYPE_CHECKING:
     from lmi_build.plan.sizes import SizeReport
+    from lmi_build.sizing.fit import Largest
     from lmi_build.values.recipe import Recipe
 
 _COLORS = {"fits": "green", "cannot fit": "red", "unproven": "yellow"}
@@ -41,6 +43,11 @@ _COUNT = click.IntRange(min=1)
 @click.option(
     "--memory", help="Of a device, such as `24GiB`, whatever the target says."
 )
+@click.option(
+    "--largest",
+    type=click.Choice(["batch", "input", "output"]),
+    help="The most of a bound that fits.",
+)
 @click.option("--check", is_flag=True, help="Exit with 4 where it cannot fit.")
 @with_common_options
 @click.pass_obj
@@ -51,6 +58,7 @@ def size(
     recipe: Path | None,
     model: str | None,
     memory: str | None,
+    largest: str | None,
     check: bool,
     **told: Any,
 ) -> None:
@@ -88,6 +96,8 @@ def size(
             )
             for each in recipes
         ]
+    if largest is not None:
+        reports = [(r, sizes.largest(found, largest)) for r, found in reports]
     if state.output == "text":
         click.echo("\n\n".join(_text(state, report) for _, report in reports))
     else:
@@ -169,9 +179,20 @@ def _text(state: State, report: SizeReport) -> str:
         f"verdict: {verdict}",
         f"most of it: {found.binding}",
         *(f"not certain: {why}" for why in found.unknown),
+        *(f"to fit: {change.text}" for change in report.changes),
     ]
+    if report.largest is not None:
+        tail.append(_largest_line(report.largest))
     head_row = ["line", "from", "to", "formula", "source"]
     return "\n".join([head, table(head_row, rows), *tail])
+
+
+def _largest_line(found: Largest) -> str:
+    """The answer to `--largest`."""
+    return (
+        f"largest {found.question}: {found.certain} for certain, {found.possible} at"
+        f" most, of {found.limit} looked at"
+    )
 
 
 def _ends(low: int, high: int) -> tuple[str, str]:
@@ -187,4 +208,6 @@ def document(report: SizeReport) -> dict[str, Any]:
         "tensor_parallel_size": report.place.tp,
         "checkpoint_bytes": report.checkpoint_bytes,
         **report.fit.to_json(),
+        "changes": [asdict(change) for change in report.changes],
+        "largest": asdict(report.largest) if report.largest else None,
     }

@@ -7,13 +7,15 @@ core pads) and the plain arithmetic of `sizing`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from lmi_build.catalog.instances import instances
 from lmi_build.quantizers.builtin_checks import linears_of
 from lmi_build.quantizers.targets import find_architecture
 from lmi_build.sizing.cache import cache_shape
-from lmi_build.sizing.fit import FitReport, Place, fit
+from lmi_build.sizing.change import Change, Option, changes
+from lmi_build.sizing.fit import FITS, FitReport, Largest, Place, fit, largest
 from lmi_build.sizing.memory import Subject
 from lmi_build.sizing.runtimes import Interval
 from lmi_build.sizing.tables import weight_table
@@ -22,7 +24,7 @@ from lmi_build.values.quant import QuantScheme
 from lmi_build.values.recipe import COMPILER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from lmi_build.catalog.instances import Instance
     from lmi_build.sizing.runtimes import Runtime
@@ -127,6 +129,8 @@ class SizeReport:
     instance: Instance | None
     fit: FitReport
     checkpoint_bytes: int
+    changes: tuple[Change, ...] = ()
+    largest: Largest | None = None
 
 
 def size_of(
@@ -142,3 +146,85 @@ def size_of(
         fit=fit(subject, bounds, place),
         checkpoint_bytes=checkpoint_bytes(subject.table, subject.scheme),
     )
+
+
+def answer(report: SizeReport, question: str) -> SizeReport:
+    """
+    The same report with the largest value of one bound.
+
+    Args:
+        report: What was found; its place has a capacity.
+        question: `batch`, `input` or `output`.
+    """
+    found = largest(question, report.subject, report.bounds, report.place)
+    return replace(report, largest=found)
+
+
+def advise(report: SizeReport, forms: Iterator[tuple[str, Subject]]) -> SizeReport:
+    """
+    The same report with the changes that fit, unless it fits already.
+
+    Args:
+        report: What was found.
+        forms: Other forms of the model by the recipe's words for them, such as
+            `gptq, bits 4`, largest first.
+    """
+    if report.fit.verdict == FITS or report.place.capacity is None:
+        return report
+    options = (*_forms(report, forms), *_places(report))
+    found = changes(report.subject, report.bounds, report.place, options)
+    return replace(report, changes=tuple(found))
+
+
+def _forms(
+    report: SizeReport, forms: Iterator[tuple[str, Subject]]
+) -> Iterator[Option]:
+    """Forms of the model that take less."""
+    for words, subject in forms:
+        if checkpoint_bytes(subject.table, subject.scheme) < report.checkpoint_bytes:
+            yield Option(
+                path="quantize.method",
+                value=words,
+                subject=subject,
+                place=report.place,
+            )
+
+
+def _places(report: SizeReport) -> Iterator[Option]:
+    """More devices of this machine; then the next machines of its kind."""
+    here, place = report.instance, report.place
+    if here is None:
+        return
+    heads = report.subject.table.heads.num_heads
+    for tp in _splits(here, heads):
+        if tp > place.tp:
+            yield Option(
+                path="compile.tensor_parallel_size",
+                value=str(tp),
+                subject=report.subject,
+                place=place_of(here, place.runtime, tp=tp),
+            )
+    others = sorted(
+        (row for row in instances().values() if row.accelerator == here.accelerator),
+        key=lambda row: (row.num_devices * row.device_memory_bytes, row.memory_bytes),
+    )
+    for row in others:
+        more = row.num_devices * row.device_memory_bytes
+        if more <= here.num_devices * here.device_memory_bytes:
+            continue
+        for tp in _splits(row, heads):
+            found = place_of(row, place.runtime, tp=tp)
+            if fit(report.subject, report.bounds, found).verdict == FITS:
+                yield Option(
+                    path="compile.target",
+                    value=f"{row.name}, tensor_parallel_size: {tp}",
+                    subject=report.subject,
+                    place=found,
+                )
+                return
+
+
+def _splits(instance: Instance, num_heads: int) -> tuple[int, ...]:
+    """Ranks that an instance has devices for and heads divide over."""
+    most = max(1, instance.num_cores)
+    return tuple(tp for tp in (1, 2, 4, 8, 16) if tp <= most and num_heads % tp == 0)

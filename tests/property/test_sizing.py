@@ -1,0 +1,236 @@
+"""Laws of sizing: monotone, exactly invertible, and the sum of its lines."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmi_build.sizing.cache import CacheShape
+from lmi_build.sizing.change import changes
+from lmi_build.sizing.fit import CANNOT, FITS, QUESTIONS, Place, fit, largest
+from lmi_build.sizing.memory import Subject, memory_lines
+from lmi_build.sizing.runtimes import RUNTIMES, Interval
+from lmi_build.sizing.weights import (
+    COLUMNS,
+    FUSED,
+    KEYS,
+    ROWS,
+    UNKNOWN,
+    VOCABULARY,
+    WHOLE,
+    HeadCounts,
+    WeightClass,
+    WeightTable,
+    linear_bytes,
+)
+from lmi_build.values.bounds import Bounds
+from lmi_build.values.model import ModelGeometry
+from lmi_build.values.quant import QuantScheme
+
+MIB = 1 << 20
+POSITIONS = 5000
+FIELDS = ("max_input_len", "max_output_len", "max_batch_size", "max_beam_width")
+QUESTION_FIELDS = dict(
+    zip(QUESTIONS, ("max_batch_size", "max_input_len", "max_output_len"), strict=True)
+)
+
+
+def linear(
+    part: str, split: str, shape: tuple[int, ...], *, quantizable: bool = True
+) -> WeightClass:
+    return WeightClass(
+        part=part,
+        split=split,
+        dtype="bfloat16",
+        shape=shape,
+        quantizable=quantizable,
+        count=2,
+    )
+
+
+@st.composite
+def schemes(draw: st.DrawFn) -> QuantScheme:
+    packing = draw(
+        st.sampled_from(
+            [
+                "none",
+                "gptq",
+                "awq",
+                "pack-quantized",
+                "int-quantized",
+                "float-quantized",
+            ]
+        )
+    )
+    bits = {"none": 16, "gptq": draw(st.sampled_from([2, 3, 4, 8])), "awq": 4}.get(
+        packing, 8
+    )
+    return QuantScheme(
+        weight_bits=bits,
+        weight_dtype="float" if packing == "float-quantized" else "int",
+        group_size=draw(st.sampled_from([-1, 32, 128])),
+        sym=draw(st.booleans()),
+        activation_bits=16,
+        packing=packing,
+        kv_cache_dtype=draw(st.sampled_from(["auto", "fp8"])),
+    )
+
+
+@st.composite
+def subjects(draw: st.DrawFn) -> Subject:
+    kv_heads = draw(st.sampled_from([1, 2, 4, 8]))
+    heads = HeadCounts(
+        num_heads=kv_heads * draw(st.integers(1, 4)), num_kv_heads=kv_heads, head_dim=64
+    )
+    hidden = 128 * draw(st.integers(1, 6))
+    width = heads.num_heads * heads.head_dim
+    key = kv_heads * heads.head_dim
+    rows = [
+        linear("embedding", VOCABULARY, (1000, hidden), quantizable=False),
+        linear("norm", WHOLE, (hidden,), quantizable=False),
+        linear("attention", ROWS, (hidden, width)),
+        linear("mlp", COLUMNS, (3 * hidden, hidden)),
+        *draw(
+            st.sampled_from(
+                [
+                    [linear("attention", FUSED, (width + 2 * key, hidden))],
+                    [linear("attention", KEYS, (key, hidden))],
+                    [linear("other", UNKNOWN, (hidden, hidden))],
+                ]
+            )
+        ),
+    ]
+    tied = draw(st.booleans())
+    if draw(st.booleans()):
+        rows.append(linear("head", VOCABULARY, (1000, hidden), quantizable=False))
+    sliding = draw(st.integers(0, 4))
+    latent = draw(st.sampled_from([0, 0, 96]))
+    return Subject(
+        table=WeightTable(classes=tuple(rows), heads=heads, tied=tied),
+        cache=CacheShape(
+            num_full=4 - sliding,
+            num_sliding=sliding,
+            window=100 if sliding else 0,
+            num_kv_heads=kv_heads,
+            head_dim=64,
+            latent_width=latent,
+            expanded_width=160 if latent else 0,
+            num_heads=heads.num_heads,
+        ),
+        geometry=ModelGeometry(
+            architecture="LlamaForCausalLM",
+            model_type="llama",
+            num_layers=4,
+            hidden_size=hidden,
+            intermediate_size=3 * hidden,
+            num_attention_heads=heads.num_heads,
+            num_key_value_heads=kv_heads,
+            head_dim=64,
+            vocab_size=1000,
+            max_position_embeddings=POSITIONS,
+            tie_word_embeddings=tied,
+        ),
+        scheme=draw(schemes()),
+    )
+
+
+BOUNDS = st.builds(
+    Bounds,
+    max_input_len=st.integers(1, 2000),
+    max_output_len=st.integers(1, 2000),
+    max_batch_size=st.integers(1, 64),
+    max_num_tokens=st.none() | st.integers(1, 20_000),
+    max_beam_width=st.integers(1, 3),
+)
+PLACES = st.builds(
+    lambda name, tp, low, more: Place(
+        runtime=RUNTIMES[name],
+        tp=tp,
+        capacity=Interval(low=low * MIB, high=(low + more) * MIB),
+    ),
+    st.sampled_from(sorted(RUNTIMES)),
+    st.sampled_from([1, 2, 3, 4, 8]),
+    st.integers(200, 6000),
+    st.integers(0, 500),
+)
+
+
+@given(subjects(), BOUNDS, PLACES)
+def test_the_total_is_the_sum_of_the_lines(
+    subject: Subject, bounds: Bounds, place: Place
+) -> None:
+    """Nothing is counted that has no line, and no line is a negative number."""
+    report = fit(subject, bounds, place)
+
+    assert report.total.low == sum(line.bytes.low for line in report.lines)
+    assert report.total.high == sum(line.bytes.high for line in report.lines)
+    assert all(0 <= line.bytes.low <= line.bytes.high for line in report.lines)
+    assert all(line.formula and line.source for line in report.lines)
+
+
+@given(subjects(), BOUNDS, PLACES, st.sampled_from(FIELDS), st.integers(1, 3000))
+def test_more_of_a_bound_never_needs_less(
+    subject: Subject, bounds: Bounds, place: Place, field: str, more: int
+) -> None:
+    """Each line by itself grows with every bound."""
+    larger = replace(bounds, **{field: getattr(bounds, field) + more})
+    before = memory_lines(subject, bounds, place.runtime, tp=place.tp)
+    after = memory_lines(subject, larger, place.runtime, tp=place.tp)
+
+    for old, new in zip(before, after, strict=True):
+        assert old.name == new.name
+        assert old.bytes.low <= new.bytes.low
+        assert old.bytes.high <= new.bytes.high
+
+
+@settings(deadline=None)
+@given(subjects(), BOUNDS, PLACES, st.sampled_from(QUESTIONS))
+def test_the_largest_bound_is_the_inverse_of_the_fit(
+    subject: Subject, bounds: Bounds, place: Place, question: str
+) -> None:
+    """The answer fits and one more does not, or is the end of what is looked at."""
+    found = largest(question, subject, bounds, place)
+    field = QUESTION_FIELDS[question]
+    certain = replace(subject, table=replace(subject.table, unknown=()))
+
+    def verdict(value: int) -> str:
+        return fit(certain, replace(bounds, **{field: value}), place).verdict
+
+    assert 0 <= found.certain <= found.possible <= found.limit
+    if found.certain:
+        assert verdict(found.certain) == FITS
+    if found.certain < found.limit:
+        assert verdict(found.certain + 1) != FITS
+    if found.possible:
+        assert verdict(found.possible) != CANNOT
+    if found.possible < found.limit:
+        assert verdict(found.possible + 1) == CANNOT
+
+
+@settings(deadline=None)
+@given(subjects(), BOUNDS, PLACES)
+def test_every_change_that_is_named_fits(
+    subject: Subject, bounds: Bounds, place: Place
+) -> None:
+    """A hint that does not help is worse than none."""
+    for change in changes(subject, bounds, place):
+        field = change.path.removeprefix("bounds.")
+        changed = replace(bounds, **{field: int(change.value)})
+
+        assert fit(subject, changed, place).verdict == FITS
+        assert int(change.value) < getattr(bounds, field)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), schemes())
+def test_a_wider_linear_takes_no_less(
+    outputs: int, inputs: int, scheme: QuantScheme
+) -> None:
+    """Codes, scales and zero points grow with both sides."""
+    if scheme.packing == "none":
+        scheme = replace(scheme, packing="gptq", weight_bits=4)
+    size = linear_bytes(32 * outputs, 32 * inputs, scheme)
+
+    assert size <= linear_bytes(32 * outputs + 32, 32 * inputs, scheme)
+    assert size <= linear_bytes(32 * outputs, 32 * inputs + 32, scheme)
