@@ -197,3 +197,13 @@ def test_packed_tokens_hold_a_prompt_beside_the_others(
     assert bounds is not None
     assert bounds.max_num_tokens is not None
     assert bounds.max_num_tokens >= choice.max_input_len + batch - 1
+
+
+@given(WIDE)
+def test_many_at_once_are_counted_as_one_by_one(pairs: list[tuple[int, int]]) -> None:
+    many = pairs * 3 + [(4, output % 80) for output in range(300)]
+    joint = JointLengths()
+    joint.add_all([i for i, _ in many], [o for _, o in many])
+
+    assert joint == JointLengths(many)
+    assert joint.total == len(many)

@@ -12,7 +12,7 @@ from array import array
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 # Seven digits: no model has positions for ten million tokens, so more is a fault of
 # the log.
@@ -64,6 +64,33 @@ class JointLengths:
         else:
             self._add_dense(input_len, row, output_len, count)
         self.total += count
+
+    def add_all(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        """
+        Count many requests: `add` for each of them, faster.
+
+        Args:
+            inputs: Tokens of the prompts.
+            outputs: Tokens of the answers, as many.
+
+        Raises:
+            ValueError: A length outside of its range; nothing was counted.
+        """
+        if not inputs:
+            return
+        lengths = (min(inputs), min(outputs), max(inputs), max(outputs))
+        if min(lengths) < 0 or max(lengths) > LARGEST_LEN:
+            raise ValueError(f"lengths from {min(lengths)} to {max(lengths)}")
+        rows, add = self._rows, self.add
+        missed = 0
+        for input_len, output_len in zip(inputs, outputs, strict=True):
+            # A dense row or a pair seen before changes no size; `add` does the rest.
+            try:
+                rows[input_len][output_len] += 1
+            except (KeyError, IndexError, OverflowError):
+                add(input_len, output_len)
+                missed += 1
+        self.total += len(inputs) - missed
 
     def _add_dense(
         self, input_len: int, row: array[int], output_len: int, count: int

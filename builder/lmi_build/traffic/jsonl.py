@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from lmi_build.traffic.tally import Columns, Tally
 
 _WHITE = b" \t\r"
-# Texts of lengths kept before they become numbers; some 25 MB.
-_MOST_TEXTS = 1 << 17
 _MOST_SHAPES = 16
 # A shape that fits fewer lines than this of those it was tried on is given up.
 _WORTH = 8
@@ -50,7 +48,7 @@ class JsonlCounter:
         self._output = columns.output.split(".")
         self._arrival = columns.arrival.split(".") if columns.arrival else None
         self._line = 0  # lines before the block
-        self._shapes: list[tuple[Shape, Counter[Any]]] = []
+        self._shapes: list[Shape] = []
         self._seconds: Counter[Any] = Counter()
         # Learning stops after so many shapes, good or not.
         self._tries = _MOST_SHAPES if fast else 0
@@ -66,34 +64,24 @@ class JsonlCounter:
         self._line += block.count(b"\n")
 
     def finish(self) -> None:
-        """Turn what is still text into numbers."""
-        for shape, texts in self._shapes:
-            self._flush(shape, texts)
+        """Turn times that are still text into numbers."""
         for text, count in self._seconds.items():
             self._tally.arrive(second_of(text.decode()), count)
         self._seconds.clear()
 
     def _match(self, block: bytes, lines: int) -> bytes:
         """Count the lines of known shapes; returns the others."""
-        for shape, texts in self._shapes:
-            found, seconds, matched = shape.count(block)
+        for shape in self._shapes:
+            inputs, outputs = shape.read(block, self._seconds)
+            matched = len(inputs)
             if not matched:
                 continue
-            texts.update(found)
-            self._seconds.update(seconds)
-            if len(texts) * len(self._shapes) > _MOST_TEXTS:
-                self._flush(shape, texts)
+            self._tally.joint.add_all(inputs, outputs)
             lines -= matched
             if not lines:
                 return b""
             block = shape.pattern.sub(b"", block)
         return block
-
-    def _flush(self, shape: Shape, texts: Counter[Any]) -> None:
-        add, lengths = self._tally.joint.add, shape.lengths
-        for text, count in texts.items():
-            add(*lengths(text), count)
-        texts.clear()
 
     def _slow(self, lines: bytes, bad: dict[bytes, str]) -> bytes:
         """Read lines as JSON; returns what is left once a new shape is known."""
@@ -123,7 +111,7 @@ class JsonlCounter:
         matched = sum(1 for _ in shape.pattern.finditer(ahead))
         if matched * _WORTH < ahead.count(b"\n"):
             return False
-        self._shapes.append((shape, Counter()))
+        self._shapes.append(shape)
         return True
 
     def _count(self, line: bytes) -> str:

@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from lmi_build.traffic.tally import Columns
 
 # Seven digits at most: `LARGEST_LEN`.
 _LENGTH = rb"(?:0|[1-9][0-9]{0,6})"
 _PLAIN = rb"[ !#-\[\]-~]*"
-_STRING = rb'"' + _PLAIN + rb'(?:\\["\\/bfnrt]' + _PLAIN + rb')*"'
+_ESCAPE = rb'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})'
+_STRING = rb'"' + _PLAIN + rb"(?:" + _ESCAPE + _PLAIN + rb')*"'
 _NUMBER = rb"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,30})?(?:[eE][+-]?[0-9]{1,2})?"
 _WORD = rb"(?:true|false|null)"
 # To the second; what follows cannot change it.
@@ -51,7 +53,7 @@ class Shape:
     Args:
         pattern: Matches whole lines with their end. Its groups: the two lengths, or
             one group with both and `between`; then the second of arrival.
-        between: What stands between the two lengths, where that never changes.
+        between: What stands between the two lengths; empty where that changes.
         input_first: The prompt's length stands before the answer's.
         timed: There is a group for the arrival.
     """
@@ -61,34 +63,29 @@ class Shape:
     input_first: bool
     timed: bool
 
-    def count(self, lines: bytes) -> tuple[Counter[Any], Counter[Any], int]:
+    def read(
+        self, lines: bytes, seconds: Counter[bytes]
+    ) -> tuple[list[int], list[int]]:
         """
-        Lengths and arrivals of the lines that match.
+        Input and output lengths of the lines that match, in their order.
 
-        Returns:
-            Texts of lengths to lines, texts of seconds to lines, and how many lines.
+        Args:
+            lines: Whole lines with their ends.
+            seconds: Texts of seconds of arrival to lines; added to.
         """
         found: list[Any] = self.pattern.findall(lines)
-        if not found or not self.timed:
-            return Counter(found), Counter(), len(found)
-        groups = list(zip(*found, strict=True))
-        seconds = Counter(groups.pop(self._time_group))
-        both = groups[0] if len(groups) == 1 else zip(*groups, strict=True)
-        return Counter(both), seconds, len(found)
-
-    @property
-    def _time_group(self) -> int:
-        return self.pattern.groupindex["time"] - 1
-
-    def lengths(self, text: Any) -> tuple[int, int]:
-        """Input and output length of a key that `count` gave."""
-        if isinstance(text, tuple):
-            first, second = text
+        if not found:
+            return [], []
+        groups = list(zip(*found, strict=True)) if self.pattern.groups > 1 else [found]
+        if self.timed:
+            seconds.update(groups.pop(self.pattern.groupindex["time"] - 1))
+        if self.between:
+            # Many at once: what stands between two lengths is in neither of them.
+            flat = list(map(int, self.between.join(groups[0]).split(self.between)))
+            first, second = flat[::2], flat[1::2]
         else:
-            first, _, second = text.partition(self.between)
-        if self.input_first:
-            return int(first), int(second)
-        return int(second), int(first)
+            first, second = list(map(int, groups[0])), list(map(int, groups[1]))
+        return (first, second) if self.input_first else (second, first)
 
 
 def shape_of(line: bytes, columns: Columns) -> Shape | None:
@@ -96,7 +93,8 @@ def shape_of(line: bytes, columns: Columns) -> Shape | None:
     The shape of a good line, or None where it has none that is safe.
 
     Args:
-        line: One JSON object with both lengths as plain integers.
+        line: One JSON object without white space around it, with both
+            lengths as plain integers.
         columns: Where the lengths and the time stand.
     """
     leaves = _leaves(line)
@@ -134,9 +132,12 @@ def _compile(pieces: list[tuple[str, bytes]], at: dict[str, int]) -> Shape | Non
         else:
             part = _VALUES.get(kind) or re.escape(text)
         parts.append(part)
+    pattern = re.compile(rb"(?m:^)" + b"".join(parts) + rb"\r?\n")
+    if pattern.match(b"".join(text for _, text in pieces) + b"\n") is None:
+        return None  # an odd value, such as a huge number
     return Shape(
-        pattern=re.compile(rb"(?m:^)" + b"".join(parts) + rb"\r?\n"),
-        between=b"".join(text for _, text in pieces[first + 1 : second]),
+        pattern=pattern,
+        between=b"".join(text for _, text in pieces[first + 1 : second]) * fixed,
         input_first=at["input"] < at["output"],
         timed="time" in at,
     )
