@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmi_build.advice.advisor import advise
 from lmi_build.advice.question import EVENNESS, GOALS, Question
+from lmi_build.advice.traffic import Traffic, parse_traffic
 from lmi_build.catalog.instances import instance, instances
 from lmi_build.catalog.systems import (
     DEVICES,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from lmi_build.values.recipe import Recipe
     from lmi_build.values.settings import Settings
 
-__all__ = ["Wishes", "advise", "ask", "family_of", "model_config"]
+__all__ = ["Wishes", "advise", "ask", "family_of", "model_config", "read_traffic"]
 
 ANY = "any"
 # What `quantization_config` of a model calls the techniques that it may have.
@@ -44,9 +45,9 @@ class Wishes:
         technique: Of `TECHNIQUES`; empty takes the model's own.
         features: Of `FEATURES`.
         life: Of `LIVES`.
+        built: Only what lmi-build builds for.
         goal: Of `GOALS`.
-        traffic: Of `EVENNESS`.
-        spread: Longest usual request over the typical one.
+        traffic: Of `EVENNESS`, or a file that `lmi-build bounds` printed as JSON.
         concurrency: Requests at one time; 0 is unknown.
     """
 
@@ -55,9 +56,9 @@ class Wishes:
     technique: str = ""
     features: tuple[str, ...] = ()
     life: str = ""
+    built: bool = False
     goal: str = ""
     traffic: str = ""
-    spread: float | None = None
     concurrency: int = 0
 
     def check(self) -> None:
@@ -72,7 +73,6 @@ class Wishes:
             ("--technique", self.technique, TECHNIQUES),
             ("--life", self.life, LIVES),
             ("--goal", self.goal, GOALS),
-            ("--traffic", self.traffic, EVENNESS),
             *(("--features", name, tuple(FEATURES)) for name in self.features),
         ):
             if word:
@@ -98,6 +98,9 @@ def ask(
             `advice.two-devices`.
     """
     wishes.check()
+    log = read_traffic(wishes.traffic)
+    if log.max_batch_size and not wishes.concurrency:
+        wishes = replace(wishes, concurrency=log.max_batch_size)
     if recipe is not None:
         wishes = _with_recipe(wishes, recipe)
     question = Question(
@@ -106,12 +109,30 @@ def ask(
         technique=wishes.technique or _own_technique(config),
         features=tuple(sorted(set(wishes.features))),
         life=wishes.life,
+        built=wishes.built,
         goal=wishes.goal,
-        traffic=wishes.traffic or "unknown",
-        spread=wishes.spread,
+        traffic=log.evenness,
+        spread=log.spread,
         concurrency=wishes.concurrency,
     )
     return _on_instance(question, wishes.instance) if wishes.instance else question
+
+
+def read_traffic(word: str) -> Traffic:
+    """
+    What `--traffic` says.
+
+    Args:
+        word: Of `EVENNESS`, empty, or a file of `lmi-build bounds --output json`.
+
+    Raises:
+        UsageInvalid: `advice.unknown-word`, or `advice.unreadable`.
+    """
+    if not word or word in EVENNESS:
+        return Traffic(evenness=word or "unknown")
+    if "/" not in word and "." not in word:
+        _known("--traffic", word, (*EVENNESS, "FILE"))
+    return parse_traffic(read_json(Path(word)), word)
 
 
 def _with_recipe(wishes: Wishes, recipe: Recipe) -> Wishes:
@@ -185,7 +206,7 @@ def family_of(config: Mapping[str, Any]) -> str:
         if set(names) & set(classes):
             return family
     said = model_type or ", ".join(map(str, classes)) or "nothing"
-    near = did_you_mean(said, _words())
+    near = did_you_mean(said, family_words())
     known = join_words(sorted(families), last="and")
     raise UsageInvalid(
         f"no family `{said}` in the catalogue, so no system is known to load it",
@@ -197,8 +218,8 @@ def family_of(config: Mapping[str, Any]) -> str:
     )
 
 
-def _words() -> dict[str, str]:
-    """Every word that names a family, to the family."""
+def family_words() -> dict[str, str]:
+    """Every word that names a family, with the family."""
     families = load_systems().families
     found = {name: name for name in families}
     found |= {cls: name for name, classes in families.items() for cls in classes}
@@ -226,7 +247,7 @@ def model_config(model: str, settings: Settings) -> Mapping[str, Any]:
         UsageInvalid: `advice.unknown-model` or `advice.unreadable`.
         LmiBuildError: As for a recipe's model.
     """
-    words = _words()
+    words = family_words()
     if model in words:
         return {"model_type": words[model]}
     path = Path(model)

@@ -24,6 +24,7 @@ class Question:
         technique: Of `catalog.systems.TECHNIQUES`: the quantization to serve.
         features: Of `catalog.systems.FEATURES`.
         life: Least of `catalog.systems.LIVES` that will do.
+        built: Only what lmi-build builds for.
         goal: Of `GOALS`; what to favour, never a reason to remove.
         traffic: Of `EVENNESS`.
         spread: Longest usual request over the typical one, in tokens of input and
@@ -39,6 +40,7 @@ class Question:
     technique: str = ""
     features: tuple[str, ...] = ()
     life: str = ""
+    built: bool = False
     goal: str = ""
     traffic: str = "unknown"
     spread: float | None = None
@@ -47,7 +49,7 @@ class Question:
     @property
     def wishes(self) -> tuple[str, ...]:
         """What can remove a system, by name, sorted."""
-        plain = ("family", "device", "instance", "technique", "life")
+        plain = ("family", "device", "instance", "technique", "life", "built")
         found = [name for name in plain if getattr(self, name)]
         return tuple(sorted([*found, *(f"{FEATURE}{name}" for name in self.features)]))
 
@@ -70,6 +72,8 @@ class Question:
             return replace(self, device="")
         if wish == "technique":
             return replace(self, technique="")
+        if wish == "built":
+            return replace(self, built=False)
         return replace(self, life="")
 
     def said(self, wish: str) -> str:
@@ -87,5 +91,6 @@ class Question:
             "instance": f"the instance `{self.instance}`",
             "technique": f"the technique `{self.technique}`",
             "life": f"the life `{self.life}` or better",
+            "built": "what lmi-build builds for",
         }
         return words[wish]

@@ -91,10 +91,16 @@ class Rule:
 
 
 def _family(option: Option, question: Question) -> Iterator[Finding]:
-    port = option.port
-    if question.family and not port.loads(question.family):
-        reason = f"`{question.family}` is not among the models that it lists"
-        yield Finding(reason=reason, source=_newest(port.families), wishes=("family",))
+    port, family = option.port, question.family
+    if not family or port.loads(family):
+        return
+    if family in port.excluded:
+        reason = f"`{family}` is not for it, whatever its own list says"
+        yield Finding(reason=reason, source=port.excluded[family], wishes=("family",))
+    else:
+        reason = f"`{family}` is not among the models that it lists"
+        source = _newest(port.families)
+        yield Finding(reason=reason, source=source, wishes=("family",))
 
 
 def _device(option: Option, question: Question) -> Iterator[Finding]:
@@ -144,13 +150,27 @@ def _kernels(option: Option, question: Question) -> Iterator[Finding]:
         )
 
 
+def _pairs(option: Option, question: Question) -> Iterator[Finding]:
+    """What it has, and not for this family; without either wish all would be well."""
+    port, family = option.port, question.family
+    if not family or not port.loads(family):
+        return
+    asked = {f"{FEATURE}{name}": name for name in question.features}
+    asked["technique"] = question.technique
+    for wish, name in asked.items():
+        if name in port.only and not port.has(name, family):
+            source = port.techniques.get(name) or port.features[name]
+            reason = f"its `{name}` is not for `{family}`"
+            yield Finding(reason=reason, source=source, wishes=("family", wish))
+
+
 def _features(option: Option, question: Question) -> Iterator[Finding]:
     port = option.port
     for name in question.features:
         if name not in port.features:
             yield Finding(
                 reason=f"no {name}: {FEATURES[name]}",
-                source=_newest(port.features) if port.features else port.source,
+                source=_newest(port.features or {"": port.source}),
                 wishes=(f"{FEATURE}{name}",),
             )
 
@@ -160,6 +180,12 @@ def _life(option: Option, question: Question) -> Iterator[Finding]:
     if question.life and LIVES.index(life.status) > LIVES.index(question.life):
         reason = f"{life.status}: {life.note}"
         yield Finding(reason=reason, source=life.source, wishes=("life",))
+
+
+def _built(option: Option, question: Question) -> Iterator[Finding]:
+    if question.built and not option.port.backend:
+        reason = "lmi-build does not build for it"
+        yield Finding(reason=reason, source=_OURS, wishes=("built",))
 
 
 def _traffic(option: Option, question: Question) -> Iterator[Finding]:
@@ -185,7 +211,7 @@ def _spread(option: Option, question: Question) -> Iterator[Finding]:
 
 def _concurrency(option: Option, question: Question) -> Iterator[Finding]:
     number = question.concurrency
-    if "continuous-batching" in option.port.features:
+    if option.port.has("continuous-batching", question.family):
         source = option.port.features["continuous-batching"]
         points = 1 if number < 2 else 2  # noqa: PLR2004 - two make a batch
         yield Finding(reason="batches continuously", source=source, points=points)
@@ -206,7 +232,7 @@ def _latency(option: Option, question: Question) -> Iterator[Finding]:
 
 
 def _throughput(option: Option, question: Question) -> Iterator[Finding]:
-    batches = "continuous-batching" in option.port.features
+    batches = option.port.has("continuous-batching", question.family)
     if question.goal == "throughput" and batches:
         source = option.port.features["continuous-batching"]
         yield Finding(reason="keeps its batch full", source=source, points=2)
@@ -247,7 +273,7 @@ def _hosting(option: Option, question: Question) -> Iterator[Finding]:
     if option.port.container:
         reason = f"SageMaker has an image: {option.port.container}"
         yield Finding(reason=reason, source=option.port.source, points=2)
-    elif option.system.kind == "library":
+    elif option.system.kind == "library" and not option.port.backend:
         reason = "a library: the server has to be written"
         yield Finding(reason=reason, source=option.port.source, points=-2)
 
@@ -256,7 +282,7 @@ def _ours(option: Option, question: Question) -> Iterator[Finding]:
     del question
     if option.port.backend:
         reason = f"lmi-build builds for it: backend `{option.port.backend}`"
-        yield Finding(reason=reason, source=_OURS, points=1)
+        yield Finding(reason=reason, source=_OURS, points=2)
 
 
 def _resort(option: Option, question: Question) -> Iterator[Finding]:
@@ -287,9 +313,11 @@ RULES = (
     Rule(name="device", filters=True, text="Does it run there?", judge=_device),
     Rule(name="instance", filters=True, text="On this instance?", judge=_instance),
     Rule(name="technique", filters=True, text="This rounding?", judge=_technique),
+    Rule(name="pairs", filters=True, text="Both for this model?", judge=_pairs),
     Rule(name="kernels", filters=True, text="On this GPU?", judge=_kernels),
     Rule(name="features", filters=True, text="Every feature?", judge=_features),
     Rule(name="life", filters=True, text="Alive enough?", judge=_life),
+    Rule(name="built", filters=True, text="Only those of lmi-build?", judge=_built),
     Rule(name="traffic", filters=False, text="Even lengths?", judge=_traffic),
     Rule(name="spread", filters=False, text="A long tail?", judge=_spread),
     Rule(name="batching", filters=False, text="Many at once?", judge=_concurrency),

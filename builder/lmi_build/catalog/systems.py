@@ -84,6 +84,8 @@ class Port:
         techniques: Quantizations it reads or makes, of `TECHNIQUES`.
         features: Of `FEATURES`.
         source: Where the rest was read.
+        only: Techniques and features that it has for some families alone.
+        excluded: Families that a source says it does not load, whatever its own lists.
         compiled: Whether it serves graphs of fixed bounds, compiled ahead of time.
         instances: Families of instances that it runs on, such as `inf2`; empty for
             all that have the device.
@@ -100,6 +102,8 @@ class Port:
     techniques: Mapping[str, Source]
     features: Mapping[str, Source]
     source: Source
+    only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    excluded: Mapping[str, Source] = field(default_factory=dict)
     compiled: bool = False
     instances: tuple[str, ...] = ()
     min_compute: str = ""
@@ -110,7 +114,21 @@ class Port:
 
     def loads(self, family: str) -> bool:
         """Whether it says that it loads a family."""
+        if family in self.excluded:
+            return False
         return family in self.families or EVERY in self.families
+
+    def has(self, word: str, family: str) -> bool:
+        """
+        Whether it has a technique or a feature, for a family.
+
+        Args:
+            word: Of `TECHNIQUES` or `FEATURES`.
+            family: Of the table; empty for any.
+        """
+        if word not in self.techniques and word not in self.features:
+            return False
+        return not family or word not in self.only or family in self.only[word]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,6 +164,8 @@ class _Port:
     techniques: Mapping[str, tuple[str, ...]]
     features: Mapping[str, tuple[str, ...]]
     source: str
+    only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    excluded: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     compiled: bool = False
     instances: tuple[str, ...] = ()
     min_compute: str = ""
@@ -238,7 +258,11 @@ def _system(
 ) -> System:
     own = dict(table)
     life = read_row(_Life, own.pop("life", {}), where=f"{where}, `life`")
-    ports = [read_row(_Port, port, where=where) for port in own.pop("ports", ())]
+    shared = {"families": own.pop("families", {})}
+    ports = [
+        read_row(_Port, {**shared, **port}, where=where)
+        for port in own.pop("ports", ())
+    ]
     row = read_row(_System, own, where=where)
     _known([row.kind], KINDS, f"{where}, `kind`")
     _known([life.status], LIVES, f"{where}, `life.status`")
@@ -269,7 +293,11 @@ def _port(
 ) -> Port:
     _known([port.device], DEVICES, f"{where}, `device`")
     _known([port.source], sources, f"{where}, `source`")
-    _known(port.technique_compute, _techniques(port), f"{where}, `technique_compute`")
+    words = _words(port)
+    _known(port.technique_compute, words, f"{where}, `technique_compute`")
+    _known(port.only, words, f"{where}, `only`")
+    for names in port.only.values():
+        _known(names, {*families, EVERY}, f"{where}, `only`")
     every = {*families, EVERY}
     return Port(
         device=port.device,
@@ -281,6 +309,8 @@ def _port(
             port.features, set(FEATURES), sources, f"{where}, `features`"
         ),
         source=sources[port.source],
+        only=port.only,
+        excluded=_sourced(port.excluded, every, sources, f"{where}, `excluded`"),
         compiled=port.compiled,
         instances=port.instances,
         min_compute=port.min_compute,
@@ -291,9 +321,10 @@ def _port(
     )
 
 
-def _techniques(port: _Port) -> set[str]:
-    """The techniques that a port has."""
-    return {name for names in port.techniques.values() for name in names}
+def _words(port: _Port) -> set[str]:
+    """The techniques and features that a port has."""
+    lists = (*port.techniques.values(), *port.features.values())
+    return {name for names in lists for name in names}
 
 
 def _sourced(

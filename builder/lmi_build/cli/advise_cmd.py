@@ -8,17 +8,26 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmi_build.cli.options import State, with_common_options
-from lmi_build.cli.render import data, table
+from lmi_build.cli.render import data, say, table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lmi_build.advice.advisor import Answer, Verdict
     from lmi_build.advice.rules import Finding
+    from lmi_build.advise import Wishes
+    from lmi_build.values.bounds import Bounds
+    from lmi_build.values.recipe import Recipe
+
+# Requests at one time that a written recipe allows where nothing says how many.
+_BATCH = 4
 
 
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path), required=False)
 @click.option(
-    "--model", help="Instead of RECIPE: a family such as `llama`, or a model's source."
+    "--model",
+    help="A family such as `llama`, or a model's source; with RECIPE, in place of its.",
 )
 @click.option("--device", default="", help="gpu, neuron, cpu or any.")
 @click.option("--instance", default="", help="Such as ml.g5.2xlarge.")
@@ -29,11 +38,24 @@ if TYPE_CHECKING:
 @click.option(
     "--traffic", default="", help="even, uneven, or a JSON file of `lmi-build bounds`."
 )
+@click.option("--built", is_flag=True, help="Only what lmi-build builds for.")
 @click.option("--concurrency", type=click.IntRange(min=1), help="Requests at one time.")
+@click.option(
+    "--write",
+    "out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a recipe for the best row; an existing file is left alone.",
+)
 @with_common_options
 @click.pass_obj
 def advise(
-    state: State, /, *, recipe: Path | None, model: str | None, **wishes: Any
+    state: State,
+    /,
+    *,
+    recipe: Path | None,
+    model: str | None,
+    out: Path | None,
+    **wishes: Any,
 ) -> None:
     """
     Say which serving system to use, with the rule that removed or ranked each.
@@ -41,44 +63,119 @@ def advise(
     Wishes remove systems, goals and traffic rank those that remain. Nothing is
     downloaded but the model's configuration, and that only where it is not here.
     """
-    answer = _ask(state, recipe=recipe, model=model, **wishes)
-    if state.output == "text":
-        click.echo(_text(answer))
-    else:
-        data(_document(answer))
-
-
-def _ask(
-    state: State, *, recipe: Path | None, model: str | None, **wishes: Any
-) -> Answer:
     from lmi_build import advise as library
     from lmi_build import api
     from lmi_build.errors import UsageInvalid
 
-    if (recipe is None) == (model is None):
-        raise UsageInvalid(
-            "give one of RECIPE and `--model`",
-            code="advice.one-model",
-            hints=("such as `lmi-build advise --model llama --device gpu`",),
-        )
     found = None
+    source = model or ""
     if recipe is not None:
         found = api.load_recipe(recipe, overrides=state.overrides)[0]
-    source = found.model.source if found is not None else str(model)
-    features = [name.strip() for name in wishes.pop("features").split(",")]
-    concurrency = wishes.pop("concurrency") or 0
-    words = library.Wishes(
-        features=tuple(filter(None, features)), concurrency=concurrency, **wishes
-    )
+        there = _from_folder(found.model.source, recipe.absolute().parent)
+        source = source or there
+    if not source:
+        raise UsageInvalid(
+            "neither RECIPE nor `--model` was given",
+            code="advice.no-model",
+            hints=("such as `lmi-build advise --model llama --device gpu`",),
+        )
     config = library.model_config(source, state.settings())
-    question = library.ask(config, words, recipe=found)
-    return library.advise(question)
+    words = _wishes(wishes)
+    answer = library.advise(library.ask(config, words, recipe=found))
+    written = None
+    if out is not None:
+        bounds = _bounds(words, found)
+        written = _write(
+            state, answer, out, source=source, config=config, bounds=bounds
+        )
+    if state.output == "text":
+        click.echo(_text(answer, verbose=state.verbose))
+    else:
+        data({**_document(answer), "recipe": str(out) if written else None})
+    if written is not None:
+        say(state, f"wrote {out}; next: `lmi-build plan {out}`")
 
 
-def _text(answer: Answer) -> str:
-    kept = [
+def _wishes(words: dict[str, Any]) -> Wishes:
+    from lmi_build.advise import Wishes
+
+    features = [name.strip() for name in words.pop("features").split(",")]
+    concurrency = words.pop("concurrency") or 0
+    return Wishes(
+        features=tuple(filter(None, features)), concurrency=concurrency, **words
+    )
+
+
+def _from_folder(source: str, folder: Path) -> str:
+    """A recipe's relative path as it is called from here."""
+    here = folder / source
+    return str(here) if "://" not in source and here.exists() else source
+
+
+def _bounds(words: Wishes, recipe: Recipe | None) -> Bounds:
+    """Bounds of the log, else of the recipe, else those that `init` writes."""
+    from lmi_build.advise import read_traffic
+    from lmi_build.values.bounds import Bounds
+
+    log = read_traffic(words.traffic)
+    if log.max_input_len:
+        batch = words.concurrency or log.max_batch_size or _BATCH
+        return Bounds(
+            max_input_len=log.max_input_len,
+            max_output_len=log.max_output_len,
+            max_batch_size=batch,
+        )
+    if recipe is not None:
+        return recipe.bounds
+    batch = words.concurrency or _BATCH
+    return Bounds(max_input_len=512, max_output_len=128, max_batch_size=batch)
+
+
+def _write(
+    state: State,
+    answer: Answer,
+    out: Path,
+    *,
+    source: str,
+    config: Mapping[str, Any],
+    bounds: Bounds,
+) -> Recipe:
+    from lmi_build.advise_recipe import write_recipe
+    from lmi_build.cli.start_cmd import slug
+
+    local = Path(source)
+    if "://" not in source and local.exists():
+        source = str(local.absolute())
+    technique = answer.question.technique or "none"
+    return write_recipe(
+        answer,
+        out,
+        state.settings(),
+        name=slug(source.rstrip("/").rsplit("/", 1)[-1], technique),
+        source=source,
+        config=config,
+        bounds=bounds,
+    )
+
+
+def _text(answer: Answer, *, verbose: bool) -> str:
+    parts = [*_kept(answer, verbose=verbose), *_gone(answer, verbose=verbose)]
+    if answer.relaxations:
+        lines = ["no system grants every wish; the fewest to drop:"]
+        for each in answer.relaxations:
+            words = " and ".join(answer.question.said(wish) for wish in each.wishes)
+            lines.append(f"  {words}: then {each.winner}")
+        parts.append("\n".join(lines))
+    return "\n\n".join([*parts, *_next(answer)])
+
+
+def _kept(answer: Answer, *, verbose: bool) -> list[str]:
+    """The rows that remain, and why the first two stand where they do."""
+    if not answer.candidates:
+        return []
+    rows = [
         [
-            str(each.score),
+            f"{each.score:+d}",
             each.option.system.title,
             each.option.port.device,
             each.option.system.life.status,
@@ -86,34 +183,46 @@ def _text(answer: Answer) -> str:
         ]
         for each in answer.candidates
     ]
-    gone = [
-        [each.option.system.title, each.option.port.device, name, finding.reason]
-        for each in answer.verdicts
-        for name, finding in each.removed
-    ]
-    parts = []
-    if kept:
-        parts.append(table(["score", "system", "on", "life", "lmi-build"], kept))
-        parts.append("\n".join(_why(each) for each in answer.candidates))
-    if gone:
-        parts.append(table(["removed", "on", "rule", "why"], gone))
-    if answer.relaxations:
-        lines = ["no system grants every wish; the fewest to drop:"]
-        for each in answer.relaxations:
-            words = " and ".join(answer.question.said(wish) for wish in each.wishes)
-            lines.append(f"  {words}: then {each.winner}")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+    told = answer.candidates if verbose else answer.candidates[:2]
+    head = ["score", "system", "on", "life", "lmi-build"]
+    return [table(head, rows), "\n".join(_why(each) for each in told)]
 
 
 def _why(verdict: Verdict) -> str:
-    lines = [f"{verdict.option.system.title} on {verdict.option.port.device}"]
-    lines += [
-        f"  {finding.points:+d} {name}: {finding.reason}"
-        f" [{finding.source.text}, {finding.source.date}]"
-        for name, finding in verdict.points
-    ]
+    lines = [f"{verdict.option.system.title} on {verdict.option.port.device}:"]
+    for name, finding in verdict.points:
+        lines += [f"  {finding.points:+d} {name}: {finding.reason}"]
+        lines += [f"       {finding.source.text}, {finding.source.date}"]
     return "\n".join(lines)
+
+
+def _gone(answer: Answer, *, verbose: bool) -> list[str]:
+    """The rows that rules removed, each with every reason; and where it was read."""
+    rows = []
+    for each in answer.verdicts:
+        if each.removed:
+            title, device = each.option.system.title, each.option.port.device
+            rules = ", ".join(sorted({name for name, _ in each.removed}))
+            rows.append([title, device, rules, _reasons(each, verbose=verbose)])
+    return [table(["removed", "on", "rule", "why"], rows)] if rows else []
+
+
+def _reasons(verdict: Verdict, *, verbose: bool) -> str:
+    if not verbose:
+        return "; ".join(finding.reason for _, finding in verdict.removed)
+    return "; ".join(
+        f"{finding.reason} ({finding.source.text}, {finding.source.date})"
+        for _, finding in verdict.removed
+    )
+
+
+def _next(answer: Answer) -> list[str]:
+    winner = answer.winner
+    if winner is None:
+        return []
+    if winner.option.port.backend:
+        return ["next: the same with `--write FILE` writes a recipe for it"]
+    return [f"next: {winner.option.system.otherwise}"]
 
 
 def _document(answer: Answer) -> dict[str, Any]:
@@ -130,6 +239,7 @@ def _document(answer: Answer) -> dict[str, Any]:
                 "life": asdict(each.option.system.life),
                 "backend": each.option.port.backend,
                 "container": each.option.port.container,
+                "otherwise": each.option.system.otherwise,
                 "score": None if each.removed else each.score,
                 "removed": [_finding(*found) for found in each.removed],
                 "points": [_finding(*found) for found in each.points],

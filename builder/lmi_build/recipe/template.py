@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 from lmi_build.recipe.forms import source_kind
 from lmi_build.recipe.model import METHODS, SCHEMA
 from lmi_build.recipe.scalars import resolve
 from lmi_build.recipe.words import show
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lmi_build.values.bounds import Bounds
+    from lmi_build.values.recipe import CompileSpec
 
 _CALIBRATED = frozenset({"gptq", "awq", "smoothquant"})
 
@@ -65,6 +72,56 @@ verify:
 # publish:
 #   to: s3://my-models/{name}
 """
+
+_ADVISED = """\
+
+# What one request and one batch may ask for, in tokens and requests.
+bounds:
+  max_input_len: {bounds.max_input_len}
+  max_output_len: {bounds.max_output_len}
+  max_batch_size: {bounds.max_batch_size}
+
+compile:
+  backend: {compile.backend}
+  target: {compile.target}
+"""
+
+
+def advised(
+    name: str,
+    source: str,
+    method: str,
+    *,
+    bounds: Bounds,
+    compile_for: CompileSpec,
+    because: Sequence[str],
+) -> str:
+    """
+    Write the recipe that an advice ends in.
+
+    Args:
+        name: Name of the artifact.
+        source: As `model.source` takes it.
+        method: As `quantize.method` takes it.
+        bounds: What the engine shall hold.
+        compile_for: Backend, target, release and ranks.
+        because: Lines that say why, for comments.
+
+    Returns:
+        YAML; whether a backend takes it is for the backend to say.
+    """
+    revision = _REVISION if source_kind(source) == "hub" else ""
+    head = _HEAD.format(
+        schema=SCHEMA, name=_text(name), source=_text(source), revision=revision
+    )
+    text = "".join(f"# {line}\n" for line in because) + head + _quantize(method)
+    text += _ADVISED.format(bounds=bounds, compile=compile_for)
+    if compile_for.release is not None:
+        text += f"  release: {compile_for.release}\n"
+    if compile_for.tensor_parallel_size > 1:
+        ranks = compile_for.tensor_parallel_size
+        text += f"  tensor_parallel_size: {ranks}\n"
+    return text
 
 
 def starter(name: str, source: str, method: str, backend: str) -> str:

@@ -1,0 +1,113 @@
+"""The recipe that an advice ends in, checked before it is written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lmi_build import api
+from lmi_build.advice.draft import drafts
+from lmi_build.advise import family_words
+from lmi_build.errors import RecipeInvalid, UsageInvalid
+from lmi_build.recipe.load import parse_recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from lmi_build.advice.advisor import Answer, Verdict
+    from lmi_build.values.bounds import Bounds
+    from lmi_build.values.recipe import Recipe
+    from lmi_build.values.settings import Settings
+
+
+def write_recipe(
+    answer: Answer,
+    out: Path,
+    settings: Settings,
+    *,
+    name: str,
+    source: str,
+    config: Mapping[str, Any],
+    bounds: Bounds,
+) -> Recipe:
+    """
+    Write the recipe for the winner; an existing file is never changed.
+
+    Args:
+        answer: Whose winner lmi-build builds for.
+        out: The file.
+        settings: The user's environment.
+        name: Of the artifact.
+        source: Of the model, from the folder of `out`.
+        config: Of the model; weights that are quantized already stay as they are.
+        bounds: What the engine shall hold.
+
+    Returns:
+        The recipe, checked as `validate` checks it.
+
+    Raises:
+        UsageInvalid: `advice.not-built`, `advice.no-source`, `init.exists` or
+            `init.unwritable`.
+        RecipeInvalid: What the backend says of the first draft, where it takes none.
+    """
+    verdict = _to_write(answer, source)
+    quantized = "quantization_config" in config
+    method = "none" if quantized else answer.question.technique or "none"
+    refused: RecipeInvalid | None = None
+    for text in drafts(
+        verdict,
+        answer.question,
+        name=name,
+        source=source,
+        method=method,
+        bounds=bounds,
+    ):
+        try:
+            recipes = parse_recipe(text, file=str(out))
+            api.check_offline(recipes, settings)
+        except RecipeInvalid as error:
+            refused = refused or error
+            continue
+        _write_new(out, text)
+        return recipes[0]
+    assert refused is not None  # noqa: S101 - there is at least one draft
+    raise refused
+
+
+def _to_write(answer: Answer, source: str) -> Verdict:
+    winner = answer.winner
+    if winner is None or not winner.option.port.backend:
+        title = winner.option.system.title if winner else "no system"
+        raise UsageInvalid(
+            f"the answer is {title}, which lmi-build does not build for",
+            code="advice.not-built",
+            hints=(
+                *((winner.option.system.otherwise,) if winner else ()),
+                "`--built` leaves only what lmi-build builds for",
+            ),
+        )
+    if source in family_words():
+        raise UsageInvalid(
+            f"`{source}` names a family, and a recipe needs a model",
+            code="advice.no-source",
+            hints=("give `--model` a hub repository, a folder or an s3:// prefix",),
+        )
+    return winner
+
+
+def _write_new(out: Path, text: str) -> None:
+    try:
+        with out.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError:
+        raise UsageInvalid(
+            f"{out} exists already; it is left alone",
+            code="init.exists",
+            hints=("give another name: `--write FILE`",),
+        ) from None
+    except OSError as error:
+        raise UsageInvalid(
+            f"{out} cannot be written: {error.strerror}",
+            code="init.unwritable",
+            hints=("give a name in a folder that exists",),
+        ) from error
