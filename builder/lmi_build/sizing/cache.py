@@ -44,6 +44,7 @@ class CacheShape:
         expanded_width: Channels of keys and values of one head where a latent is
             expanded.
         num_heads: Query heads, which an expanded latent has keys for.
+        rotary_dim: Channels that positions turn; 0 where they are told otherwise.
         unknown: Why the shape is not certain; empty where it is.
     """
 
@@ -55,16 +56,18 @@ class CacheShape:
     latent_width: int = 0
     expanded_width: int = 0
     num_heads: int = 0
+    rotary_dim: int = 0
     unknown: tuple[str, ...] = ()
 
-    def token_layer_values(self, tp: int) -> Interval:
+    def token_layer_values(self, runtime: Runtime, tp: int) -> Interval:
         """Numbers that one token leaves in one layer on one of `tp` ranks."""
         if self.latent_width:
-            heads = -(-self.num_heads // tp)
-            return Interval(
-                low=self.latent_width,
-                high=max(self.latent_width, heads * self.expanded_width),
-            )
+            padded = self.latent_width
+            if runtime.latent_multiple:
+                padded += -padded % runtime.latent_multiple
+            else:
+                padded = max(padded, -(-self.num_heads // tp) * self.expanded_width)
+            return Interval(low=self.latent_width, high=padded)
         width = 2 * max(1, -(-self.num_kv_heads // tp)) * self.head_dim
         return Interval(low=width, high=width)
 
@@ -103,8 +106,20 @@ def cache_shape(config: Mapping[str, JSONValue], geometry: ModelGeometry) -> Cac
         latent_width=latent + rope if latent else 0,
         expanded_width=wide if latent else 0,
         num_heads=geometry.num_attention_heads,
+        rotary_dim=rope if latent else _rotary_dim(config, geometry),
         unknown=unknown,
     )
+
+
+def _rotary_dim(config: Mapping[str, JSONValue], geometry: ModelGeometry) -> int:
+    """Channels of a head that are turned, as far as the map says that any are."""
+    architecture = architectures().get(geometry.architecture)
+    if architecture is not None and not architecture.rotary:
+        return 0
+    share = config.get("partial_rotary_factor", config.get("rotary_pct", 1.0))
+    if isinstance(share, int | float) and 0 < share <= 1:
+        return int(geometry.head_dim * share)
+    return geometry.head_dim
 
 
 def _count(config: Mapping[str, JSONValue], key: str) -> int:
@@ -159,7 +174,7 @@ def cache_bytes(
     full = -(-bounds.max_seq_len // block) * block
     slid = min(full, -(-shape.window // block) * block)
     requests = bounds.max_batch_size * bounds.max_beam_width
-    values = shape.token_layer_values(tp)
+    values = shape.token_layer_values(runtime, tp)
     low = shape.num_full * full + shape.num_sliding * slid
     high = (shape.num_full + shape.num_sliding) * full
     return Interval(

@@ -112,6 +112,7 @@ def memory_lines(
         source="arXiv:2305.13245, arXiv:2309.06180",
     )
     work = (
+        rotary_line(subject, runtime),
         _activations(subject, bounds, runtime, tp),
         _logits(subject, bounds, runtime),
     )
@@ -139,7 +140,8 @@ def weight_lines(
     parts: dict[str, Interval] = {}
     for item in subject.table.classes:
         size = rank_bytes(item, subject.table, subject.scheme, runtime, tp)
-        low = -(-size // tp) if item.split == UNKNOWN else size
+        low = rank_bytes(item, subject.table, subject.scheme, runtime, tp, lean=True)
+        low = -(-low // tp) if item.split == UNKNOWN else low
         found = Interval(low=low, high=size)
         if item.part == "head" and subject.table.tied:
             found = _tied(size, runtime)
@@ -155,6 +157,20 @@ def weight_lines(
             source="tensor shapes of the files' headers",
         )
         for part, size in parts.items()
+    )
+
+
+def rotary_line(subject: Subject, runtime: Runtime) -> MemoryLine:
+    """Sines and cosines of every position that the model has."""
+    positions = subject.geometry.max_position_embeddings
+    values = positions * subject.cache.rotary_dim
+    low, high = runtime.rotary_bytes
+    return MemoryLine(
+        name="rotary tables",
+        bytes=Interval(low=values * low, high=values * high),
+        formula=f"{positions} positions x {subject.cache.rotary_dim} channels x {low}"
+        f" to {high} B",
+        source=f"{runtime.name}: one table for all positions of the model",
     )
 
 
@@ -175,7 +191,7 @@ def _weight_formula(part: str, scheme: QuantScheme, tp: int) -> str:
 
 def _cache_formula(subject: Subject, bounds: Bounds, runtime: Runtime, tp: int) -> str:
     shape = subject.cache
-    values = shape.token_layer_values(tp)
+    values = shape.token_layer_values(runtime, tp)
     layers = shape.num_full + shape.num_sliding
     text = (
         f"{layers} layers x {values.high} values x {subject.cache_bits // 8} B x"

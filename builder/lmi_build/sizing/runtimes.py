@@ -53,6 +53,9 @@ class Runtime:
         vocabulary_multiple: Rows of the embedding and the head are padded to this.
         splits_embedding: Ranks hold a part of the embedding; else each has all of it.
         shares_tied: A head tied to the embedding is held once for certain.
+        latent_multiple: A latent cache (MLA) is kept and padded to this; 0 where keys
+            and values of all heads are kept instead.
+        rotary_bytes: Bytes of one number of the rotary tables, from and to.
         narrows: Weights in float32 are held in 16 bits.
         max_num_tokens: Packed tokens of one forward where bounds leave it open.
         context: Driver, libraries and their workspaces.
@@ -68,6 +71,8 @@ class Runtime:
     vocabulary_multiple: int
     splits_embedding: bool
     shares_tied: bool
+    latent_multiple: int
+    rotary_bytes: tuple[int, int]
     narrows: bool
     max_num_tokens: int
     context: Interval
@@ -85,6 +90,8 @@ RUNTIMES: Mapping[str, Runtime] = MappingProxyType(
             vocabulary_multiple=64,
             splits_embedding=True,
             shares_tied=True,
+            latent_multiple=128,
+            rotary_bytes=(2, 4),
             narrows=True,
             max_num_tokens=8192,
             context=Interval(low=200 * MIB, high=GIB),
@@ -99,6 +106,8 @@ RUNTIMES: Mapping[str, Runtime] = MappingProxyType(
             vocabulary_multiple=1,
             splits_embedding=False,
             shares_tied=False,
+            latent_multiple=0,
+            rotary_bytes=(0, 4),
             narrows=True,
             max_num_tokens=8192,
             context=Interval(low=300 * MIB, high=3 * GIB // 2),
@@ -113,6 +122,8 @@ RUNTIMES: Mapping[str, Runtime] = MappingProxyType(
             vocabulary_multiple=1,
             splits_embedding=False,
             shares_tied=False,
+            latent_multiple=0,
+            rotary_bytes=(0, 4),
             narrows=False,
             max_num_tokens=8192,
             context=Interval(low=64 * MIB, high=GIB),

@@ -150,6 +150,26 @@ def linear_bytes(num_outputs: int, num_inputs: int, scheme: QuantScheme) -> int:
     return total
 
 
+def lean_bytes(num_outputs: int, num_inputs: int, scheme: QuantScheme) -> int:
+    """
+    Bytes of what a kernel needs of a quantized linear, at least.
+
+    A symmetric grid needs no zero points, plain groups no index, and a shape is in
+    the program. Whether a runtime drops them hangs on its kernel.
+
+    Source: vLLM `quantization/kernels/mixed_precision` (Machete and Marlin of GPTQ).
+    """
+    whole = linear_bytes(num_outputs, num_inputs, scheme)
+    if scheme.packing == "pack-quantized":
+        return whole - _SHAPE_BYTES
+    if scheme.packing not in {"gptq", "gptq_v2"}:
+        return whole
+    size = num_inputs if scheme.group_size == -1 else scheme.group_size
+    zeros = -(-num_inputs // size) * _words(num_outputs, scheme.weight_bits)
+    dropped = num_inputs + (zeros if scheme.sym else 0)
+    return whole - _WORD_BYTES * dropped
+
+
 def _words(num_codes: int, bits: int) -> int:
     return -(-num_codes * bits // _WORD_BITS)
 
@@ -175,6 +195,8 @@ def rank_bytes(
     scheme: QuantScheme,
     runtime: Runtime,
     tp: int,
+    *,
+    lean: bool = False,
 ) -> int:
     """
     Bytes of one class on one of `tp` ranks.
@@ -185,11 +207,15 @@ def rank_bytes(
         scheme: What its linears become.
         runtime: Who holds it.
         tp: Ranks a layer is split over.
+        lean: Only what every kernel needs.
     """
     bits = _bits(item)
     if runtime.narrows:
         bits = min(bits, _NARROW_BITS) if item.dtype.startswith("float") else bits
     shape = rank_shape(item, table.heads, runtime, tp)
+    if lean and item.quantizable and scheme.packing != "none":
+        num_outputs, num_inputs = shape
+        return item.count * lean_bytes(num_outputs, num_inputs, scheme)
     return item.count * _tensor_bytes(item, shape, scheme, bits)
 
 
