@@ -1,0 +1,405 @@
+"""
+The library of `lmi-build cost`: what serving a recipe costs, before it is built.
+
+```python
+recipe = load_recipe(Path("recipe.yaml"))[0]
+facts = resolve([recipe], settings)[recipe.name]
+report = cost_recipe(recipe, facts, CostQuestion(market=read_market(None)))
+report.cost.usd_per_million
+```
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from lmi_build import registry
+from lmi_build.backends.neuronx.tnx_models import tnx_models
+from lmi_build.catalog.prices import DEFAULT_REGION, TRAINING
+from lmi_build.errors import UsageInvalid
+from lmi_build.plan.costs import Served, engine_of, fits, subjects_of
+from lmi_build.sizing.build_hours import build_hours
+from lmi_build.sizing.cost import Alternative, Cost, Setup, Traffic, cheaper, cost
+from lmi_build.text import did_you_mean
+from lmi_build.values.recipe import QuantSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from lmi_build.catalog.devices import Device
+    from lmi_build.catalog.instances import Instance
+    from lmi_build.catalog.market import Market
+    from lmi_build.catalog.prices import Price
+    from lmi_build.sizing.memory import Subject
+    from lmi_build.sizing.roofline import Range
+    from lmi_build.values.bounds import Bounds
+    from lmi_build.values.model import ModelFacts
+    from lmi_build.values.recipe import Recipe
+
+_CPU = "cpu"
+_NEURON = "neuron"
+# What a float model could be instead; int8 is of weights alone.
+_METHODS = (
+    ("unquantized", QuantSpec()),
+    ("awq, 4 bits", QuantSpec(method="awq", bits=4, group_size=128, sym=False)),
+    ("int8 weights", QuantSpec(method="int8", bits=8)),
+    ("fp8", QuantSpec(method="fp8", bits=8, activations="dynamic")),
+)
+_NEURON_METHODS = ("unquantized", "int8 weights")
+_FP8_CAPABILITY = 8.9
+_BATCH_PARTS = (1, 2, 4, 8)
+_RANKS = (1, 2, 4, 8, 12, 16, 24, 32)
+_BACKENDS = {"gpu": "vllm", _NEURON: "neuronx"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CostQuestion:
+    """
+    What is asked about a recipe.
+
+    Args:
+        market: Instances, devices and prices.
+        region: Where prices are looked up.
+        instance: Instead of the recipe's target; empty for that.
+        mean_input_len: In tokens; None takes the longest prompt of the bounds.
+        mean_output_len: In tokens; None takes the longest answer of the bounds.
+        requests_per_second: In the mean; None where it is not known.
+        utilisation: Share of the time that requests take, where no rate is known.
+        build_instance: Where the build runs; empty for the instance that serves.
+        num_alternatives: How many cheaper ways are wanted.
+    """
+
+    market: Market
+    region: str = DEFAULT_REGION
+    instance: str = ""
+    mean_input_len: float | None = None
+    mean_output_len: float | None = None
+    requests_per_second: float | None = None
+    utilisation: float | None = None
+    build_instance: str = ""
+    num_alternatives: int = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildCost:
+    """
+    What the build costs, by a rule of thumb.
+
+    Args:
+        instance: Where it runs.
+        hours: From nothing.
+        usd: Those hours.
+        price: Of one.
+    """
+
+    instance: str
+    hours: Range
+    usd: Range
+    price: Price
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CostReport:
+    """
+    What a recipe costs.
+
+    Args:
+        name: Of the recipe.
+        instance: Where it is served.
+        price: Of an hour of it.
+        device: Its peak rates.
+        traffic: What was asked for.
+        cost: What that costs.
+        num_copies: Copies of the model on the instance.
+        batch_size: Requests of one copy at full load.
+        fits: Whether it fits for certain.
+        build: What the build costs; None where a number is missing.
+        alternatives: Cheaper ways, the cheapest first.
+        notes: What a reader must know.
+    """
+
+    name: str
+    instance: Instance
+    price: Price
+    device: Device
+    traffic: Traffic
+    cost: Cost
+    num_copies: int
+    batch_size: int
+    fits: bool
+    build: BuildCost | None
+    alternatives: tuple[Alternative, ...]
+    notes: tuple[str, ...]
+
+
+def cost_recipe(
+    recipe: Recipe, facts: ModelFacts, question: CostQuestion
+) -> CostReport:
+    """
+    What serving a recipe costs.
+
+    Args:
+        recipe: A checked recipe.
+        facts: Its model, as `api.resolve` finds it.
+        question: What is asked.
+
+    Raises:
+        UsageInvalid: `cost.no-instance`, `cost.no-rates`, `cost.no-price`,
+            `cost.too-many-ranks`, `cost.no-length` or `cost.bad-number`.
+        Unsupported: The recipe's quantizer or backend is not installed.
+    """
+    market = question.market
+    instance = _instance(question.instance or recipe.compile.target, market)
+    device = market.device(instance)
+    if device is None:
+        raise UsageInvalid(
+            f"the catalogue has no peak rates of `{instance.device or 'a CPU'}`, the"
+            f" device of `{instance.name}`",
+            code="cost.no-rates",
+            hints=(f"add `[devices.{instance.rates}]` with `--catalog FILE`",),
+        )
+    price = _price(instance, question)
+    traffic = _traffic(recipe.bounds, question)
+    spec = registry.backend(recipe.compile.backend).quantization(recipe, facts)
+    subjects = subjects_of(facts, spec, _METHODS, registry.quantizer)
+    served = Served(
+        subject=subjects[""],
+        facts=facts,
+        runtime=recipe.compile.backend,
+        instance=instance,
+        device=device,
+        bounds=recipe.bounds,
+        tensor_parallel_size=recipe.compile.tensor_parallel_size,
+        pipeline_parallel_size=recipe.compile.pipeline_parallel_size,
+    )
+    if served.num_ranks > instance.num_cores:
+        raise UsageInvalid(
+            f"the recipe has {served.num_ranks} ranks, `{instance.name}` can be split"
+            f" into {instance.num_cores}",
+            code="cost.too-many-ranks",
+            hints=("lower `compile.tensor_parallel_size`, or name `--instance`",),
+        )
+    engine = engine_of(served)
+    found = cost(engine, traffic, price.usd_per_hour, utilisation=question.utilisation)
+    return CostReport(
+        name=recipe.name,
+        instance=instance,
+        price=price,
+        device=device,
+        traffic=traffic,
+        cost=found,
+        num_copies=engine.num_copies,
+        batch_size=engine.batch_size,
+        fits=fits(served),
+        build=_build(recipe, facts, spec, instance, question),
+        alternatives=_alternatives(served, subjects, found, traffic, question),
+        notes=tuple(_notes(served, price, question)),
+    )
+
+
+def _instance(name: str, market: Market) -> Instance:
+    found = None if name == _CPU else market.instance(name)
+    if found is None:
+        near = did_you_mean(f"ml.{name.removeprefix('ml.')}", market.instances)
+        raise UsageInvalid(
+            f"the catalogue has no instance `{name}`",
+            code="cost.no-instance",
+            hints=(
+                f"did you mean `{near}`?"
+                if near
+                else "name one with `--instance ml.g5.xlarge`",
+            ),
+        )
+    return found
+
+
+def _price(instance: Instance, question: CostQuestion) -> Price:
+    price = question.market.price(instance, region=question.region)
+    if price is None:
+        known = question.market.regions(instance)
+        raise UsageInvalid(
+            f"no price of `{instance.name}` is known in `{question.region}`",
+            code="cost.no-price",
+            hints=(
+                *((f"try `--region {known[0]}`",) if known else ()),
+                f"add a price in {question.region} with `--catalog FILE`",
+            ),
+        )
+    return price
+
+
+def _traffic(bounds: Bounds, question: CostQuestion) -> Traffic:
+    output = question.mean_output_len or bounds.max_output_len
+    if not output:
+        raise UsageInvalid(
+            "the recipe's bounds have no output, so there are no tokens to decode",
+            code="cost.no-length",
+            hints=("give `--mean-output-len` for a model that generates",),
+        )
+    try:
+        return Traffic(
+            mean_input_len=question.mean_input_len or bounds.max_input_len,
+            mean_output_len=output,
+            requests_per_second=question.requests_per_second,
+        )
+    except ValueError as error:
+        raise UsageInvalid(
+            f"the traffic makes no sense: {error}",
+            code="cost.bad-number",
+            hints=("lengths and requests per second are above 0",),
+        ) from error
+
+
+def _build(
+    recipe: Recipe,
+    facts: ModelFacts,
+    spec: QuantSpec,
+    serving: Instance,
+    question: CostQuestion,
+) -> BuildCost | None:
+    where = serving
+    if question.build_instance:
+        where = _instance(question.build_instance, question.market)
+    price = question.market.price(where, region=question.region, job=TRAINING)
+    hours = build_hours(
+        num_params=sum(fact.num_elements for fact in facts.tensors),
+        num_bytes=facts.fetch_bytes,
+        method=spec.method,
+        backend=recipe.compile.backend,
+    )
+    if price is None or hours is None:
+        return None
+    return BuildCost(
+        instance=where.name,
+        hours=hours,
+        usd=hours.times(price.usd_per_hour),
+        price=price,
+    )
+
+
+def _alternatives(
+    served: Served,
+    subjects: Mapping[str, Subject],
+    base: Cost,
+    traffic: Traffic,
+    question: CostQuestion,
+) -> tuple[Alternative, ...]:
+    """The cheapest way of each instance that is cheaper than the recipe."""
+    ways: dict[Setup, tuple[Served, Price]] = {
+        setup: (other, price)
+        for setup, other, price in _setups(served, subjects, question)
+    }
+
+    def cost_of(setup: Setup) -> Cost:
+        other, price = ways[setup]
+        return cost(
+            engine_of(other),
+            traffic,
+            price.usd_per_hour,
+            utilisation=question.utilisation,
+        )
+
+    ranked = cheaper(
+        base, ways, fits=lambda setup: fits(ways[setup][0]), cost_of=cost_of
+    )
+    best: dict[str, Alternative] = {}
+    for item in ranked:
+        best.setdefault(item.setup.instance, item)
+    return tuple(best.values())[: question.num_alternatives]
+
+
+def _setups(
+    served: Served, subjects: Mapping[str, Subject], question: CostQuestion
+) -> Iterator[tuple[Setup, Served, Price]]:
+    """Every way that could be tried, with its price."""
+    market, heads = question.market, served.facts.geometry.num_attention_heads
+    for instance in market.instances.values():
+        device = market.device(instance)
+        price = market.price(instance, region=question.region)
+        if device is None or price is None or "endpoint" not in instance.uses:
+            continue
+        same = instance.accelerator == served.instance.accelerator
+        if instance.accelerator == _NEURON and not _compiles(served.facts):
+            continue
+        runtime = served.runtime if same else _BACKENDS[instance.accelerator]
+        for ranks in _RANKS:
+            if ranks > instance.num_cores or heads % ranks:
+                continue
+            for name, subject in subjects.items():
+                if not _can(name, instance, served):
+                    continue
+                for part in _BATCH_PARTS:
+                    other = replace(
+                        served,
+                        subject=subject,
+                        instance=instance,
+                        device=device,
+                        runtime=runtime,
+                        bounds=_smaller(served.bounds, part),
+                        tensor_parallel_size=ranks,
+                        pipeline_parallel_size=1,
+                    )
+                    yield _setup(served, other, name), other, price
+
+
+def _compiles(facts: ModelFacts) -> bool:
+    """Whether Transformers NeuronX has a model of this architecture."""
+    return facts.geometry.model_type in tnx_models()
+
+
+def _can(method: str, instance: Instance, served: Served) -> bool:
+    """Whether a device runs a number format; what is packed stays on its kind."""
+    packed = served.subject.scheme.packing != "none"
+    if not method:
+        return not packed or instance.accelerator == served.instance.accelerator
+    if instance.accelerator == _NEURON:
+        return method in _NEURON_METHODS
+    return method != "fp8" or float(instance.compute_capability) >= _FP8_CAPABILITY
+
+
+def _smaller(bounds: Bounds, part: int) -> Bounds:
+    return replace(bounds, max_batch_size=max(1, bounds.max_batch_size // part))
+
+
+def _setup(served: Served, other: Served, method: str) -> Setup:
+    """A way in words: what differs from the recipe."""
+    batch = other.bounds.max_batch_size
+    changes = []
+    if other.instance.name != served.instance.name:
+        changes.append(f"on {other.instance.name}")
+    if other.runtime != served.runtime:
+        changes.append(f"by {other.runtime}")
+    if method:
+        changes.append(method)
+    if other.tensor_parallel_size != served.num_ranks:
+        changes.append(f"tensor_parallel_size {other.tensor_parallel_size}")
+    if batch != served.bounds.max_batch_size:
+        changes.append(f"max_batch_size {batch}")
+    return Setup(
+        instance=other.instance.name,
+        tensor_parallel_size=other.tensor_parallel_size,
+        method=method or "as it is",
+        max_batch_size=batch,
+        changes=tuple(changes),
+    )
+
+
+def _notes(served: Served, price: Price, question: CostQuestion) -> Iterator[str]:
+    if price.job != "endpoint":
+        yield (
+            f"the price is that of a {price.job} job; none of an endpoint is known, and"
+            " where both are they differ by cents"
+        )
+    if question.mean_input_len is None and question.mean_output_len is None:
+        yield (
+            "every request is taken to be as long as the bounds allow; `--traffic LOG`"
+            " or the mean lengths make it the real ones"
+        )
+    if served.num_ranks > 1 and served.device.link_gbps is None:
+        yield (
+            f"the bandwidth of `{served.device.link}` is not known; sums over ranks are"
+            " counted by their latency alone"
+        )
+    if not served.device.bf16 and served.facts.dtype == "bfloat16":
+        yield f"`{served.instance.device}` has no bfloat16; rates are those of float16"

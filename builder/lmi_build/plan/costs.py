@@ -1,0 +1,241 @@
+"""
+The cost of a recipe's model, and of other ways to serve it, from headers alone.
+
+The bridge between what providers know (which linears a method rounds), what the
+catalogue knows (rates, prices) and the plain arithmetic of `sizing`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from lmi_build.plan.sizes import place_of, subject_of
+from lmi_build.sizing.cost import Engine
+from lmi_build.sizing.fit import FITS, fit
+from lmi_build.sizing.roofline import Decoder, Machine
+from lmi_build.sizing.runtimes import RUNTIMES
+from lmi_build.sizing.weights import rank_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lmi_build.catalog.devices import Device
+    from lmi_build.catalog.instances import Instance
+    from lmi_build.sizing.memory import Subject
+    from lmi_build.sizing.runtimes import Runtime
+    from lmi_build.spi import Quantizer
+    from lmi_build.values.bounds import Bounds
+    from lmi_build.values.model import ModelFacts
+    from lmi_build.values.recipe import QuantSpec
+
+_BYTE_BITS = 8
+# Whose memory stands for a runtime's that sizing does not know.
+_LIKE = "vllm"
+# Capacity that graphs take on a Neuron core, beside weights and cache: a sixteenth of
+# the weights each, and there are several; see backends/neuronx/memory.py.
+_NEURON_SHARE = 0.8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Served:
+    """
+    A model as it is served, and where.
+
+    Args:
+        subject: Its weights and cache.
+        facts: What its files say.
+        runtime: Who serves it.
+        instance: The machine.
+        device: Peak rates of one of its devices.
+        bounds: What is served.
+        tensor_parallel_size: Ranks a layer is split over.
+        pipeline_parallel_size: Ranks the layers are split over.
+    """
+
+    subject: Subject
+    facts: ModelFacts
+    runtime: str
+    instance: Instance
+    device: Device
+    bounds: Bounds
+    tensor_parallel_size: int
+    pipeline_parallel_size: int = 1
+
+    @property
+    def num_ranks(self) -> int:
+        """Cores that one copy of the model takes."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+
+def runtime_of(name: str) -> Runtime:
+    """How a runtime lays weights out; vLLM's way for those that are not known."""
+    return RUNTIMES.get(name, RUNTIMES[_LIKE])
+
+
+def product_of(subject: Subject) -> str:
+    """Type of the products that most operations are."""
+    scheme = subject.scheme
+    if scheme.activation_bits != _BYTE_BITS:
+        return "fp16"
+    return "fp8" if scheme.activation_dtype == "float" else "int8"
+
+
+def engine_of(served: Served) -> Engine:
+    """One instance that serves a model at its full batch."""
+    cores = served.instance.cores_per_device
+    device = served.device
+    link = device.link_bytes_per_second
+    return Engine(
+        decoder=decoder_of(served),
+        machine=Machine(
+            num_ranks=served.tensor_parallel_size,
+            flops_per_second=device.flops_per_second(product_of(served.subject))
+            / cores,
+            memory_bytes_per_second=device.memory_bytes_per_second / cores,
+            link_bytes_per_second=None if link is None else link / cores,
+        ),
+        batch_size=served.bounds.max_batch_size,
+        num_copies=max(1, served.instance.num_cores // served.num_ranks),
+        num_stages=served.pipeline_parallel_size,
+    )
+
+
+def decoder_of(served: Served) -> Decoder:
+    """What a pass computes and reads; all ranks together."""
+    subject, facts = served.subject, served.facts
+    geometry, table, tp = facts.geometry, subject.table, served.tensor_parallel_size
+    runtime = runtime_of(served.runtime)
+    read = sum(
+        rank_bytes(item, table, subject.scheme, runtime, tp) * tp
+        for item in table.classes
+        if item.part != "embedding" or table.tied
+    )
+    experts = _Experts.of(facts)
+    cache = subject.cache
+    layers = cache.num_full + cache.num_sliding
+    values = cache.token_layer_values(runtime, tp).low * tp
+    return Decoder(
+        num_layers=geometry.num_layers,
+        hidden_size=geometry.hidden_size,
+        attention_width=geometry.num_attention_heads * geometry.head_dim,
+        num_active_params=_active_params(served, experts),
+        weight_bytes=round(read * (1 - experts.share)),
+        kv_bytes_per_token=layers * values * subject.cache_bits / _BYTE_BITS,
+        expert_bytes=round(read * experts.share),
+        num_experts=experts.num_experts,
+        num_experts_per_token=experts.num_per_token,
+        window=cache.window,
+        sliding_share=cache.num_sliding / layers if layers else 0.0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Experts:
+    """Experts of a model, and their share of its weights in products."""
+
+    num_experts: int
+    num_per_token: int
+    share: float
+
+    @staticmethod
+    def of(facts: ModelFacts) -> _Experts:
+        counts = [
+            _count(facts, *names)
+            for names in (
+                ("num_local_experts", "num_experts", "n_routed_experts"),
+                ("num_experts_per_tok", "num_experts_per_token", "moe_top_k"),
+            )
+        ]
+        total = sum(fact.num_elements for fact in facts.tensors)
+        own = sum(
+            fact.num_elements for fact in facts.tensors if ".experts." in fact.name
+        )
+        if not all(counts) or not own or counts[1] > counts[0]:
+            return _Experts(num_experts=0, num_per_token=0, share=0.0)
+        return _Experts(
+            num_experts=counts[0], num_per_token=counts[1], share=own / total
+        )
+
+
+def _count(facts: ModelFacts, *names: str) -> int:
+    for name in names:
+        value = facts.config.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return 0
+
+
+def _active_params(served: Served, experts: _Experts) -> int:
+    """Weights that a token is multiplied with; packed ones are counted by geometry."""
+    facts, table = served.facts, served.subject.table
+    if "quantization_config" in facts.config:
+        return _by_geometry(facts)
+    counted = 0
+    for item in table.classes:
+        if len(item.shape) > 1 and (item.part != "embedding" or table.tied):
+            size = item.count
+            for length in item.shape:
+                size *= length
+            counted += size
+    if experts.num_experts:
+        idle = 1 - experts.num_per_token / experts.num_experts
+        counted -= round(counted * experts.share * idle)
+    return counted
+
+
+def _by_geometry(facts: ModelFacts) -> int:
+    sizes = facts.geometry
+    heads = 2 * (sizes.num_attention_heads + sizes.num_key_value_heads)
+    layer = sizes.hidden_size * (heads * sizes.head_dim + 3 * sizes.intermediate_size)
+    return sizes.num_layers * layer + sizes.hidden_size * sizes.vocab_size
+
+
+def fits(served: Served) -> bool:
+    """
+    Whether a model fits for certain, at its bounds.
+
+    A runtime that sizing does not know fits where vLLM would; of a Neuron core a share
+    is left for graphs.
+    """
+    place = place_of(
+        served.instance,
+        runtime_of(served.runtime),
+        tp=served.tensor_parallel_size,
+    )
+    if place.capacity is not None and served.instance.accelerator == "neuron":
+        low = int(place.capacity.low * _NEURON_SHARE)
+        place = replace(place, capacity=replace(place.capacity, low=low))
+    return fit(served.subject, served.bounds, place).verdict == FITS
+
+
+def subjects_of(
+    facts: ModelFacts,
+    spec: QuantSpec,
+    others: tuple[tuple[str, QuantSpec], ...],
+    quantizer: Callable[[str], Quantizer],
+) -> dict[str, Subject]:
+    """
+    A model as its recipe makes it, and in other number formats.
+
+    Args:
+        facts: The model.
+        spec: What the recipe does to it; its name is empty.
+        others: Other methods by name; those that do not divide it are left out.
+        quantizer: Finds a quantizer by name.
+    """
+    found = {"": subject_of(facts, spec, quantizer)}
+    if "quantization_config" in facts.config:
+        return found
+    for name, other in others:
+        if other.method == spec.method:
+            continue
+        subject = subject_of(facts, other, quantizer)
+        groups = other.group_size
+        linears = [item for item in subject.table.classes if item.quantizable]
+        if other.method == "none" or (
+            linears
+            and all(groups < 1 or item.shape[1] % groups == 0 for item in linears)
+        ):
+            found[name] = subject
+    return found
