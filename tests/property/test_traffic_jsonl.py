@@ -9,8 +9,10 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from lmi_build.traffic.csv_log import CsvLines, read_rows
 from lmi_build.traffic.faults import KINDS, Faults
-from lmi_build.traffic.jsonl import JsonlCounter
+from lmi_build.traffic.jsonl import JsonLines
+from lmi_build.traffic.lines import LineCounter
 from lmi_build.traffic.shapes import shape_of
 from lmi_build.traffic.stream import unpacked, whole_lines
 from lmi_build.traffic.tally import Columns, Tally
@@ -104,8 +106,8 @@ LOG = st.lists(
 
 def counted(log: bytes, columns: Columns, *, fast: bool, cut: int) -> Tally:
     """A log counted in blocks of some size."""
-    tally = Tally()
-    counter = JsonlCounter(columns, tally, fast=fast)
+    tally = Tally(timed=columns.arrival is not None)
+    counter = LineCounter(JsonLines(columns), tally, fast=fast)
     pieces = (log[i : i + cut] for i in range(0, len(log), cut))
     for block in whole_lines(unpacked(pieces, "log"), "log"):
         counter.feed(block)
@@ -159,3 +161,36 @@ def test_every_line_is_counted_once(log: list[bytes]) -> None:
 
     assert tally.rows == sum(bool(line.strip(b" \t\r")) for line in log)
     assert set(tally.faults.counts) <= set(KINDS)
+
+
+FIELDS = (
+    st.integers(-2, 10**8).map(str)
+    | st.sampled_from(["", "7.0", " 8", "x", "NaN", "2024-05-01 10:00:00.5", "\xe9"])
+    | st.text("ab, 1;\r", max_size=4)
+)
+HEADER = ["id", "in", "t", "out"]
+
+
+@given(
+    st.lists(st.lists(FIELDS, min_size=3, max_size=5), max_size=12),
+    st.integers(0, 99),
+    st.sampled_from(["in", "t", None]),
+)
+def test_csv_rows_are_read_alike_fast_and_slow(
+    rows: list[list[str]], length: int, arrival: str | None
+) -> None:
+    """Rows without quotes, by their shape and by the CSV reader of the library."""
+    columns = Columns(input="in", output="out", arrival=arrival)
+    rows += [["a", str(length), "1714557600", "5"]] * 3
+    log = "".join(",".join(row) + "\n" for row in rows).encode()
+    fast, slow = (Tally(timed=arrival is not None) for _ in range(2))
+    reader = CsvLines(HEADER, ",", columns)
+    read_rows(iter([log]), reader, fast, line=1)
+    counter = LineCounter(reader, slow, fast=False, line=1)
+    counter.feed(log)
+    counter.finish()
+
+    assert fast.joint == slow.joint
+    assert fast.arrivals == slow.arrivals
+    assert told(fast.faults) == told(slow.faults)
+    assert fast.rows == sum(bool(row.strip("\r")) for row in log.decode().split("\n"))

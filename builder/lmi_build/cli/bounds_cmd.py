@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -13,7 +16,10 @@ from lmi_build.errors import UsageInvalid
 
 if TYPE_CHECKING:
     from lmi_build.traffic.propose import Proposal
+    from lmi_build.traffic.read import ReadOptions
     from lmi_build.traffic.tally import Tally
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _LogFirst(click.Group):
@@ -30,11 +36,16 @@ class _LogFirst(click.Group):
         return super().parse_args(ctx, args)
 
 
-_COLUMNS = (
+_READING = (
     click.option(
         "--input-column", metavar="NAME", help="Prompt lengths; a dot goes deeper."
     ),
     click.option("--output-column", metavar="NAME", help="Answer lengths."),
+    click.option(
+        "--tokenizer",
+        type=click.Path(path_type=Path),
+        help="The columns hold texts: count their tokens with this `tokenizer.json`.",
+    ),
     click.option(
         "--max-bad-share",
         default="0.01",
@@ -43,6 +54,13 @@ _COLUMNS = (
         help="Rows without usable lengths that are left out.",
     ),
 )
+
+
+def _with_reading(function: F) -> F:
+    """Let a command take the options of reading a log."""
+    for option in reversed(_READING):
+        function = option(function)
+    return function
 
 
 @click.group(cls=_LogFirst)
@@ -65,8 +83,6 @@ def bounds() -> None:
     metavar="SHARE",
     help="Requests that may be too long.",
 )
-@_COLUMNS[0]
-@_COLUMNS[1]
 @click.option("--arrival-column", metavar="NAME", help="Times of arrival.")
 @click.option(
     "--concurrency",
@@ -85,7 +101,7 @@ def bounds() -> None:
     metavar="SHARE",
     help="Capacity that two engines must save to be named.",
 )
-@_COLUMNS[2]
+@_with_reading
 @with_common_options
 @click.pass_obj
 def choose(
@@ -97,28 +113,23 @@ def choose(
     split_saves: str,
     concurrency: int | None,
     request_seconds: int | None,
-    **how: str | None,
+    arrival_column: str | None,
+    **reading: Any,
 ) -> None:
     """
     Choose bounds that reject at most a share of LOG, and reserve the least.
 
-    LOG is JSONL, plain or gzip; `-` is standard input; `s3://` is read as it comes.
-    Only counts of lengths are kept, no text.
+    LOG is JSONL or CSV, plain or gzip, or Parquet; `-` is standard input; `s3://` is
+    read as it comes. Only counts of lengths are kept, no text.
     """
     from lmi_build.traffic.propose import proposal_document, propose
-    from lmi_build.traffic.read import ReadOptions
 
-    timed = request_seconds is not None or how["arrival_column"] is not None
+    timed = request_seconds is not None or arrival_column is not None
+    options = replace(_options(**reading), arrival_column=arrival_column, timed=timed)
     proposal = propose(
         log,
         settings=state.settings(),
-        options=ReadOptions(
-            input_column=how["input_column"],
-            output_column=how["output_column"],
-            arrival_column=how["arrival_column"],
-            timed=timed,
-            max_bad_share=_share(str(how["max_bad_share"]), "--max-bad-share"),
-        ),
+        options=options,
         reject=_share(reject, "--reject"),
         concurrency=concurrency,
         request_seconds=request_seconds,
@@ -129,6 +140,23 @@ def choose(
         click.echo(_text(proposal))
     else:
         data(proposal_document(proposal))
+
+
+def _options(
+    *,
+    input_column: str | None,
+    output_column: str | None,
+    tokenizer: Path | None,
+    max_bad_share: str,
+) -> ReadOptions:
+    from lmi_build.traffic.read import ReadOptions
+
+    return ReadOptions(
+        input_column=input_column,
+        output_column=output_column,
+        tokenizer=tokenizer,
+        max_bad_share=_share(max_bad_share, "--max-bad-share"),
+    )
 
 
 def _tell_faults(state: State, tally: Tally) -> None:

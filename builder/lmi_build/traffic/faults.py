@@ -17,6 +17,7 @@ KINDS = {
     "negative": "a length is negative",
     "absurd": f"a length is above {LARGEST_LEN:,} tokens",
     "not-a-number": "a length is no whole number",
+    "not-a-text": "what should be counted in tokens is neither text nor messages",
 }
 
 

@@ -6,23 +6,30 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lmi_build.catalog.log_columns import find_column, folded
 from lmi_build.errors import SourceInvalid
 from lmi_build.text import did_you_mean, join_words
-from lmi_build.traffic.jsonl import JsonlCounter, paths_in
+from lmi_build.traffic.csv_log import CsvLines, read_rows, split_header
+from lmi_build.traffic.faults import length_or_fault
+from lmi_build.traffic.jsonl import JsonLines, paths_in
+from lmi_build.traffic.lines import LineCounter
+from lmi_build.traffic.parquet_log import MAGIC, read_parquet
 from lmi_build.traffic.stream import open_log, whole_lines
 from lmi_build.traffic.tally import Columns, Tally
+from lmi_build.traffic.tokens import token_counter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from lmi_build.values.settings import Settings
 
 # Lines in which names of columns are looked for.
 _LOOK_AT = 1000
 _NAMES_TOLD = 12
+_BLANK_LINES = re.compile(rb"(?:[ \t\r]*\n)+")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\- ]{0,63}")
 
 
@@ -38,6 +45,8 @@ class ReadOptions:
         timed: Whether times are wanted where a usual name has them.
         max_bad_share: Share of rows without usable lengths above which the log is
             refused.
+        tokenizer: Counts the tokens of the columns' texts; None where they hold
+            lengths.
     """
 
     input_column: str | None = None
@@ -45,6 +54,7 @@ class ReadOptions:
     arrival_column: str | None = None
     timed: bool = False
     max_bad_share: Fraction = Fraction(1, 100)
+    tokenizer: Path | None = None
 
 
 def read_log(source: str, options: ReadOptions, settings: Settings) -> Tally:
@@ -61,23 +71,66 @@ def read_log(source: str, options: ReadOptions, settings: Settings) -> Tally:
             `traffic.too-many-bad` and others of this room.
         RemoteFailed: S3 refused or vanished.
     """
-    with open_log(source, settings) as blocks:
-        tally = _read_jsonl(whole_lines(blocks, source), source, options)
+    tally = Tally()
+    length: Callable[[Any], int | str] = length_or_fault
+    if options.tokenizer is not None:
+        length = token_counter(options.tokenizer)
+    with open_log(source, settings) as log:
+        if log.head.startswith(MAGIC):
+            with log.seekable() as file:
+                read_parquet(
+                    file,
+                    source,
+                    tally,
+                    choose=lambda present: choose_columns(present, source, options),
+                    length=length,
+                )
+        else:
+            lines = whole_lines(log.blocks(), source)
+            _read_lines(lines, source, options, tally, length)
     _judge(tally, source, options)
     return tally
 
 
-def _read_jsonl(blocks: Iterator[bytes], source: str, options: ReadOptions) -> Tally:
-    head = next(blocks, b"")
-    present = list(paths_in(islice(_lines(head), _LOOK_AT)))
-    tally = Tally()
-    if not head.strip():
-        return tally
-    counter = JsonlCounter(choose_columns(present, source, options), tally)
-    for block in chain((head,), blocks):
-        counter.feed(block)
-    counter.finish()
-    return tally
+def _read_lines(
+    blocks: Iterator[bytes],
+    source: str,
+    options: ReadOptions,
+    tally: Tally,
+    length: Callable[[Any], int | str],
+) -> None:
+    """Count JSONL or CSV, whichever the first row is."""
+    line, head = 0, b""
+    for block in blocks:
+        blank = _BLANK_LINES.match(block)
+        line += block[: blank.end()].count(b"\n") if blank else 0
+        head = block[blank.end() :] if blank else block
+        if head:
+            break
+    if not head:
+        return
+    if head.lstrip()[:1] == b"[":
+        raise SourceInvalid(
+            f"`{source}` begins like one JSON array",
+            code="traffic.not-a-log",
+            hints=("write one object in each line: `jq -c '.[]' LOG`",),
+        )
+    if head.lstrip()[:1] == b"{":
+        present = list(paths_in(islice(_lines(head), _LOOK_AT)))
+        columns = choose_columns(present, source, options)
+        tally.timed = columns.arrival is not None
+        reader = JsonLines(columns, length=length)
+        counter = LineCounter(reader, tally, line=line)
+        for block in chain((head,), blocks):
+            counter.feed(block)
+        counter.finish()
+        return
+    first, _, rest = head.partition(b"\n")
+    header, delimiter = split_header(first.rstrip(b"\r"))
+    columns = choose_columns(header, source, options)
+    tally.timed = columns.arrival is not None
+    rows = CsvLines(header, delimiter, columns, length=length)
+    read_rows(chain((rest,), blocks), rows, tally, line=line + 1)
 
 
 def _lines(block: bytes) -> Iterator[bytes]:
@@ -126,7 +179,7 @@ def _column(
     if found is not None:
         return found
     # A key can be somebody's text: only what looks like a name is printed.
-    names = [name for name in present if _NAME.fullmatch(name)]
+    names = [name for name in present if _NAME.fullmatch(name) and len(present) > 1]
     near = did_you_mean(asked, names) if asked else None
     told = join_words(sorted(names)[:_NAMES_TOLD], last="and")
     more = f" and {len(present) - _NAMES_TOLD} more" * (len(present) > _NAMES_TOLD)

@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from lmi_build.traffic.tally import Columns
 
 # Seven digits at most: `LARGEST_LEN`.
-_LENGTH = rb"(?:0|[1-9][0-9]{0,6})"
+LENGTH = rb"(?:0|[1-9][0-9]{0,6})"
 _PLAIN = rb"[ !#-\[\]-~]*"
 _ESCAPE = rb'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})'
 _STRING = rb'"' + _PLAIN + rb"(?:" + _ESCAPE + _PLAIN + rb')*"'
 _NUMBER = rb"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,30})?(?:[eE][+-]?[0-9]{1,2})?"
 _WORD = rb"(?:true|false|null)"
 # To the second; what follows cannot change it.
-_ISO_SECOND = rb'"([0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-9]{2})'
-_ISO_REST = rb'(?:\.[0-9]{1,9})?(?:Z|\+00:00)?"'
+ISO_SECOND = rb'"([0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-9]{2})'
+ISO_REST = rb'(?:\.[0-9]{1,9})?(?:Z|\+00:00)?"'
 # Seconds since 1970; with 3, 6 or 9 further digits it is milliseconds and so on.
-_EPOCHS = (
+EPOCHS = (
     rb"(0|[1-9][0-9]{0,9})(?:\.[0-9]{1,30})?",
     rb"([1-9][0-9]{9})[0-9]{3}",
     rb"([1-9][0-9]{9})[0-9]{6}",
@@ -110,7 +110,7 @@ def shape_of(line: bytes, columns: Columns) -> Shape | None:
     ):
         return None
     if not all(
-        re.fullmatch(_LENGTH, pieces[at[name]][1]) for name in ("input", "output")
+        re.fullmatch(LENGTH, pieces[at[name]][1]) for name in ("input", "output")
     ):
         return None
     return _compile(pieces, at)
@@ -126,9 +126,9 @@ def _compile(pieces: list[tuple[str, bytes]], at: dict[str, int]) -> Shape | Non
             if part is None:
                 return None
         elif index == first:
-            part = b"(" + _LENGTH + (b"" if fixed else b")")
+            part = b"(" + LENGTH + (b"" if fixed else b")")
         elif index == second:
-            part = (b"" if fixed else b"(") + _LENGTH + b")"
+            part = (b"" if fixed else b"(") + LENGTH + b")"
         else:
             part = _VALUES.get(kind) or re.escape(text)
         parts.append(part)
@@ -147,7 +147,7 @@ _VALUES = {"string": _STRING, "number": _NUMBER, "word": _WORD}
 
 
 def _time_part(kind: str, text: bytes) -> bytes | None:
-    forms = {"string": (_ISO_SECOND + _ISO_REST,), "number": _EPOCHS}
+    forms = {"string": (ISO_SECOND + ISO_REST,), "number": EPOCHS}
     for form in forms.get(kind, ()):
         if re.fullmatch(form, text):
             return form.replace(b"(", b"(?P<time>", 1)

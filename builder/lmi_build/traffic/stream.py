@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import zlib
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from lmi_build.errors import RemoteFailed, SourceInvalid
+from lmi_build.errors import SourceInvalid
+from lmi_build.traffic.s3_log import S3Log
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from lmi_build.values.settings import Settings
 
@@ -20,13 +23,58 @@ BLOCK_BYTES = 1 << 20
 _MOST_LINE_BYTES = 64 << 20
 _GZIP = b"\x1f\x8b"
 _GZIP_WINDOW = 31  # zlib's number for a gzip header
+# Enough to tell the forms apart.
+_HEAD_BYTES = 4
 _BOM = b"\xef\xbb\xbf"
 
 
-@contextmanager
-def open_log(source: str, settings: Settings) -> Iterator[Iterator[bytes]]:
+class Log:
     """
-    The bytes of a log, unpacked, in blocks of no particular size.
+    An open log.
+
+    Args:
+        name: What messages call it.
+        blocks: Its bytes as they lie there.
+        whole: Opens it once more for reading at any place; None for a pipe.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        blocks: Iterable[bytes],
+        whole: Callable[[], Any] | None = None,
+    ) -> None:
+        self._name = name
+        self._blocks = iter(blocks)
+        self._whole = whole
+        self.head = b""
+        while len(self.head) < _HEAD_BYTES and (block := next(self._blocks, b"")):
+            self.head += block
+
+    def blocks(self) -> Iterator[bytes]:
+        """Its bytes, unpacked, in blocks of no particular size."""
+        return unpacked(chain((self.head,), self._blocks), self._name)
+
+    def seekable(self) -> Any:
+        """
+        It as a file that can be read at any place.
+
+        Raises:
+            SourceInvalid: `traffic.not-seekable`: it comes through a pipe.
+        """
+        if self._whole is None:
+            raise SourceInvalid(
+                f"{self._name} is Parquet, which cannot be read through a pipe",
+                code="traffic.not-seekable",
+                hints=("name the file instead of `-`",),
+            )
+        return self._whole()
+
+
+@contextmanager
+def open_log(source: str, settings: Settings) -> Iterator[Log]:
+    """
+    A log that can be read once.
 
     Args:
         source: A path, `-` for standard input, or `s3://bucket/key`.
@@ -37,12 +85,13 @@ def open_log(source: str, settings: Settings) -> Iterator[Iterator[bytes]]:
         RemoteFailed: S3 refused or vanished.
     """
     if source.startswith("s3://"):
-        yield unpacked(_s3_blocks(source, settings), source)
+        bucket = S3Log(source, settings)
+        yield Log(source, bucket.blocks(), lambda: io.BufferedReader(bucket))
     elif source == "-":
-        yield unpacked(_blocks(sys.stdin.buffer), "standard input")
+        yield Log("standard input", _blocks(sys.stdin.buffer))
     else:
         with _opened(Path(source)) as file:
-            yield unpacked(_blocks(file), source)
+            yield Log(source, _blocks(file), lambda: Path(source).open("rb"))  # noqa: SIM115 - pyarrow closes it
 
 
 @contextmanager
@@ -71,54 +120,6 @@ def _blocks(file: BinaryIO) -> Iterator[bytes]:
         yield block
 
 
-def _s3_blocks(source: str, settings: Settings) -> Iterator[bytes]:
-    from lmi_build.sources.download import Dropped
-    from lmi_build.sources.s3 import split_url
-    from lmi_build.sources.s3_client import S3Client
-
-    if settings.offline:
-        raise RemoteFailed(
-            f"`{source}` needs the network",
-            code="traffic.offline",
-            hints=("leave out `--offline`, or copy the log here",),
-        )
-    bucket, key = split_url(source)
-    client = S3Client(bucket, settings=settings)
-    at = 0
-    try:
-        size, etag, _ = client.head(key)
-    except Dropped as error:
-        raise _dropped(source, at, error) from error
-    # A dropped connection goes on where it stopped, on the same version.
-    stuck = 0
-    while at < size:
-        before = at
-        try:
-            start, chunks = client.open(key, offset=at, count=None, etag=etag)
-            for chunk in chunks:
-                fresh = chunk[max(0, at - start) :]
-                start += len(chunk)
-                at += len(fresh)
-                if fresh:
-                    yield fresh
-        except Dropped as error:
-            stuck = stuck + 1 if at == before else 0
-            if stuck == _MOST_STUCK:
-                raise _dropped(source, at, error) from error
-
-
-_MOST_STUCK = 3
-
-
-def _dropped(source: str, at: int, error: Exception) -> RemoteFailed:
-    return RemoteFailed(
-        f"the connection for `{source}` dropped {_MOST_STUCK} times at byte {at:,}:"
-        f" {error}",
-        code="traffic.dropped",
-        hints=("try again; or copy the log here with `aws s3 cp`",),
-    )
-
-
 def unpacked(blocks: Iterable[bytes], name: str) -> Iterator[bytes]:
     """
     The blocks, of gzip unpacked, without a byte order mark.
@@ -128,26 +129,20 @@ def unpacked(blocks: Iterable[bytes], name: str) -> Iterator[bytes]:
     """
     blocks = iter(blocks)
     head = b""
-    for block in blocks:
+    while len(head) < len(_BOM) and (block := next(blocks, b"")):
         head += block
-        if len(head) >= len(_BOM):
-            break
-    plain = _chain(head, blocks)
+    plain: Iterable[bytes] = chain((head,), blocks)
     if head.startswith(_GZIP):
         plain = _gunzip(plain, name)
-    first = True
-    for block in plain:
-        yield block.removeprefix(_BOM) if first else block
-        first = False
+    plain = iter(plain)
+    head = b""
+    while len(head) < len(_BOM) and (block := next(plain, b"")):
+        head += block
+    yield head.removeprefix(_BOM)
+    yield from plain
 
 
-def _chain(head: bytes, blocks: Iterator[bytes]) -> Iterator[bytes]:
-    if head:
-        yield head
-    yield from blocks
-
-
-def _gunzip(blocks: Iterator[bytes], name: str) -> Iterator[bytes]:
+def _gunzip(blocks: Iterable[bytes], name: str) -> Iterator[bytes]:
     """Unpack one or more members; at most a block at a time is held."""
     unpacker = zlib.decompressobj(_GZIP_WINDOW)
     packed = out = 0

@@ -41,6 +41,7 @@ class Tally:
         arrivals: Second since 1970 to requests; rows without a time are not in it.
         untimed: Good rows whose time is missing or none.
         unit: What places count: `line` or `row`.
+        timed: Whether times of arrival are read.
     """
 
     joint: JointLengths = field(default_factory=JointLengths)
@@ -48,11 +49,35 @@ class Tally:
     arrivals: dict[int, int] = field(default_factory=dict)
     untimed: int = 0
     unit: str = "line"
+    timed: bool = False
 
     @property
     def rows(self) -> int:
         """Rows seen, good or not."""
         return self.joint.total + self.faults.total
+
+    def count(
+        self, input_len: int | str, output_len: int | str, second: int | None
+    ) -> str:
+        """
+        Count one row.
+
+        Args:
+            input_len: Tokens of the prompt, or the kind of a fault.
+            output_len: Tokens of the answer, or the kind of a fault.
+            second: When it arrived, if that is known.
+
+        Returns:
+            The kind of its fault, which is not counted here; empty for a good row.
+        """
+        if isinstance(input_len, str):
+            return input_len
+        if isinstance(output_len, str):
+            return output_len
+        self.joint.add(input_len, output_len)
+        if self.timed:
+            self.arrive(second)
+        return ""
 
     def arrive(self, second: int | None, count: int = 1) -> None:
         """Count arrivals in one second; None where the time is unknown."""
