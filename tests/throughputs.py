@@ -31,18 +31,21 @@ class Measured:
     num_ranks: int
     input_len: int
     output_len: int
+    cores: int
     kind: str
     number: float
 
     def predicted(self) -> Range:
         """Output tokens a second of all ranks, or milliseconds to the first token."""
-        decoder = decoder_of(self.model, self.bits, self.product)
+        decoder = decoder_of(
+            self.model, self.bits, self.product, num_ranks=self.num_ranks
+        )
         device = devices()[self.device]
         machine = Machine(
             num_ranks=self.num_ranks,
-            flops_per_second=device.flops_per_second(self.product),
-            memory_bytes_per_second=device.memory_bytes_per_second,
-            link_bytes_per_second=device.link_bytes_per_second,
+            flops_per_second=device.flops_per_second(self.product) / self.cores,
+            memory_bytes_per_second=device.memory_bytes_per_second / self.cores,
+            link_bytes_per_second=(device.link_bytes_per_second or 0) / self.cores,
         )
         if self.kind == "first_token_ms":
             found = prefill_seconds(decoder, machine, num_tokens=self.input_len)
@@ -71,8 +74,8 @@ def tables() -> dict[str, Any]:
     return tomllib.loads(FILE.read_text("utf-8"))
 
 
-def decoder_of(model: str, bits: int, product: str) -> Decoder:
-    """A model of the file; an 8-bit cache goes with FP8."""
+def decoder_of(model: str, bits: int, product: str, *, num_ranks: int) -> Decoder:
+    """A model of the file; an 8-bit cache goes with FP8, and a rank has whole heads."""
     sizes = tables()["models"][model]
     width = sizes["num_heads"] * sizes["head_dim"]
     kv_width = sizes["num_kv_heads"] * sizes["head_dim"]
@@ -86,13 +89,14 @@ def decoder_of(model: str, bits: int, product: str) -> Decoder:
     if bits == 4:
         read = layers * layer * 4.125 / 8 + head * 2
     cache_bytes = 1 if product == "fp8" else 2
+    held = num_ranks * -(-sizes["num_kv_heads"] // num_ranks) * sizes["head_dim"]
     return Decoder(
         num_layers=layers,
         hidden_size=hidden,
         attention_width=width,
         num_active_params=params,
         weight_bytes=int(read),
-        kv_bytes_per_token=2 * layers * kv_width * cache_bytes,
+        kv_bytes_per_token=2 * layers * held * cache_bytes,
     )
 
 
@@ -113,6 +117,7 @@ def measured() -> list[Measured]:
                     num_ranks=ranks,
                     input_len=input_len,
                     output_len=output_len,
+                    cores=table.get("cores", 1),
                     kind=table["kind"],
                     number=number * per,
                 )

@@ -168,25 +168,35 @@ def _cost(price: float = 1, utilisation: float | None = None) -> Any:
     return cost(engine, traffic, price, utilisation=utilisation)
 
 
+# Slower than predicted: early kernels of vLLM for 4 bits and for eight GPUs without
+# NVLink, and first tokens of small models on 24 cores, where a pass costs more.
 MISSES = {
-    ("vllm-a10g-fp16", "codellama-34b", 8),
-    ("vllm-a10g-4bit", "llama-2-70b", 4),
-    ("vllm-a10g-4bit", "llama-2-70b", 8),
-    ("vllm-a10g-4bit", "codellama-34b", 4),
+    ("vllm-a10g-fp16", "codellama-34b", 8, 8),
+    ("vllm-a10g-4bit", "llama-2-70b", 4, 8),
+    ("vllm-a10g-4bit", "llama-2-70b", 8, 8),
+    ("vllm-a10g-4bit", "codellama-34b", 4, 8),
+    ("neuronx-inf2", "mistral-7b", 24, 4096),
+    ("neuronx-inf2-first-token", "llama-7b", 24, 128),
+    ("neuronx-inf2-first-token", "mistral-7b", 24, 128),
+    ("neuronx-inf2-first-token", "mistral-7b", 24, 4096),
 }
 
 
 def test_published_speeds_lie_in_their_ranges() -> None:
-    """All but four; those are slower than predicted, and stand in the docs."""
+    """All but eight; those are slower than predicted, and stand in the docs."""
     rows = measured()
-    missed = {(row.source, row.model, row.num_ranks) for row in rows if not row.is_met}
+    missed = [row for row in rows if not row.is_met]
 
-    assert len(rows) == 92
-    assert missed == MISSES
+    assert len(rows) == 122
+    assert len(missed) == len(MISSES)
+    assert {
+        (row.source, row.model, row.num_ranks, row.input_len) for row in missed
+    } == MISSES
     for row in rows:
         found = row.predicted()
         if not row.is_met:
-            assert row.number < found.low
+            slower = row.number > found.high
+            assert slower if row.kind == "first_token_ms" else row.number < found.low
         # A range that is too wide would say nothing.
         assert found.high / found.low < 8
 

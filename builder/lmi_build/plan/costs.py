@@ -121,13 +121,18 @@ def decoder_of(served: Served) -> Decoder:
         attention_width=geometry.num_attention_heads * geometry.head_dim,
         num_active_params=_active_params(served, experts),
         weight_bytes=round(read * (1 - experts.share)),
-        kv_bytes_per_token=layers * values * subject.cache_bits / _BYTE_BITS,
+        kv_bytes_per_token=layers * values * _cache_bytes(subject),
         expert_bytes=round(read * experts.share),
         num_experts=experts.num_experts,
         num_experts_per_token=experts.num_per_token,
         window=cache.window,
         sliding_share=cache.num_sliding / layers if layers else 0.0,
     )
+
+
+def _cache_bytes(subject: Subject) -> int:
+    """Bytes of one number of the cache."""
+    return 2 if subject.scheme.kv_cache_dtype == "auto" else 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

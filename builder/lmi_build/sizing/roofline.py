@@ -50,8 +50,8 @@ class Range:
 
 
 # Shares of peak rates that runtimes reach, and what a pass costs beside them: rules of
-# thumb, wide enough for 88 of the 92 published measurements of docs/concepts/cost.md;
-# the four others are of kernels that were slower.
+# thumb, wide enough for 114 of the 122 published measurements of docs/concepts/cost.md;
+# the eight others were slower.
 COMPUTE_SHARE = Range(low=0.35, high=0.85)
 MEMORY_SHARE = Range(low=0.45, high=0.95)
 LINK_SHARE = Range(low=0.25, high=0.9)
