@@ -160,7 +160,7 @@ def _compare(run: dict[str, Any]) -> list[Comparison]:
     if "cache_gib" in run:
         bounds = Bounds(max_input_len=run["cache_tokens"], max_output_len=0)
         rows["cache"] = cache_bytes(
-            found.cache, bounds, runtime, dtype_bits=found.cache_bits, tp=tp
+            found.cache, bounds, runtime, dtype_bits=found.cache_bits_in(runtime), tp=tp
         )
     if "work_gib" in run:
         bounds = Bounds(

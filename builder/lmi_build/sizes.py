@@ -16,10 +16,19 @@ from typing import TYPE_CHECKING
 
 from lmi_build import registry
 from lmi_build.errors import DoesNotFit, Problem, RecipeInvalid, UsageInvalid
-from lmi_build.plan.sizes import advise, answer, place_of, size_of, subject_of
+from lmi_build.plan.neuron_sizes import loader_of, neuron_fit, neuron_largest
+from lmi_build.plan.sizes import (
+    advise,
+    answer,
+    build_need,
+    place_of,
+    size_of,
+    subject_of,
+)
 from lmi_build.sizing.fit import CANNOT
 from lmi_build.sizing.runtimes import RUNTIMES
 from lmi_build.units import format_bytes
+from lmi_build.values.recipe import COMPILER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +37,7 @@ if TYPE_CHECKING:
     from lmi_build.plan.sizes import SizeReport
     from lmi_build.sizing.fit import FitReport
     from lmi_build.sizing.memory import Subject
+    from lmi_build.spi import Host
     from lmi_build.values.bounds import Bounds
     from lmi_build.values.model import ModelFacts
     from lmi_build.values.recipe import ModelSpec, QuantSpec, Recipe
@@ -46,7 +56,11 @@ _PLACES = {
 
 
 def size_recipe(
-    recipe: Recipe, facts: ModelFacts, *, memory_bytes: int = 0
+    recipe: Recipe,
+    facts: ModelFacts,
+    *,
+    memory_bytes: int = 0,
+    host: Host | None = None,
 ) -> SizeReport:
     """
     Size a recipe's model on its target.
@@ -55,15 +69,17 @@ def size_recipe(
         recipe: A checked recipe.
         facts: Its model, as `api.resolve` finds it.
         memory_bytes: What a device has, instead of what the target says.
+        host: This machine, as `api.host` tells it; None leaves out what building takes.
 
     Raises:
-        Unsupported: The recipe's quantizer is not installed.
+        Unsupported: A provider of the recipe is not installed.
+        UsageInvalid: The target is not known, or has too few devices.
     """
     backend = registry.backend(recipe.compile.backend)
-    spec = backend.quantization(recipe, facts)
-    return size_model(
+    recipe = replace(recipe, quantize=backend.quantization(recipe, facts))
+    report = size_model(
         facts,
-        spec,
+        recipe.quantize,
         recipe.bounds,
         name=recipe.name,
         target=recipe.compile.target,
@@ -71,6 +87,19 @@ def size_recipe(
         tp=recipe.compile.tensor_parallel_size,
         memory_bytes=memory_bytes,
     )
+    if _counts_cores(recipe, facts):
+        report = replace(
+            report, fit=neuron_fit(recipe, facts, report.place), changes=()
+        )
+    if recipe.compile.pipeline_parallel_size > 1:
+        why = "pipeline stages are not counted: each device holds less than this"
+        report = replace(report, fit=replace(report.fit, unknown=(why,)))
+    if host is None:
+        return report
+    name = recipe.quantize.provider
+    quantizer = registry.quantizer("builtin" if name == COMPILER else name)
+    need = build_need(recipe, facts, quantizer, backend, host)
+    return replace(report, build=need)
 
 
 def resolve_facts(spec: ModelSpec, settings: Settings) -> ModelFacts:
@@ -146,13 +175,20 @@ def _other_forms(facts: ModelFacts, spec: QuantSpec) -> Iterator[tuple[str, Subj
         yield words, subject_of(facts, other, registry.quantizer)
 
 
-def largest(report: SizeReport, question: str) -> SizeReport:
+def largest(
+    report: SizeReport,
+    question: str,
+    recipe: Recipe | None = None,
+    facts: ModelFacts | None = None,
+) -> SizeReport:
     """
     A report with the largest value of one bound that fits.
 
     Args:
         report: From `size_recipe` or `size_model`.
         question: `batch`, `input` or `output`.
+        recipe: What `size_recipe` was given.
+        facts: Its model.
 
     Raises:
         UsageInvalid: Nobody said how much memory there is.
@@ -163,7 +199,16 @@ def largest(report: SizeReport, question: str) -> SizeReport:
             code="size.no-capacity",
             hints=("say it: `--memory 24GiB`",),
         )
+    if recipe is not None and facts is not None and _counts_cores(recipe, facts):
+        found = neuron_largest(question, recipe, facts, report.place)
+        return replace(report, largest=found)
     return answer(report, question)
+
+
+def _counts_cores(recipe: Recipe, facts: ModelFacts) -> bool:
+    """Whether the backend counts the memory of a core to the byte."""
+    is_neuron = recipe.compile.backend == "neuronx"
+    return is_neuron and loader_of(recipe, facts) == "tnx"
 
 
 def find_instance(target: str, tp: int) -> Instance:

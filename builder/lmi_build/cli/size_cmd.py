@@ -13,8 +13,9 @@ from lmi_build.cli.render import data, style, table
 from lmi_build.units import format_bytes
 
 if TYPE_CHECKING:
-    from lmi_build.plan.sizes import SizeReport
+    from lmi_build.plan.sizes import BuildNeed, SizeReport
     from lmi_build.sizing.fit import Largest
+    from lmi_build.values.model import ModelFacts
     from lmi_build.values.recipe import Recipe
 
 _COLORS = {"fits": "green", "cannot fit": "red", "unproven": "yellow"}
@@ -80,6 +81,7 @@ def size(
     state.memory = memory
     settings = state.settings()
     told["memory_bytes"] = settings.memory_bytes if memory else 0
+    facts: dict[str, ModelFacts] = {}
     if recipe is None:
         reports: list[tuple[Recipe | None, SizeReport]] = [
             (None, _size_model(str(model), told, settings))
@@ -91,13 +93,24 @@ def size(
             (
                 each,
                 sizes.size_recipe(
-                    each, facts[each.name], memory_bytes=told["memory_bytes"]
+                    each,
+                    facts[each.name],
+                    memory_bytes=told["memory_bytes"],
+                    host=api.host(settings),
                 ),
             )
             for each in recipes
         ]
     if largest is not None:
-        reports = [(r, sizes.largest(found, largest)) for r, found in reports]
+        reports = [
+            (
+                owner,
+                sizes.largest(
+                    report, largest, owner, facts.get(owner.name) if owner else None
+                ),
+            )
+            for owner, report in reports
+        ]
     if state.output == "text":
         click.echo("\n\n".join(_text(state, report) for _, report in reports))
     else:
@@ -181,10 +194,21 @@ def _text(state: State, report: SizeReport) -> str:
         *(f"not certain: {why}" for why in found.unknown),
         *(f"to fit: {change.text}" for change in report.changes),
     ]
+    if report.build is not None:
+        tail.insert(0, _build_line(report.build))
     if report.largest is not None:
         tail.append(_largest_line(report.largest))
     head_row = ["line", "from", "to", "formula", "source"]
     return "\n".join([head, table(head_row, rows), *tail])
+
+
+def _build_line(need: BuildNeed) -> str:
+    """What the machine that builds must have."""
+    return (
+        f"to build: {format_bytes(need.ram_bytes)} of memory ({need.ram_stage}),"
+        f" {format_bytes(need.disk_bytes)} of disk,"
+        f" {format_bytes(need.download_bytes)} to download"
+    )
 
 
 def _largest_line(found: Largest) -> str:
@@ -208,6 +232,7 @@ def document(report: SizeReport) -> dict[str, Any]:
         "tensor_parallel_size": report.place.tp,
         "checkpoint_bytes": report.checkpoint_bytes,
         **report.fit.to_json(),
+        "build": asdict(report.build) if report.build else None,
         "changes": [asdict(change) for change in report.changes],
         "largest": asdict(report.largest) if report.largest else None,
     }

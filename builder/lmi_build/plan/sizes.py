@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from lmi_build.backends.neuronx.encoders import is_encoder
 from lmi_build.catalog.instances import instances
 from lmi_build.quantizers.builtin_checks import linears_of
 from lmi_build.quantizers.targets import find_architecture
@@ -22,16 +23,17 @@ from lmi_build.sizing.tables import weight_table
 from lmi_build.sizing.weights import checkpoint_bytes
 from lmi_build.values.quant import QuantScheme
 from lmi_build.values.recipe import COMPILER
+from lmi_build.values.stage import Estimate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from lmi_build.catalog.instances import Instance
     from lmi_build.sizing.runtimes import Runtime
-    from lmi_build.spi import Quantizer
+    from lmi_build.spi import Backend, Host, Quantizer
     from lmi_build.values.bounds import Bounds
     from lmi_build.values.model import ModelFacts
-    from lmi_build.values.recipe import QuantSpec
+    from lmi_build.values.recipe import QuantSpec, Recipe
 
 # What PyTorch says a device has, over what its maker says. Sources: the totals of
 # allocator messages in public reports: T4 14.6 of 16 GiB (error correction takes the
@@ -75,9 +77,15 @@ def subject_of(
         mapped = find_architecture(facts.config) is not None
         if scheme.kv_cache_dtype != "auto" and mapped:
             scales = 2 * facts.geometry.num_layers
+    cache = cache_shape(facts.config, facts.geometry)
+    if is_encoder(facts.config):
+        cache = replace(cache, num_full=0, num_sliding=0)
+    if facts.config.get("is_encoder_decoder"):
+        why = "keys and values that a decoder reads of its encoder are not counted"
+        cache = replace(cache, unknown=(*cache.unknown, why))
     return Subject(
         table=weight_table(facts, linears, num_extra_scales=scales),
-        cache=cache_shape(facts.config, facts.geometry),
+        cache=cache,
         geometry=facts.geometry,
         scheme=scheme,
     )
@@ -108,6 +116,24 @@ def place_of(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BuildNeed:
+    """
+    What the machine that builds must have.
+
+    Args:
+        ram_bytes: Peak memory of the stage that needs most.
+        ram_stage: That stage.
+        disk_bytes: What stays of all stages, with the most that one needs beside.
+        download_bytes: What comes over the network.
+    """
+
+    ram_bytes: int
+    ram_stage: str
+    disk_bytes: int
+    download_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SizeReport:
     """
     What a model takes.
@@ -120,6 +146,9 @@ class SizeReport:
         instance: The machine; None where only the numbers are asked for.
         fit: The verdict.
         checkpoint_bytes: Tensors of the checkpoint on disk.
+        build: What building takes; None where no stage can be named.
+        changes: What would fit, where this does not for certain.
+        largest: The answer to a question, where there was one.
     """
 
     name: str
@@ -129,6 +158,7 @@ class SizeReport:
     instance: Instance | None
     fit: FitReport
     checkpoint_bytes: int
+    build: BuildNeed | None = None
     changes: tuple[Change, ...] = ()
     largest: Largest | None = None
 
@@ -228,3 +258,46 @@ def _splits(instance: Instance, num_heads: int) -> tuple[int, ...]:
     """Ranks that an instance has devices for and heads divide over."""
     most = max(1, instance.num_cores)
     return tuple(tp for tp in (1, 2, 4, 8, 16) if tp <= most and num_heads % tp == 0)
+
+
+def build_need(
+    recipe: Recipe,
+    facts: ModelFacts,
+    quantizer: Quantizer,
+    backend: Backend,
+    host: Host,
+) -> BuildNeed | None:
+    """
+    What building takes, by each provider's own estimate.
+
+    Args:
+        recipe: Its quantization is settled.
+        facts: The model.
+        quantizer: Of the recipe.
+        backend: Of the recipe.
+        host: The machine, as far as backends may know it.
+
+    Returns:
+        None where the backend refuses the recipe: `plan` says why.
+    """
+    spec = recipe.quantize
+    scheme, stages = float_scheme(facts), {}
+    stages["fetch"] = Estimate(
+        download_bytes=0 if facts.kind in {"folder", "gguf"} else facts.fetch_bytes,
+        disk_bytes=facts.fetch_bytes,
+    )
+    if spec.method != "none" and spec.provider != COMPILER:
+        scheme = quantizer.scheme(spec, facts)
+        stages["quantize"] = quantizer.estimate(spec, facts)
+    if [*backend.check(recipe, facts, scheme)]:
+        return None
+    for stage in backend.stages(recipe, facts, scheme, host):
+        stages[stage.kind] = stage.estimate
+    most = max(stages, key=lambda kind: stages[kind].ram_bytes)
+    scratch = max(stage.scratch_bytes for stage in stages.values())
+    return BuildNeed(
+        ram_bytes=stages[most].ram_bytes,
+        ram_stage=most,
+        disk_bytes=sum(stage.disk_bytes for stage in stages.values()) + scratch,
+        download_bytes=sum(stage.download_bytes for stage in stages.values()),
+    )

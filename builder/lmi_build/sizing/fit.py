@@ -165,26 +165,53 @@ def largest(question: str, subject: Subject, bounds: Bounds, place: Place) -> La
     Raises:
         ValueError: There is no such question, or nothing that it could fit.
     """
+
+    def need(changed: Bounds) -> Interval:
+        return total(memory_lines(subject, changed, place.runtime, tp=place.tp))
+
+    positions = subject.geometry.max_position_embeddings
+    return largest_by(question, need, bounds, place, positions=positions)
+
+
+def largest_by(
+    question: str,
+    need: Callable[[Bounds], Interval],
+    bounds: Bounds,
+    place: Place,
+    *,
+    positions: int,
+) -> Largest:
+    """
+    The largest value of one bound by any count of memory that grows with it.
+
+    Args:
+        question: One of `QUESTIONS`.
+        need: Bytes of a device for some bounds.
+        bounds: The other bounds.
+        place: Where.
+        positions: Of the model.
+
+    Raises:
+        ValueError: There is no such question, or nothing that it could fit.
+    """
+    if question not in QUESTIONS:
+        raise ValueError(f"`{question}` is none of {QUESTIONS}")
     capacity = place.capacity
     if capacity is None:
         raise ValueError("a place without a capacity has no largest bound")
-    if question not in QUESTIONS:
-        raise ValueError(f"`{question}` is none of {QUESTIONS}")
-    positions = subject.geometry.max_position_embeddings
     limit = {
         "batch": MOST_REQUESTS,
         "input": max(0, positions - bounds.max_output_len),
         "output": max(0, positions - bounds.max_input_len),
     }[question]
 
-    def need(value: int) -> Interval:
-        changed = replace(bounds, **{_FIELDS[question]: value})
-        return total(memory_lines(subject, changed, place.runtime, tp=place.tp))
+    def at(value: int) -> Interval:
+        return need(replace(bounds, **{_FIELDS[question]: value}))
 
     return Largest(
         question=question,
-        certain=_last(lambda value: need(value).high <= capacity.low, limit),
-        possible=_last(lambda value: need(value).low <= capacity.high, limit),
+        certain=_last(lambda value: at(value).high <= capacity.low, limit),
+        possible=_last(lambda value: at(value).low <= capacity.high, limit),
         limit=limit,
     )
 

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 from lmi_build.sizing.cache import cache_bytes
 from lmi_build.sizing.runtimes import Interval
 from lmi_build.sizing.weights import UNKNOWN, rank_bytes
+from lmi_build.values.model import DTYPE_BITS
 
 if TYPE_CHECKING:
     from lmi_build.digest import JSONValue
     from lmi_build.sizing.cache import CacheShape
     from lmi_build.sizing.runtimes import Runtime
-    from lmi_build.sizing.weights import WeightTable
+    from lmi_build.sizing.weights import WeightClass, WeightTable
     from lmi_build.values.bounds import Bounds
     from lmi_build.values.model import ModelGeometry
     from lmi_build.values.quant import QuantScheme
@@ -81,8 +82,12 @@ class Subject:
 
     @property
     def cache_bits(self) -> int:
-        """Bits of one number of the cache."""
-        return _CACHE_BITS.get(self.scheme.kv_cache_dtype, 16)
+        """Bits of one number of the cache, where the runtime does not widen it."""
+        return _CACHE_BITS.get(self.scheme.kv_cache_dtype, 8 * _HALF_BYTES)
+
+    def cache_bits_in(self, runtime: Runtime) -> int:
+        """Bits of one number of the cache, as a runtime keeps it."""
+        return 8 * _FLOAT_BYTES if runtime.computes_wide else self.cache_bits
 
     @property
     def unknown(self) -> tuple[str, ...]:
@@ -106,7 +111,11 @@ def memory_lines(
     cache = MemoryLine(
         name="key-value cache",
         bytes=cache_bytes(
-            subject.cache, bounds, runtime, dtype_bits=subject.cache_bits, tp=tp
+            subject.cache,
+            bounds,
+            runtime,
+            dtype_bits=subject.cache_bits_in(runtime),
+            tp=tp,
         ),
         formula=_cache_formula(subject, bounds, runtime, tp),
         source="arXiv:2305.13245, arXiv:2309.06180",
@@ -142,7 +151,7 @@ def weight_lines(
         size = rank_bytes(item, subject.table, subject.scheme, runtime, tp)
         low = rank_bytes(item, subject.table, subject.scheme, runtime, tp, lean=True)
         low = -(-low // tp) if item.split == UNKNOWN else low
-        found = Interval(low=low, high=size)
+        found = Interval(low=low, high=size * _widening(item, runtime))
         if item.part == "head" and subject.table.tied:
             found = _tied(size, runtime)
         parts[item.part] = parts.get(item.part, Interval(low=0, high=0)) + found
@@ -153,11 +162,17 @@ def weight_lines(
         MemoryLine(
             name=f"weights: {part}",
             bytes=size,
-            formula=_weight_formula(part, subject.scheme, tp),
+            formula=_weight_formula(part, subject.scheme, runtime, tp),
             source="tensor shapes of the files' headers",
         )
         for part, size in parts.items()
     )
+
+
+def _widening(item: WeightClass, runtime: Runtime) -> int:
+    """How many times as large a class may be held as it is stored."""
+    is_half = DTYPE_BITS[item.dtype] == 8 * _HALF_BYTES
+    return 2 if runtime.computes_wide and is_half and not item.quantizable else 1
 
 
 def rotary_line(subject: Subject, runtime: Runtime) -> MemoryLine:
@@ -179,8 +194,9 @@ def _tied(size: int, runtime: Runtime) -> Interval:
     return Interval(low=0, high=0 if runtime.shares_tied else size)
 
 
-def _weight_formula(part: str, scheme: QuantScheme, tp: int) -> str:
-    split = f" / {tp} ranks" if tp > 1 and part != "norm" else ""
+def _weight_formula(part: str, scheme: QuantScheme, runtime: Runtime, tp: int) -> str:
+    whole = part == "norm" or (part == "embedding" and not runtime.splits_embedding)
+    split = f" / {tp} ranks" if tp > 1 and not whole else ""
     if part not in {"attention", "mlp"} or scheme.packing == "none":
         return f"sum of elements x bytes{split}"
     return (
@@ -193,8 +209,9 @@ def _cache_formula(subject: Subject, bounds: Bounds, runtime: Runtime, tp: int) 
     shape = subject.cache
     values = shape.token_layer_values(runtime, tp)
     layers = shape.num_full + shape.num_sliding
+    width = subject.cache_bits_in(runtime) // 8
     text = (
-        f"{layers} layers x {values.high} values x {subject.cache_bits // 8} B x"
+        f"{layers} layers x {values.high} values x {width} B x"
         f" {bounds.max_batch_size} requests x {bounds.max_seq_len} tokens"
     )
     if runtime.block_tokens > 1:
@@ -213,7 +230,8 @@ def _activations(
         3 * (-(-geometry.intermediate_size // tp)),
         heads.rank_fused_width(tp) + geometry.hidden_size,
     )
-    row = _HALF_BYTES * (2 * geometry.hidden_size + wide)
+    width = _FLOAT_BYTES if runtime.computes_wide else _HALF_BYTES
+    row = width * (2 * geometry.hidden_size + wide)
     return MemoryLine(
         name="activations",
         bytes=Interval(low=tokens * row // 2, high=_MOST_LAYERS * tokens * row),

@@ -57,6 +57,8 @@ class Runtime:
             and values of all heads are kept instead.
         rotary_bytes: Bytes of one number of the rotary tables, from and to.
         narrows: Weights in float32 are held in 16 bits.
+        computes_wide: It computes in float32: the cache and activations are so, and
+            float weights may be.
         max_num_tokens: Packed tokens of one forward where bounds leave it open.
         context: Driver, libraries and their workspaces.
         communication: What every rank adds where there are several.
@@ -74,6 +76,7 @@ class Runtime:
     latent_multiple: int
     rotary_bytes: tuple[int, int]
     narrows: bool
+    computes_wide: bool
     max_num_tokens: int
     context: Interval
     communication: Interval
@@ -93,6 +96,7 @@ RUNTIMES: Mapping[str, Runtime] = MappingProxyType(
             latent_multiple=128,
             rotary_bytes=(2, 4),
             narrows=True,
+            computes_wide=False,
             max_num_tokens=8192,
             context=Interval(low=200 * MIB, high=GIB),
             communication=Interval(low=64 * MIB, high=GIB),
@@ -109,12 +113,30 @@ RUNTIMES: Mapping[str, Runtime] = MappingProxyType(
             latent_multiple=0,
             rotary_bytes=(0, 4),
             narrows=True,
+            computes_wide=False,
             max_num_tokens=8192,
             context=Interval(low=300 * MIB, high=3 * GIB // 2),
             communication=Interval(low=64 * MIB, high=GIB),
             graphs=Interval(low=0, high=GIB // 2),
             free_share=(0.0, 0.1),
             source="TensorRT-LLM: tokens_per_block 64, free_gpu_memory_fraction 0.9",
+        ),
+        "neuronx": Runtime(
+            name="neuronx",
+            block_tokens=1,
+            vocabulary_multiple=1,
+            splits_embedding=True,
+            shares_tied=False,
+            latent_multiple=0,
+            rotary_bytes=(0, 4),
+            narrows=False,
+            computes_wide=False,
+            max_num_tokens=1 << 30,
+            context=Interval(low=0, high=GIB // 2),
+            communication=Interval(low=0, high=GIB // 2),
+            graphs=Interval(low=0, high=2 * GIB),
+            free_share=(0.0, 0.0),
+            source="NxD Inference: one contiguous cache for each request",
         ),
         "onnxruntime": Runtime(
             name="onnxruntime",
@@ -125,6 +147,7 @@ RUNTIMES: Mapping[str, Runtime] = MappingProxyType(
             latent_multiple=0,
             rotary_bytes=(0, 4),
             narrows=False,
+            computes_wide=True,
             max_num_tokens=8192,
             context=Interval(low=64 * MIB, high=GIB),
             communication=Interval(low=0, high=0),

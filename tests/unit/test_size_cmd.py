@@ -1,0 +1,223 @@
+"""`lmi-build size` as people and programs see it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import tiny_architectures
+from lmi_build.cli.main import run
+from lmi_build.sizing.runtimes import RUNTIMES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RECIPE = """\
+schema: lmi-build/v1
+name: tiny
+model:
+  source: ./model
+quantize:
+  method: gptq
+  bits: 4
+  group_size: 32
+bounds:
+  max_input_len: 128
+  max_output_len: 64
+  max_batch_size: 8
+compile:
+  backend: onnxruntime
+"""
+QUANTIZE = """\
+quantize:
+  method: gptq
+  bits: 4
+  group_size: 32
+"""
+NEURON = """\
+  backend: neuronx
+  target: ml.inf2.8xlarge
+  release: djl-neuronx-0.30.0
+  tensor_parallel_size: 2
+"""
+MODEL = ["--max-input-len", "128", "--max-output-len", "64", "--max-batch-size", "8"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe beside a tiny Llama."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    root = tmp_path_factory.mktemp("size")
+    tiny_architectures.make("llama", root / "model", dtype="bfloat16")
+    (root / "recipe.yaml").write_text(RECIPE, "utf-8")
+    return root
+
+
+def size(
+    folder: Path, *arguments: str, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str, str]:
+    """Status and both outputs of a command."""
+    cache = ["--cache-dir", str(folder / "cache"), "--offline"]
+    status = run(["size", *arguments, *cache])
+    told = capsys.readouterr()
+    return status, told.out, told.err
+
+
+def document(
+    folder: Path, *arguments: str, capsys: pytest.CaptureFixture[str]
+) -> dict[str, Any]:
+    """The only report of a command that must end well."""
+    status, out, err = size(folder, *arguments, "--output", "json", capsys=capsys)
+    assert status == 0, err
+    (report,) = json.loads(out)
+    return dict(report)
+
+
+def test_a_recipe_is_sized_with_what_building_takes(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a known memory there is no verdict but the lines."""
+    found = document(folder, str(folder / "recipe.yaml"), capsys=capsys)
+
+    assert found["verdict"] == "unproven"
+    assert found["capacity_low_bytes"] is None
+    assert found["build"]["ram_bytes"] > 0
+    lines = found["lines"]
+    assert sum(line["high_bytes"] for line in lines) == found["total_high_bytes"]
+    assert sum(line["low_bytes"] for line in lines) == found["total_low_bytes"]
+
+
+def test_what_cannot_fit_points_at_the_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--check` ends with 4 and names a batch that fits; without it nothing fails."""
+    recipe = folder / "large.yaml"
+    recipe.write_text(RECIPE.replace("size: 8", "size: 60000"), "utf-8")
+    told = [str(recipe), "--memory", "4GiB"]
+    status, out, _ = size(folder, *told, capsys=capsys)
+    refused, _, err = size(folder, *told, "--check", capsys=capsys)
+
+    assert (status, refused) == (0, 4)
+    assert "verdict: cannot fit" in out
+    assert "size.does-not-fit" in err
+    assert "large.yaml:12:19" in err
+    assert "lower `bounds.max_batch_size` from 60000 to " in err
+
+
+def test_a_model_without_a_recipe_is_sized_for_an_instance(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The verdict is that of the instance's device, the answer that of its batch."""
+    told = ["--model", str(folder / "model"), *MODEL, "--target", "g5.xlarge"]
+    found = document(folder, *told, "--largest", "batch", capsys=capsys)
+
+    assert found["verdict"] == "fits"
+    assert found["instance"] == "ml.g5.xlarge"
+    assert found["largest"]["certain"] >= 8
+    assert found["changes"] == []
+
+
+@pytest.mark.parametrize("runtime", sorted(RUNTIMES))
+def test_every_runtime_has_its_lines(
+    runtime: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four bits take less than sixteen, whoever serves them."""
+    told = ["--model", str(folder / "model"), *MODEL, "--runtime", runtime]
+    whole = document(folder, *told, capsys=capsys)
+    few = document(
+        folder, *told, "--method", "gptq", "--group-size", "32", capsys=capsys
+    )
+
+    assert few["checkpoint_bytes"] < whole["checkpoint_bytes"]
+    assert few["total_high_bytes"] < whole["total_high_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "status"),
+    [
+        ([], "size.no-subject", 2),
+        (["--model", "MODEL"], "size.no-bounds", 2),
+        (["--model", "MODEL", *MODEL, "--target", "g5.tiny"], "size.unknown-target", 2),
+        (["--model", "MODEL", *MODEL, "--runtime", "x"], "size.unknown-runtime", 2),
+        (
+            ["--model", "MODEL", *MODEL, "--tensor-parallel-size", "2"],
+            "size.too-few-devices",
+            2,
+        ),
+        (
+            ["--model", "MODEL", *MODEL, "--target", "cpu", "--largest", "batch"],
+            "size.no-capacity",
+            2,
+        ),
+        (["--model", "./nowhere", *MODEL], "source.not-found", 1),
+        (
+            ["--model", "MODEL", *MODEL, "--memory", "1MiB", "--check"],
+            "size.does-not-fit",
+            4,
+        ),
+    ],
+)
+def test_bad_input_is_told_by_its_code(
+    arguments: list[str],
+    code: str,
+    status: int,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each fault has a code, a status and a hint."""
+    told = [str(folder / "model") if word == "MODEL" else word for word in arguments]
+    found, _, err = size(folder, *told, capsys=capsys)
+
+    assert found == status
+    assert f"error[{code}]" in err
+
+
+def test_an_unknown_architecture_is_never_said_to_fit(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its numbers are shown, and why they prove nothing."""
+    import shutil
+
+    model = shutil.copytree(folder / "model", tmp_path / "model")
+    config = json.loads((model / "config.json").read_text("utf-8"))
+    config["architectures"] = ["MadeUpForCausalLM"]
+    (model / "config.json").write_text(json.dumps(config), "utf-8")
+    found = document(folder, "--model", str(model), *MODEL, capsys=capsys)
+
+    assert found["verdict"] == "unproven"
+    assert "MadeUpForCausalLM" in found["unknown"][0]
+    assert found["margin_worst_bytes"] > 0
+
+
+def test_a_neuron_core_is_counted_by_its_backend(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights and cache are those of the backend, with its padding and copies."""
+    from lmi_build import api
+    from lmi_build.backends.neuronx.loader_tnx import tnx_request
+    from lmi_build.backends.neuronx.loaders import Request
+    from lmi_build.backends.neuronx.target import find_target
+    from lmi_build.backends.neuronx.tnx_request import tnx_core_memory
+    from lmi_build.values.settings import Settings
+
+    path = folder / "neuron.yaml"
+    text = RECIPE.replace("  backend: onnxruntime\n", NEURON)
+    path.write_text(text.replace(QUANTIZE, ""), "utf-8")
+    found = document(folder, str(path), "--largest", "batch", capsys=capsys)
+    (recipe,) = api.load_recipe(path)
+    facts = api.resolve([recipe], Settings(cache_dir=folder / "cache"))[recipe.name]
+    target = find_target(recipe.compile, encoder=False)
+    core = tnx_core_memory(
+        tnx_request(Request(recipe=recipe, model=facts, target=target))
+    )
+    lines = {line["name"]: line["low_bytes"] for line in found["lines"]}
+
+    assert found["verdict"] == "fits"
+    assert lines.pop("graphs and results") == core.scratch_bytes // 2
+    assert lines["key-value cache"] == core.cache_bytes
+    assert sum(lines.values()) == core.weight_bytes + core.cache_bytes
+    assert found["largest"]["certain"] > 8
