@@ -61,6 +61,7 @@ def write_recipe(
         source=source,
         method=method,
         bounds=bounds,
+        dtype=str(config.get("torch_dtype") or config.get("dtype") or ""),
     ):
         try:
             recipes = parse_recipe(text, file=str(out))
@@ -76,7 +77,7 @@ def write_recipe(
 
 def _to_write(answer: Answer, source: str) -> Verdict:
     winner = answer.winner
-    if winner is None or not winner.option.port.backend:
+    if winner is None or not winner.option.port.builds(answer.question.family):
         title = winner.option.system.title if winner else "no system"
         raise UsageInvalid(
             f"the answer is {title}, which lmi-build does not build for",

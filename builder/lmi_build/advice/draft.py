@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING
 
 from lmi_build.catalog.instances import instances
 from lmi_build.catalog.neuron_releases import neuron_releases
 from lmi_build.catalog.releases import releases
 from lmi_build.recipe.template import advised
-from lmi_build.values.recipe import CompileSpec
+from lmi_build.values.recipe import CompileSpec, ModelSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,9 +35,12 @@ def drafts(
     source: str,
     method: str,
     bounds: Bounds,
+    dtype: str,
 ) -> Iterator[str]:
     """
-    Recipes to try, the newest release first; the backend says which it takes.
+    Recipes to try, the newest release and the most ranks first.
+
+    Which of them a backend takes is for the backend to say.
 
     Args:
         verdict: Of a row that lmi-build builds for.
@@ -45,6 +49,7 @@ def drafts(
         source: Of the model.
         method: As `quantize.method` takes it.
         bounds: What the engine shall hold.
+        dtype: Float type of the model's weights; empty if unknown.
     """
     port = verdict.option.port
     title, score = verdict.option.system.title, verdict.score
@@ -57,18 +62,22 @@ def drafts(
         ),
     ]
     for target in _targets(port, question):
-        for release in _releases(port):
+        tries = product(_releases(port), _ranks(target))
+        for release, ranks in tries:
+            spec = CompileSpec(
+                backend=port.backend,
+                target=target,
+                release=release,
+                tensor_parallel_size=ranks,
+            )
+            # Kernels of accelerators compute in 16 bits.
+            short = dtype == "float32" and target != "cpu"
             yield advised(
-                name,
-                source,
-                method,
+                ModelSpec(source=source, dtype="float16" if short else "auto"),
+                name=name,
+                method=method,
                 bounds=bounds,
-                compile_for=CompileSpec(
-                    backend=port.backend,
-                    target=target,
-                    release=release,
-                    tensor_parallel_size=_ranks(target),
-                ),
+                compile_for=spec,
                 because=because,
             )
 
@@ -99,7 +108,10 @@ def _releases(port: Port) -> tuple[str | None, ...]:
     return tuple(found) or (None,)
 
 
-def _ranks(target: str) -> int:
-    """Every core of an instance's devices, since they are paid for."""
+def _ranks(target: str) -> tuple[int, ...]:
+    """Every core of an instance's devices, since they are paid for; else fewer."""
     row = instances().get(target)
-    return row.num_cores if row is not None and row.num_cores else 1
+    ranks = [row.num_cores if row is not None and row.num_cores else 1]
+    while ranks[-1] > 1:
+        ranks.append(ranks[-1] // 2)
+    return tuple(ranks)

@@ -140,12 +140,13 @@ def _technique(option: Option, question: Question) -> Iterator[Finding]:
 
 
 def _kernels(option: Option, question: Question) -> Iterator[Finding]:
-    needs = option.port.technique_compute.get(question.technique, "")
+    port, technique = option.port, question.technique
+    needs = port.technique_compute.get(technique, "")
     if _below(question.compute_capability, needs):
         yield Finding(
-            reason=f"its `{question.technique}` needs compute capability {needs},"
+            reason=f"its `{technique}` needs compute capability {needs},"
             f" {question.instance} has {question.compute_capability}",
-            source=option.port.source,
+            source=port.techniques[technique],
             wishes=("instance", "technique"),
         )
 
@@ -183,7 +184,13 @@ def _life(option: Option, question: Question) -> Iterator[Finding]:
 
 
 def _built(option: Option, question: Question) -> Iterator[Finding]:
-    if question.built and not option.port.backend:
+    port, family = option.port, question.family
+    if not question.built or port.builds(family):
+        return
+    if port.builds(""):
+        reason = f"lmi-build does not build `{family}` for it"
+        yield Finding(reason=reason, source=_OURS, wishes=("built", "family"))
+    else:
         reason = "lmi-build does not build for it"
         yield Finding(reason=reason, source=_OURS, wishes=("built",))
 
@@ -269,18 +276,17 @@ def _upkeep(option: Option, question: Question) -> Iterator[Finding]:
 
 
 def _hosting(option: Option, question: Question) -> Iterator[Finding]:
-    del question
-    if option.port.container:
-        reason = f"SageMaker has an image: {option.port.container}"
-        yield Finding(reason=reason, source=option.port.source, points=2)
-    elif option.system.kind == "library" and not option.port.backend:
+    port = option.port
+    if port.container:
+        reason = f"SageMaker has an image: {port.container}"
+        yield Finding(reason=reason, source=port.source, points=2)
+    elif option.system.kind == "library" and not port.builds(question.family):
         reason = "a library: the server has to be written"
-        yield Finding(reason=reason, source=option.port.source, points=-2)
+        yield Finding(reason=reason, source=port.source, points=-2)
 
 
 def _ours(option: Option, question: Question) -> Iterator[Finding]:
-    del question
-    if option.port.backend:
+    if option.port.builds(question.family):
         reason = f"lmi-build builds for it: backend `{option.port.backend}`"
         yield Finding(reason=reason, source=_OURS, points=2)
 

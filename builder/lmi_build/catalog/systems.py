@@ -93,6 +93,7 @@ class Port:
         technique_compute: The same for single techniques.
         container: SageMaker's image that has it; empty where one has to be made.
         backend: lmi-build's backend that builds for it; empty where none does.
+        built: Families that it builds; empty for all that the system loads.
         release: The row of the catalogue that such a recipe names; empty for the
             newest.
     """
@@ -110,6 +111,7 @@ class Port:
     technique_compute: Mapping[str, str] = field(default_factory=dict)
     container: str = ""
     backend: str = ""
+    built: tuple[str, ...] = ()
     release: str = ""
 
     def loads(self, family: str) -> bool:
@@ -117,6 +119,11 @@ class Port:
         if family in self.excluded:
             return False
         return family in self.families or EVERY in self.families
+
+    def builds(self, family: str) -> bool:
+        """Whether lmi-build builds for it, for a family or, if empty, for any."""
+        known = not family or not self.built or family in self.built
+        return bool(self.backend) and known
 
     def has(self, word: str, family: str) -> bool:
         """
@@ -172,6 +179,7 @@ class _Port:
     technique_compute: Mapping[str, str] = field(default_factory=dict)
     container: str = ""
     backend: str = ""
+    built: tuple[str, ...] = ()
     release: str = ""
 
 
@@ -296,8 +304,8 @@ def _port(
     words = _words(port)
     _known(port.technique_compute, words, f"{where}, `technique_compute`")
     _known(port.only, words, f"{where}, `only`")
-    for names in port.only.values():
-        _known(names, {*families, EVERY}, f"{where}, `only`")
+    for names in (port.built, *port.only.values()):
+        _known(names, families, f"{where}, `only` or `built`")
     every = {*families, EVERY}
     return Port(
         device=port.device,
@@ -317,6 +325,7 @@ def _port(
         technique_compute=port.technique_compute,
         container=port.container,
         backend=port.backend,
+        built=port.built,
         release=port.release,
     )
 

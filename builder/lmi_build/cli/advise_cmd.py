@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from lmi_build.values.bounds import Bounds
     from lmi_build.values.recipe import Recipe
 
-# Requests at one time that a written recipe allows where nothing says how many.
-_BATCH = 4
+# Bounds of a written recipe where nothing says others; a short model has shorter ones.
+_INPUT, _OUTPUT, _BATCH = 512, 128, 4
 
 
 @click.command()
@@ -84,7 +84,7 @@ def advise(
     answer = library.advise(library.ask(config, words, recipe=found))
     written = None
     if out is not None:
-        bounds = _bounds(words, found)
+        bounds = _bounds(words, found, config)
         written = _write(
             state, answer, out, source=source, config=config, bounds=bounds
         )
@@ -112,23 +112,22 @@ def _from_folder(source: str, folder: Path) -> str:
     return str(here) if "://" not in source and here.exists() else source
 
 
-def _bounds(words: Wishes, recipe: Recipe | None) -> Bounds:
+def _bounds(words: Wishes, recipe: Recipe | None, config: Mapping[str, Any]) -> Bounds:
     """Bounds of the log, else of the recipe, else those that `init` writes."""
     from lmi_build.advise import read_traffic
     from lmi_build.values.bounds import Bounds
 
     log = read_traffic(words.traffic)
-    if log.max_input_len:
-        batch = words.concurrency or log.max_batch_size or _BATCH
-        return Bounds(
-            max_input_len=log.max_input_len,
-            max_output_len=log.max_output_len,
-            max_batch_size=batch,
-        )
-    if recipe is not None:
+    if recipe is not None and not log.max_input_len:
         return recipe.bounds
-    batch = words.concurrency or _BATCH
-    return Bounds(max_input_len=512, max_output_len=128, max_batch_size=batch)
+    most = config.get("max_position_embeddings")
+    positions = most if isinstance(most, int) else _INPUT + _OUTPUT
+    output = log.max_output_len or min(_OUTPUT, positions // 4)
+    return Bounds(
+        max_input_len=log.max_input_len or min(_INPUT, positions - output),
+        max_output_len=output,
+        max_batch_size=words.concurrency or log.max_batch_size or _BATCH,
+    )
 
 
 def _write(
@@ -179,13 +178,19 @@ def _kept(answer: Answer, *, verbose: bool) -> list[str]:
             each.option.system.title,
             each.option.port.device,
             each.option.system.life.status,
-            each.option.port.backend or "-",
+            _backend(answer, each) or "-",
         ]
         for each in answer.candidates
     ]
     told = answer.candidates if verbose else answer.candidates[:2]
     head = ["score", "system", "on", "life", "lmi-build"]
     return [table(head, rows), "\n".join(_why(each) for each in told)]
+
+
+def _backend(answer: Answer, verdict: Verdict) -> str:
+    """The backend that builds this model for a row; empty where none does."""
+    port = verdict.option.port
+    return port.backend if port.builds(answer.question.family) else ""
 
 
 def _why(verdict: Verdict) -> str:
@@ -197,30 +202,37 @@ def _why(verdict: Verdict) -> str:
 
 
 def _gone(answer: Answer, *, verbose: bool) -> list[str]:
-    """The rows that rules removed, each with every reason; and where it was read."""
-    rows = []
-    for each in answer.verdicts:
-        if each.removed:
-            title, device = each.option.system.title, each.option.port.device
-            rules = ", ".join(sorted({name for name, _ in each.removed}))
-            rows.append([title, device, rules, _reasons(each, verbose=verbose)])
-    return [table(["removed", "on", "rule", "why"], rows)] if rows else []
+    """The rows that rules removed, each with every reason."""
+    removed = [each for each in answer.verdicts if each.removed]
+    if not removed:
+        return []
+    if verbose:
+        return ["\n".join(_why_gone(each) for each in removed)]
+    rows = [
+        [
+            each.option.system.title,
+            each.option.port.device,
+            ", ".join(sorted({name for name, _ in each.removed})),
+            "; ".join(finding.reason for _, finding in each.removed),
+        ]
+        for each in removed
+    ]
+    return [table(["removed", "on", "rule", "why"], rows)]
 
 
-def _reasons(verdict: Verdict, *, verbose: bool) -> str:
-    if not verbose:
-        return "; ".join(finding.reason for _, finding in verdict.removed)
-    return "; ".join(
-        f"{finding.reason} ({finding.source.text}, {finding.source.date})"
-        for _, finding in verdict.removed
-    )
+def _why_gone(verdict: Verdict) -> str:
+    lines = [f"{verdict.option.system.title} on {verdict.option.port.device}, removed:"]
+    for name, finding in verdict.removed:
+        lines += [f"  {name}: {finding.reason}"]
+        lines += [f"       {finding.source.text}, {finding.source.date}"]
+    return "\n".join(lines)
 
 
 def _next(answer: Answer) -> list[str]:
     winner = answer.winner
     if winner is None:
         return []
-    if winner.option.port.backend:
+    if winner.option.port.builds(answer.question.family):
         return ["next: the same with `--write FILE` writes a recipe for it"]
     return [f"next: {winner.option.system.otherwise}"]
 
@@ -237,7 +249,7 @@ def _document(answer: Answer) -> dict[str, Any]:
                 "title": each.option.system.title,
                 "device": each.option.port.device,
                 "life": asdict(each.option.system.life),
-                "backend": each.option.port.backend,
+                "backend": _backend(answer, each),
                 "container": each.option.port.container,
                 "otherwise": each.option.system.otherwise,
                 "score": None if each.removed else each.score,

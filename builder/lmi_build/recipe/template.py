@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lmi_build.values.bounds import Bounds
-    from lmi_build.values.recipe import CompileSpec
+    from lmi_build.values.recipe import CompileSpec, ModelSpec
 
 _CALIBRATED = frozenset({"gptq", "awq", "smoothquant"})
 
@@ -88,10 +88,10 @@ compile:
 
 
 def advised(
-    name: str,
-    source: str,
-    method: str,
+    model: ModelSpec,
     *,
+    name: str,
+    method: str,
     bounds: Bounds,
     compile_for: CompileSpec,
     because: Sequence[str],
@@ -100,8 +100,8 @@ def advised(
     Write the recipe that an advice ends in.
 
     Args:
+        model: Source and float type.
         name: Name of the artifact.
-        source: As `model.source` takes it.
         method: As `quantize.method` takes it.
         bounds: What the engine shall hold.
         compile_for: Backend, target, release and ranks.
@@ -110,9 +110,11 @@ def advised(
     Returns:
         YAML; whether a backend takes it is for the backend to say.
     """
-    revision = _REVISION if source_kind(source) == "hub" else ""
+    more = _REVISION if source_kind(model.source) == "hub" else ""
+    if model.dtype != "auto":
+        more += f"  dtype: {model.dtype}\n"
     head = _HEAD.format(
-        schema=SCHEMA, name=_text(name), source=_text(source), revision=revision
+        schema=SCHEMA, name=_text(name), source=_text(model.source), revision=more
     )
     text = "".join(f"# {line}\n" for line in because) + head + _quantize(method)
     text += _ADVISED.format(bounds=bounds, compile=compile_for)

@@ -1,0 +1,240 @@
+"""Questions from words, answers in words, and the recipe that an advice ends in."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lmi_build.advise import Wishes, advise, ask, family_of, model_config, read_traffic
+from lmi_build.cli.main import run
+from lmi_build.errors import UsageInvalid
+from lmi_build.recipe.load import load_recipe
+from lmi_build.values.settings import Settings
+from tiny_models import CONFIG, SHAPES, hf_files, safetensors
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+# What `lmi-build bounds LOG --output json` prints, as far as it is read.
+LOG = {
+    "requests": 1000,
+    "lengths": {"total": {"percentiles": {"50": 200, "99": 1000}}},
+    "traffic": {"even": False, "padding_share": 0.6},
+    "bounds": {"max_input_len": 900, "max_output_len": 100, "max_batch_size": 12},
+}
+
+
+def winner(config: dict[str, Any], **wishes: Any) -> str:
+    """The best row for a question."""
+    best = advise(ask(config, Wishes(**wishes))).winner
+    return best.option.name if best else ""
+
+
+def folder(tmp_path: Path) -> Path:
+    """A small Llama on disk, wide enough for groups of 64 channels."""
+    place = tmp_path / "model"
+    wide = {
+        name: tuple(number if number == 12 else number * 16 for number in shape)
+        for name, shape in SHAPES.items()
+    }
+    config = {
+        **CONFIG,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "max_position_embeddings": 1024,
+    }
+    files = {**hf_files(config=config), "model.safetensors": safetensors(wide)}
+    for name, content in files.items():
+        file = place / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    return place
+
+
+def test_even_traffic_is_for_compiled_engines_and_uneven_is_not() -> None:
+    """The second factor of LMI's guide decides between its two recommendations."""
+    assert winner(LLAMA, device="gpu", traffic="even") == "tensorrt-llm on gpu"
+    assert winner(LLAMA, device="gpu", traffic="uneven") == "vllm on gpu"
+    assert winner(LLAMA, device="gpu") == "vllm on gpu"
+
+
+def test_cost_leads_to_inferentia() -> None:
+    """The third factor: Neuron instances are the cheaper ones, where they serve."""
+    assert winner(LLAMA, goal="cost", concurrency=16) == "vllm on neuron"
+    assert winner({"model_type": "falcon"}, goal="cost", concurrency=16) == (
+        "vllm on gpu"
+    )
+
+
+def test_a_model_quantized_already_is_asked_about_as_it_is() -> None:
+    config = {**LLAMA, "quantization_config": {"quant_method": "gptq", "bits": 4}}
+
+    assert ask(config, Wishes()).technique == "gptq"
+    assert ask(config, Wishes(technique="none")).technique == "none"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "qwen2"},
+        {"model_type": "my_qwen", "architectures": ["Qwen2ForCausalLM"]},
+        {"architectures": ["Qwen2ForCausalLM"]},
+    ],
+)
+def test_families_are_found_by_type_or_class(config: dict[str, Any]) -> None:
+    assert family_of(config) == "qwen2"
+
+
+def test_an_unknown_family_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UsageInvalid) as caught:
+        family_of({"model_type": "qwn2"})
+
+    assert caught.value.code == "advice.unknown-model"
+    assert caught.value.hints[0] in {"did you mean `qwen2`?", "did you mean `qwen3`?"}
+
+
+@pytest.mark.parametrize(
+    ("wishes", "code", "hint"),
+    [
+        ({"features": ("lorra",)}, "advice.unknown-word", "`lora`"),
+        ({"technique": "gpqt"}, "advice.unknown-word", "`gptq`"),
+        ({"device": "tpu"}, "advice.unknown-word", "`gpu`"),
+        ({"goal": "latencies"}, "advice.unknown-word", "`latency`"),
+        ({"life": "alive"}, "advice.unknown-word", "`maintained`"),
+        ({"traffic": "uneve"}, "advice.unknown-word", "`uneven`"),
+        ({"instance": "ml.g5.3xlarge"}, "advice.unknown-word", "ml.g"),
+        ({"instance": "inf2.xlarge", "device": "gpu"}, "advice.two-devices", "--dev"),
+    ],
+)
+def test_wrong_words_are_refused(wishes: Any, code: str, hint: str) -> None:
+    """Each with what was probably meant."""
+    with pytest.raises(UsageInvalid) as caught:
+        ask(LLAMA, Wishes(**wishes))
+
+    assert caught.value.code == code
+    assert hint in "".join(caught.value.hints)
+
+
+def test_traffic_is_what_bounds_prints(tmp_path: Path) -> None:
+    file = tmp_path / "traffic.json"
+    file.write_text(json.dumps(LOG))
+    question = ask(LLAMA, Wishes(traffic=str(file)))
+
+    assert (question.traffic, question.spread) == ("uneven", 5)
+    assert question.concurrency == 12
+    assert ask(LLAMA, Wishes(traffic=str(file), concurrency=3)).concurrency == 3
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"traffic": {}}', '{"lengths": {"total": 3}}', "\x00"]
+)
+def test_a_file_that_is_no_traffic_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "traffic.json"
+    file.write_text(text)
+
+    with pytest.raises(UsageInvalid) as caught:
+        read_traffic(str(file))
+
+    assert caught.value.code == "advice.unreadable"
+    assert str(file) in caught.value.message
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageInvalid, match="No such file"):
+        read_traffic(str(tmp_path / "no.json"))
+
+
+def test_a_model_is_a_word_a_file_a_folder_or_a_source(tmp_path: Path) -> None:
+    """No weight is read, and nothing is asked of a network."""
+    settings = Settings(cache_dir=tmp_path / "cache", offline=True)
+    place = folder(tmp_path)
+
+    for model in (
+        "llama",
+        "LlamaForCausalLM",
+        str(place),
+        str(place / "config.json"),
+    ):
+        assert family_of(model_config(model, settings)) == "llama"
+
+
+@pytest.mark.parametrize(
+    ("words", "backend", "target"),
+    [
+        ("--device gpu --traffic even", "tensorrt-llm", "ml.g5.2xlarge"),
+        ("--instance ml.g6.12xlarge --traffic even", "tensorrt-llm", "ml.g6.12xlarge"),
+        ("--device cpu --technique gptq --built", "onnxruntime", "cpu"),
+        ("--instance ml.c7i.4xlarge --built", "onnxruntime", "cpu"),
+        ("--device gpu --built --technique int8", "tensorrt-llm", "ml.g5.2xlarge"),
+    ],
+)
+def test_the_recipe_is_valid(
+    tmp_path: Path, words: str, backend: str, target: str
+) -> None:
+    """What `--write` writes is what `validate` takes, and `advise` agrees with it."""
+    out = tmp_path / "recipe.yaml"
+    model = str(folder(tmp_path))
+    argv = ["advise", "--model", model, *words.split(), "--write", str(out)]
+
+    assert run(argv) == 0
+    assert run(["validate", str(out)]) == 0
+    recipe = load_recipe(out)[0]
+    assert (recipe.compile.backend, recipe.compile.target) == (backend, target)
+    assert (recipe.bounds.max_input_len, recipe.bounds.max_output_len) == (512, 128)
+    assert run(["advise", str(out), "--built", "--output", "json"]) == 0
+
+
+def test_bounds_of_the_log_go_into_the_recipe(tmp_path: Path) -> None:
+    file, out = tmp_path / "traffic.json", tmp_path / "recipe.yaml"
+    even = {**LOG, "traffic": {"even": True}}
+    even["bounds"] = {
+        "max_input_len": 40,
+        "max_output_len": 10,
+        "max_batch_size": 6,
+    }
+    file.write_text(json.dumps(even))
+    argv = ["advise", "--model", str(folder(tmp_path)), "--device", "gpu"]
+
+    assert run([*argv, "--traffic", str(file), "--write", str(out)]) == 0
+    bounds = load_recipe(out)[0].bounds
+    assert (bounds.max_input_len, bounds.max_output_len) == (40, 10)
+    assert bounds.max_batch_size == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ([], "advice.no-model"),
+        (["--model", "llama", "--device", "cpu", "--write", "r"], "advice.no-source"),
+        (
+            ["--model", "llama", "--features", "lora", "--write", "r"],
+            "advice.not-built",
+        ),
+        (["--model", "qwn2"], "advice.unknown-model"),
+    ],
+)
+def test_refusals_name_their_code(
+    words: list[str],
+    code: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A question that makes no sense ends with status 2 and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+
+    assert run(["advise", *words]) == 2
+    assert f"error[{code}]" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_file_is_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "recipe.yaml"
+    out.write_text("mine")
+    argv = ["advise", "--model", str(folder(tmp_path)), "--device", "cpu"]
+
+    assert run([*argv, "--write", str(out)]) == 2
+    assert out.read_text() == "mine"
