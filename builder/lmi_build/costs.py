@@ -11,46 +11,32 @@ report.cost.usd_per_million
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lmi_build import registry
-from lmi_build.backends.neuronx.tnx_models import tnx_models
 from lmi_build.catalog.prices import DEFAULT_REGION, TRAINING
 from lmi_build.errors import UsageInvalid
+from lmi_build.plan.alternatives import METHODS, find_alternatives
 from lmi_build.plan.costs import Served, engine_of, fits, subjects_of
 from lmi_build.sizing.build_hours import build_hours
-from lmi_build.sizing.cost import Alternative, Cost, Setup, Traffic, cheaper, cost
+from lmi_build.sizing.cost import Traffic, cost
 from lmi_build.text import did_you_mean
-from lmi_build.values.recipe import QuantSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from lmi_build.catalog.devices import Device
     from lmi_build.catalog.instances import Instance
     from lmi_build.catalog.market import Market
     from lmi_build.catalog.prices import Price
-    from lmi_build.sizing.memory import Subject
+    from lmi_build.sizing.cost import Alternative, Cost
     from lmi_build.sizing.roofline import Range
     from lmi_build.values.bounds import Bounds
     from lmi_build.values.model import ModelFacts
-    from lmi_build.values.recipe import Recipe
+    from lmi_build.values.recipe import QuantSpec, Recipe
 
 _CPU = "cpu"
-_NEURON = "neuron"
-# What a float model could be instead; int8 is of weights alone.
-_METHODS = (
-    ("unquantized", QuantSpec()),
-    ("awq, 4 bits", QuantSpec(method="awq", bits=4, group_size=128, sym=False)),
-    ("int8 weights", QuantSpec(method="int8", bits=8)),
-    ("fp8", QuantSpec(method="fp8", bits=8, activations="dynamic")),
-)
-_NEURON_METHODS = ("unquantized", "int8 weights")
-_FP8_CAPABILITY = 8.9
-_BATCH_PARTS = (1, 2, 4, 8)
-_RANKS = (1, 2, 4, 8, 12, 16, 24, 32)
-_BACKENDS = {"gpu": "vllm", _NEURON: "neuronx"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,7 +148,7 @@ def cost_recipe(
     price = _price(instance, question)
     traffic = _traffic(recipe.bounds, question)
     spec = registry.backend(recipe.compile.backend).quantization(recipe, facts)
-    subjects = subjects_of(facts, spec, _METHODS, registry.quantizer)
+    subjects = subjects_of(facts, spec, METHODS, registry.quantizer)
     served = Served(
         subject=subjects[""],
         facts=facts,
@@ -193,7 +179,15 @@ def cost_recipe(
         batch_size=engine.batch_size,
         fits=fits(served),
         build=_build(recipe, facts, spec, instance, question),
-        alternatives=_alternatives(served, subjects, found, traffic, question),
+        alternatives=find_alternatives(
+            served,
+            subjects,
+            found,
+            traffic,
+            market=question.market,
+            region=question.region,
+            utilisation=question.utilisation,
+        )[: question.num_alternatives],
         notes=tuple(_notes(served, price, question)),
     )
 
@@ -275,113 +269,6 @@ def _build(
         hours=hours,
         usd=hours.times(price.usd_per_hour),
         price=price,
-    )
-
-
-def _alternatives(
-    served: Served,
-    subjects: Mapping[str, Subject],
-    base: Cost,
-    traffic: Traffic,
-    question: CostQuestion,
-) -> tuple[Alternative, ...]:
-    """The cheapest way of each instance that is cheaper than the recipe."""
-    ways: dict[Setup, tuple[Served, Price]] = {
-        setup: (other, price)
-        for setup, other, price in _setups(served, subjects, question)
-    }
-
-    def cost_of(setup: Setup) -> Cost:
-        other, price = ways[setup]
-        return cost(
-            engine_of(other),
-            traffic,
-            price.usd_per_hour,
-            utilisation=question.utilisation,
-        )
-
-    ranked = cheaper(
-        base, ways, fits=lambda setup: fits(ways[setup][0]), cost_of=cost_of
-    )
-    best: dict[str, Alternative] = {}
-    for item in ranked:
-        best.setdefault(item.setup.instance, item)
-    return tuple(best.values())[: question.num_alternatives]
-
-
-def _setups(
-    served: Served, subjects: Mapping[str, Subject], question: CostQuestion
-) -> Iterator[tuple[Setup, Served, Price]]:
-    """Every way that could be tried, with its price."""
-    market, heads = question.market, served.facts.geometry.num_attention_heads
-    for instance in market.instances.values():
-        device = market.device(instance)
-        price = market.price(instance, region=question.region)
-        if device is None or price is None or "endpoint" not in instance.uses:
-            continue
-        same = instance.accelerator == served.instance.accelerator
-        if instance.accelerator == _NEURON and not _compiles(served.facts):
-            continue
-        runtime = served.runtime if same else _BACKENDS[instance.accelerator]
-        for ranks in _RANKS:
-            if ranks > instance.num_cores or heads % ranks:
-                continue
-            for name, subject in subjects.items():
-                if not _can(name, instance, served):
-                    continue
-                for part in _BATCH_PARTS:
-                    other = replace(
-                        served,
-                        subject=subject,
-                        instance=instance,
-                        device=device,
-                        runtime=runtime,
-                        bounds=_smaller(served.bounds, part),
-                        tensor_parallel_size=ranks,
-                        pipeline_parallel_size=1,
-                    )
-                    yield _setup(served, other, name), other, price
-
-
-def _compiles(facts: ModelFacts) -> bool:
-    """Whether Transformers NeuronX has a model of this architecture."""
-    return facts.geometry.model_type in tnx_models()
-
-
-def _can(method: str, instance: Instance, served: Served) -> bool:
-    """Whether a device runs a number format; what is packed stays on its kind."""
-    packed = served.subject.scheme.packing != "none"
-    if not method:
-        return not packed or instance.accelerator == served.instance.accelerator
-    if instance.accelerator == _NEURON:
-        return method in _NEURON_METHODS
-    return method != "fp8" or float(instance.compute_capability) >= _FP8_CAPABILITY
-
-
-def _smaller(bounds: Bounds, part: int) -> Bounds:
-    return replace(bounds, max_batch_size=max(1, bounds.max_batch_size // part))
-
-
-def _setup(served: Served, other: Served, method: str) -> Setup:
-    """A way in words: what differs from the recipe."""
-    batch = other.bounds.max_batch_size
-    changes = []
-    if other.instance.name != served.instance.name:
-        changes.append(f"on {other.instance.name}")
-    if other.runtime != served.runtime:
-        changes.append(f"by {other.runtime}")
-    if method:
-        changes.append(method)
-    if other.tensor_parallel_size != served.num_ranks:
-        changes.append(f"tensor_parallel_size {other.tensor_parallel_size}")
-    if batch != served.bounds.max_batch_size:
-        changes.append(f"max_batch_size {batch}")
-    return Setup(
-        instance=other.instance.name,
-        tensor_parallel_size=other.tensor_parallel_size,
-        method=method or "as it is",
-        max_batch_size=batch,
-        changes=tuple(changes),
     )
 
 

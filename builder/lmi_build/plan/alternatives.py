@@ -1,0 +1,162 @@
+"""
+Cheaper ways to serve a recipe's model: every one is tried, and counted.
+
+Other instances, numbers of ranks, number formats and batches; those stay that fit for
+certain, that the device can run, and that cost less.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lmi_build.backends.neuronx.tnx_models import tnx_models
+from lmi_build.plan.costs import Served, engine_of, fits
+from lmi_build.sizing.cost import Alternative, Cost, Setup, cheaper, cost
+from lmi_build.values.recipe import QuantSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from lmi_build.catalog.instances import Instance
+    from lmi_build.catalog.market import Market
+    from lmi_build.catalog.prices import Price
+    from lmi_build.sizing.cost import Traffic
+    from lmi_build.sizing.memory import Subject
+    from lmi_build.values.bounds import Bounds
+    from lmi_build.values.model import ModelFacts
+
+_NEURON = "neuron"
+# What a float model could be instead; int8 is of weights alone.
+METHODS = (
+    ("unquantized", QuantSpec()),
+    ("awq, 4 bits", QuantSpec(method="awq", bits=4, group_size=128, sym=False)),
+    ("int8 weights", QuantSpec(method="int8", bits=8)),
+    ("fp8", QuantSpec(method="fp8", bits=8, activations="dynamic")),
+)
+_NEURON_METHODS = ("unquantized", "int8 weights")
+_FP8_CAPABILITY = 8.9
+_BATCH_PARTS = (1, 2, 4, 8)
+_RANKS = (1, 2, 4, 8, 12, 16, 24, 32)
+_BACKENDS = {"gpu": "vllm", _NEURON: "neuronx"}
+
+
+def find_alternatives(
+    served: Served,
+    subjects: Mapping[str, Subject],
+    base: Cost,
+    traffic: Traffic,
+    *,
+    market: Market,
+    region: str,
+    utilisation: float | None,
+) -> tuple[Alternative, ...]:
+    """
+    The cheapest way of each instance that is cheaper than the recipe.
+
+    Args:
+        served: The recipe.
+        subjects: Its model by number format, as `costs.subjects_of` gives it.
+        base: What the recipe costs.
+        traffic: What is asked for.
+        market: Instances, devices and prices.
+        region: Where prices are looked up.
+        utilisation: Share of the time that requests take, where no rate is known.
+    """
+    ways: dict[Setup, tuple[Served, Price]] = {
+        setup: (other, price)
+        for setup, other, price in _setups(served, subjects, market, region)
+    }
+
+    def cost_of(setup: Setup) -> Cost:
+        other, price = ways[setup]
+        return cost(
+            engine_of(other),
+            traffic,
+            price.usd_per_hour,
+            utilisation=utilisation,
+        )
+
+    ranked = cheaper(
+        base, ways, fits=lambda setup: fits(ways[setup][0]), cost_of=cost_of
+    )
+    best: dict[str, Alternative] = {}
+    for item in ranked:
+        best.setdefault(item.setup.instance, item)
+    return tuple(best.values())
+
+
+def _setups(
+    served: Served, subjects: Mapping[str, Subject], market: Market, region: str
+) -> Iterator[tuple[Setup, Served, Price]]:
+    """Every way that could be tried, with its price."""
+    heads = served.facts.geometry.num_attention_heads
+    for instance in market.instances.values():
+        device = market.device(instance)
+        price = market.price(instance, region=region)
+        if device is None or price is None or "endpoint" not in instance.uses:
+            continue
+        same = instance.accelerator == served.instance.accelerator
+        if instance.accelerator == _NEURON and not _compiles(served.facts):
+            continue
+        runtime = served.runtime if same else _BACKENDS[instance.accelerator]
+        for ranks in _RANKS:
+            if ranks > instance.num_cores or heads % ranks:
+                continue
+            for name, subject in subjects.items():
+                if not _can(name, instance, served):
+                    continue
+                for part in _BATCH_PARTS:
+                    other = replace(
+                        served,
+                        subject=subject,
+                        instance=instance,
+                        device=device,
+                        runtime=runtime,
+                        bounds=_smaller(served.bounds, part),
+                        tensor_parallel_size=ranks,
+                        pipeline_parallel_size=1,
+                    )
+                    yield _setup(served, other, name), other, price
+
+
+def _compiles(facts: ModelFacts) -> bool:
+    """Whether Transformers NeuronX has a model of this architecture."""
+    return facts.geometry.model_type in tnx_models()
+
+
+def _can(method: str, instance: Instance, served: Served) -> bool:
+    """Whether a device runs a number format; what is packed stays on its kind."""
+    packed = served.subject.scheme.packing != "none"
+    if not method:
+        return not packed or instance.accelerator == served.instance.accelerator
+    if instance.accelerator == _NEURON:
+        return method in _NEURON_METHODS
+    return method != "fp8" or float(instance.compute_capability) >= _FP8_CAPABILITY
+
+
+def _smaller(bounds: Bounds, part: int) -> Bounds:
+    return replace(bounds, max_batch_size=max(1, bounds.max_batch_size // part))
+
+
+def _setup(served: Served, other: Served, method: str) -> Setup:
+    """A way in words: what differs from the recipe."""
+    batch = other.bounds.max_batch_size
+    changes = []
+    if other.instance.name != served.instance.name:
+        changes.append(f"on {other.instance.name}")
+    if other.runtime != served.runtime:
+        changes.append(f"by {other.runtime}")
+    if method:
+        changes.append(method)
+    if other.tensor_parallel_size != served.num_ranks:
+        changes.append(f"tensor_parallel_size {other.tensor_parallel_size}")
+    if batch != served.bounds.max_batch_size:
+        changes.append(f"max_batch_size {batch}")
+    return Setup(
+        instance=other.instance.name,
+        tensor_parallel_size=other.tensor_parallel_size,
+        method=method or "as it is",
+        max_batch_size=batch,
+        changes=tuple(changes),
+    )
