@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lmi_build.cli.options import State, with_common_options
-from lmi_build.cli.render import data, say, table
+from lmi_build.cli.render import data, say
 from lmi_build.errors import UsageInvalid
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from lmi_build.traffic.read import ReadOptions
     from lmi_build.traffic.tally import Tally
 
+# Status of `bounds check` when the bounds reject more than they may.
+_DRIFTED = 11
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -101,6 +103,13 @@ def bounds() -> None:
     metavar="SHARE",
     help="Capacity that two engines must save to be named.",
 )
+@click.option(
+    "--write",
+    "recipe",
+    type=click.Path(path_type=Path),
+    metavar="RECIPE",
+    help="Put the bounds into a recipe; its comments stay.",
+)
 @_with_reading
 @with_common_options
 @click.pass_obj
@@ -114,6 +123,7 @@ def choose(
     concurrency: int | None,
     request_seconds: int | None,
     arrival_column: str | None,
+    recipe: Path | None,
     **reading: Any,
 ) -> None:
     """
@@ -122,6 +132,7 @@ def choose(
     LOG is JSONL or CSV, plain or gzip, or Parquet; `-` is standard input; `s3://` is
     read as it comes. Only counts of lengths are kept, no text.
     """
+    from lmi_build.cli.bounds_text import proposal_text
     from lmi_build.traffic.propose import proposal_document, propose
 
     timed = request_seconds is not None or arrival_column is not None
@@ -136,10 +147,96 @@ def choose(
         split_saves=_share(split_saves, "--split-saves"),
     )
     _tell_faults(state, proposal.tally)
+    if recipe is not None:
+        _write(state, recipe, proposal)
     if state.output == "text":
-        click.echo(_text(proposal))
+        click.echo(proposal_text(proposal))
     else:
         data(proposal_document(proposal))
+
+
+def _write(state: State, recipe: Path, proposal: Proposal) -> None:
+    """Put the chosen numbers into a recipe that is whole before and after."""
+    from lmi_build import api
+    from lmi_build.recipe.rewrite import set_numbers
+    from lmi_build.recipe.source import read_source
+    from lmi_build.store.files import explain_output_error, write_atomic
+
+    api.load_recipe(recipe)
+    numbers = {
+        "max_input_len": proposal.choice.max_input_len,
+        "max_output_len": proposal.choice.max_output_len,
+    }
+    if proposal.bounds is not None and proposal.bounds.max_num_tokens is not None:
+        numbers["max_batch_size"] = proposal.bounds.max_batch_size
+        numbers["max_num_tokens"] = proposal.bounds.max_num_tokens
+    text = set_numbers(read_source(recipe).text, str(recipe), "bounds", numbers)
+    try:
+        write_atomic(recipe, text.encode())
+    except OSError as error:
+        raise explain_output_error(
+            error, "writing the bounds", recipe, option="--write RECIPE"
+        ) from error
+    told = ", ".join(f"{key} {value}" for key, value in numbers.items())
+    say(state, f"{recipe}: {told}")
+
+
+@bounds.command()
+@click.argument("log")
+@click.argument("built", metavar="ARTIFACT|RECIPE")
+@click.option(
+    "--reject",
+    default="0.001",
+    show_default=True,
+    metavar="SHARE",
+    help="Requests that may be too long.",
+)
+@_with_reading
+@with_common_options
+@click.pass_obj
+def check(state: State, /, *, log: str, built: str, reject: str, **reading: Any) -> int:
+    """
+    Hold a new LOG against the bounds that were built; exit with 11 when they drifted.
+
+    The bounds are those of an artifact (a folder or an `s3://` prefix) or of a recipe
+    file. They have drifted when they reject more than the wanted share.
+    """
+    from lmi_build.cli.bounds_text import drift_text
+    from lmi_build.sizing.drift import drift
+    from lmi_build.traffic.propose import drift_document
+    from lmi_build.traffic.read import read_log
+
+    target = _share(reject, "--reject")
+    promised = _promised(state, built)
+    tally = read_log(log, _options(**reading), state.settings())
+    drifts = [
+        (name, drift(tally.joint, input_len, output_len, target))
+        for name, (input_len, output_len) in promised.items()
+    ]
+    _tell_faults(state, tally)
+    if state.output == "text":
+        click.echo(drift_text(drifts))
+    else:
+        data(drift_document(log, tally, drifts))
+    return 0 if all(found.within for _, found in drifts) else _DRIFTED
+
+
+def _promised(state: State, built: str) -> dict[str, tuple[int, int]]:
+    """Longest input and output of an artifact, or of each variant of a recipe."""
+    if "://" not in built and Path(built).is_file():
+        from lmi_build import api
+
+        recipes = api.load_recipe(Path(built), overrides=state.overrides)
+        return {
+            item.name: (item.bounds.max_input_len, item.bounds.max_output_len)
+            for item in recipes
+        }
+    from lmi_build import artifacts
+
+    spec = artifacts.access(built)
+    document, uri = artifacts.inspect_artifact(spec, state.settings())
+    found = document["bounds"]
+    return {uri: (int(found["max_input_len"]), int(found["max_output_len"]))}
 
 
 def _options(
@@ -164,86 +261,6 @@ def _tell_faults(state: State, tally: Tally) -> None:
 
     for line in fault_lines(tally):
         say(state, f"note: left out: {line}")
-
-
-def _text(proposal: Proposal) -> str:
-    parts = [_lengths_text(proposal), _evenness_text(proposal), _curve_text(proposal)]
-    if proposal.two_engines:
-        parts.append(_split_text(proposal))
-    parts.append(_bounds_text(proposal))
-    return "\n\n".join(parts)
-
-
-def _lengths_text(proposal: Proposal) -> str:
-    measures = proposal.measures
-    rows = []
-    for name in ("input", "output", "total"):
-        summary = getattr(measures, name)
-        cells = [str(value) for value in summary.percentiles.values()]
-        rows.append([name, f"{summary.mean:.1f}", f"{summary.cv:.2f}", *cells])
-    percents = [f"p{percent:g}" for percent in measures.input.percentiles]
-    head = f"{measures.requests:,} requests; tokens:"
-    return f"{head}\n{table(['', 'mean', 'cv', *percents], rows)}"
-
-
-def _evenness_text(proposal: Proposal) -> str:
-    from lmi_build.sizing.traffic import EVEN_PADDING, PADDED_BATCH
-
-    measures = proposal.measures
-    word = "even" if measures.even else "uneven"
-    return (
-        f"traffic is {word}: {measures.padding_share:.0%} of a padded batch of"
-        f" {PADDED_BATCH} would be padding (even below {EVEN_PADDING:.0%})"
-    )
-
-
-def _curve_text(proposal: Proposal) -> str:
-    rows = []
-    for choice in proposal.curve:
-        mark = "  <-" if choice.target == proposal.choice.target else ""
-        rows.append(
-            [
-                f"{float(choice.target):g}",
-                f"{choice.rejected:,}",
-                str(choice.capacity),
-                str(choice.max_input_len),
-                f"{choice.max_output_len}{mark}",
-            ]
-        )
-    head = ["allowed", "rejected", "capacity", "max_input_len", "max_output_len"]
-    return table(head, rows)
-
-
-def _split_text(proposal: Proposal) -> str:
-    split = proposal.split
-    assert split is not None  # noqa: S101 - `two_engines` says so
-    return (
-        f"two engines would reserve {split.saved_share:.0%} less per request:\n"
-        f"  {split.short_share:.1%} with prompts of at most {split.at}:"
-        f" max_input_len {split.at}, max_output_len {split.short_output_len}\n"
-        f"  the others: max_input_len {proposal.choice.max_input_len},"
-        f" max_output_len {split.long_output_len}"
-    )
-
-
-def _bounds_text(proposal: Proposal) -> str:
-    choice = proposal.choice
-    told = f"  # rejects {choice.rejected:,} of {choice.requests:,}"
-    lines = [
-        "bounds:",
-        f"  max_input_len: {choice.max_input_len}",
-        f"  max_output_len: {choice.max_output_len}{told}",
-    ]
-    if proposal.bounds is not None:
-        lines += [
-            f"  max_batch_size: {proposal.max_batch_size}  # {proposal.batch_from}",
-            f"  max_num_tokens: {proposal.bounds.max_num_tokens}",
-        ]
-    else:
-        lines.append(
-            "  # max_batch_size: `--concurrency N`, or `--request-seconds S` with times"
-        )
-    return "\n".join(lines)
 
 
 def _share(text: str, option: str) -> Fraction:

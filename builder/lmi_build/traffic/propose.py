@@ -24,6 +24,9 @@ from lmi_build.sizing.traffic import (
 from lmi_build.traffic.read import ReadOptions, read_log
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lmi_build.sizing.drift import Drift
     from lmi_build.sizing.load import Split
     from lmi_build.sizing.traffic import Choice, Measures
     from lmi_build.traffic.tally import Tally
@@ -124,11 +127,40 @@ def propose(
     )
 
 
-def proposal_document(proposal: Proposal) -> dict[str, Any]:
-    """A proposal for programs."""
-    measures, tally = proposal.measures, proposal.tally
+def drift_document(
+    source: str, tally: Tally, drifts: Sequence[tuple[str, Drift]]
+) -> dict[str, Any]:
+    """
+    A log against built bounds, for programs.
+
+    Args:
+        source: Name of the log.
+        tally: Its counts.
+        drifts: Name of each set of bounds with what the log says about it.
+    """
     return {
-        "source": proposal.source,
+        **_log_document(source, tally, drifts[0][1].measures),
+        "within": all(found.within for _, found in drifts),
+        "built": [
+            {
+                "name": name,
+                "within": found.within,
+                "max_input_len": found.max_input_len,
+                "max_output_len": found.max_output_len,
+                "over_input": found.over_input,
+                "over_output": found.over_output,
+                "rejected": found.rejected,
+                "rejected_share": found.rejected_share,
+                "now": choice_document(found.now),
+            }
+            for name, found in drifts
+        ],
+    }
+
+
+def _log_document(source: str, tally: Tally, measures: Measures) -> dict[str, Any]:
+    return {
+        "source": source,
         "requests": measures.requests,
         "bad": {
             kind: {"rows": count, f"{tally.unit}s": list(tally.faults.places(kind))}
@@ -138,6 +170,14 @@ def proposal_document(proposal: Proposal) -> dict[str, Any]:
             name: _summary(getattr(measures, name))
             for name in ("input", "output", "total")
         },
+    }
+
+
+def proposal_document(proposal: Proposal) -> dict[str, Any]:
+    """A proposal for programs."""
+    measures = proposal.measures
+    return {
+        **_log_document(proposal.source, proposal.tally, measures),
         "traffic": {
             "even": measures.even,
             "padding_share": measures.padding_share,
