@@ -204,6 +204,21 @@ def test_bounds_of_the_log_go_into_the_recipe(tmp_path: Path) -> None:
     assert bounds.max_batch_size == 6
 
 
+def test_a_family_stands_in_for_a_model_out_of_reach(tmp_path: Path) -> None:
+    """A recipe of a hub model can be asked about, and written anew, offline."""
+    asked, out = tmp_path / "asked.yaml", tmp_path / "out.yaml"
+    argv = ["init", str(asked), "--model", "owner/model", "--method", "none"]
+    assert run([*argv, "--cache-dir", str(tmp_path)]) == 0
+    words = ["--model", "llama", "--device", "gpu", "--traffic", "even"]
+    common = ["--offline", "--cache-dir", str(tmp_path)]
+
+    assert run(["advise", str(asked), *common]) == 6
+    assert run(["advise", str(asked), *words, "--write", str(out), *common]) == 0
+    recipe = load_recipe(out)[0]
+    assert recipe.model.source == "owner/model"
+    assert recipe.compile.backend == "tensorrt-llm"
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [

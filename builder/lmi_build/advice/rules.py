@@ -201,6 +201,7 @@ def _traffic(option: Option, question: Question) -> Iterator[Finding]:
         ("uneven", True): (-3, "compiled for bounds that few requests come near"),
         ("uneven", False): (2, "no bounds to compile for, so lengths may vary"),
         ("unknown", False): (1, "to start with while lengths are not known"),
+        ("unknown", True): (-1, "hard to fit to lengths that are not known"),
     }
     points = told.get((question.traffic, option.port.compiled))
     if points:
@@ -231,8 +232,9 @@ def _concurrency(option: Option, question: Question) -> Iterator[Finding]:
 def _latency(option: Option, question: Question) -> Iterator[Finding]:
     if question.goal != "latency":
         return
-    if option.port.compiled:
-        yield Finding(reason="graphs of fixed shapes", source=_GUIDE, points=2)
+    if option.port.compiled and question.traffic == "even":
+        reason = "graphs of fixed shapes, which requests nearly fill"
+        yield Finding(reason=reason, source=_GUIDE, points=2)
     if "tensor-parallel" in option.port.features:
         source = option.port.features["tensor-parallel"]
         yield Finding(reason="splits a layer over devices", source=source, points=1)

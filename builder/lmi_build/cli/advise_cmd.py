@@ -71,15 +71,14 @@ def advise(
     source = model or ""
     if recipe is not None:
         found = api.load_recipe(recipe, overrides=state.overrides)[0]
-        there = _from_folder(found.model.source, recipe.absolute().parent)
-        source = source or there
+        source = _from_folder(found.model.source, recipe.absolute().parent)
     if not source:
         raise UsageInvalid(
             "neither RECIPE nor `--model` was given",
             code="advice.no-model",
             hints=("such as `lmi-build advise --model llama --device gpu`",),
         )
-    config = library.model_config(source, state.settings())
+    config = library.model_config(model or source, state.settings())
     words = _wishes(wishes)
     answer = library.advise(library.ask(config, words, recipe=found))
     written = None
