@@ -7,7 +7,7 @@ an interval that measurements of others lie in (docs/concepts/sizing.md).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lmi_build.sizing.cache import cache_bytes
@@ -33,6 +33,7 @@ _FLOAT_BYTES = 4
 _MOST_LAYERS = 3
 _MOST_LOGITS = 5
 _FRAGMENT_SHARE = 25
+_NONE = Interval(low=0, high=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,10 +155,9 @@ def weight_lines(
         found = Interval(low=low, high=size * _widening(item, runtime))
         if item.part == "head" and subject.table.tied:
             found = _tied(size, runtime)
-        parts[item.part] = parts.get(item.part, Interval(low=0, high=0)) + found
+        parts[item.part] = parts.get(item.part, _NONE) + found
     if "head" not in parts and not runtime.shares_tied:
-        table = parts.get("embedding", Interval(low=0, high=0)).high
-        parts["head"] = Interval(low=0, high=table)
+        parts["head"] = _copied_head(subject, runtime, tp)
     return tuple(
         MemoryLine(
             name=f"weights: {part}",
@@ -169,10 +169,22 @@ def weight_lines(
     )
 
 
+def _copied_head(subject: Subject, runtime: Runtime, tp: int) -> Interval:
+    """A head made of the embedding; it is split, even where the embedding is not."""
+    found = _NONE
+    for item in subject.table.classes:
+        if item.part == "embedding":
+            head = replace(item, part="head")
+            size = rank_bytes(head, subject.table, subject.scheme, runtime, tp)
+            found += _tied(size * _widening(item, runtime), runtime)
+    return found
+
+
 def _widening(item: WeightClass, runtime: Runtime) -> int:
     """How many times as large a class may be held as it is stored."""
     is_half = DTYPE_BITS[item.dtype] == 8 * _HALF_BYTES
-    return 2 if runtime.computes_wide and is_half and not item.quantizable else 1
+    wide = runtime.computes_wide or (runtime.wide_routers and item.part == "router")
+    return 2 if wide and is_half and not item.quantizable else 1
 
 
 def rotary_line(subject: Subject, runtime: Runtime) -> MemoryLine:
@@ -195,7 +207,9 @@ def _tied(size: int, runtime: Runtime) -> Interval:
 
 
 def _weight_formula(part: str, scheme: QuantScheme, runtime: Runtime, tp: int) -> str:
-    whole = part == "norm" or (part == "embedding" and not runtime.splits_embedding)
+    whole = part in {"norm", "router", "positions"} or (
+        part == "embedding" and not runtime.splits_embedding
+    )
     split = f" / {tp} ranks" if tp > 1 and not whole else ""
     if part not in {"attention", "mlp"} or scheme.packing == "none":
         return f"sum of elements x bytes{split}"

@@ -59,6 +59,7 @@ class Runtime:
         narrows: Weights in float32 are held in 16 bits.
         computes_wide: It computes in float32: the cache and activations are so, and
             float weights may be.
+        wide_routers: Routers are held in float32.
         max_num_tokens: Packed tokens of one forward where bounds leave it open.
         context: Driver, libraries and their workspaces.
         communication: What every rank adds where there are several.
@@ -77,6 +78,7 @@ class Runtime:
     rotary_bytes: tuple[int, int]
     narrows: bool
     computes_wide: bool
+    wide_routers: bool
     max_num_tokens: int
     context: Interval
     communication: Interval
@@ -97,6 +99,7 @@ RUNTIMES: Mapping[str, Runtime] = MappingProxyType(
             rotary_bytes=(2, 4),
             narrows=True,
             computes_wide=False,
+            wide_routers=False,
             max_num_tokens=8192,
             context=Interval(low=200 * MIB, high=GIB),
             communication=Interval(low=64 * MIB, high=GIB),
@@ -114,6 +117,7 @@ RUNTIMES: Mapping[str, Runtime] = MappingProxyType(
             rotary_bytes=(0, 4),
             narrows=True,
             computes_wide=False,
+            wide_routers=True,
             max_num_tokens=8192,
             context=Interval(low=300 * MIB, high=3 * GIB // 2),
             communication=Interval(low=64 * MIB, high=GIB),
@@ -131,6 +135,7 @@ RUNTIMES: Mapping[str, Runtime] = MappingProxyType(
             rotary_bytes=(0, 4),
             narrows=False,
             computes_wide=False,
+            wide_routers=False,
             max_num_tokens=1 << 30,
             context=Interval(low=0, high=GIB // 2),
             communication=Interval(low=0, high=GIB // 2),
@@ -148,6 +153,7 @@ RUNTIMES: Mapping[str, Runtime] = MappingProxyType(
             rotary_bytes=(0, 4),
             narrows=False,
             computes_wide=True,
+            wide_routers=False,
             max_num_tokens=8192,
             context=Interval(low=64 * MIB, high=GIB),
             communication=Interval(low=0, high=0),

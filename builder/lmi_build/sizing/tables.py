@@ -51,7 +51,7 @@ _USUAL: Mapping[str, tuple[str, str]] = {
         (_MLP, COLUMNS),
     ),
     **dict.fromkeys(("down_proj", "w2", "fc2", "wo_proj"), (_MLP, ROWS)),
-    **dict.fromkeys(("gate", "router"), (_MLP, WHOLE)),
+    **dict.fromkeys(("gate", "router"), ("router", WHOLE)),
     **dict.fromkeys(("embed_tokens", "wte", "shared"), ("embedding", VOCABULARY)),
     "lm_head": ("head", VOCABULARY),
 }
@@ -128,6 +128,8 @@ def _roles(architecture: Architecture) -> dict[str, tuple[str, str]]:
         architecture.embedding: ("embedding", VOCABULARY),
         architecture.head: ("head", VOCABULARY),
     }
+    if architecture.positions:
+        roles[architecture.positions] = ("positions", WHOLE)
     wide = (architecture.gate, architecture.up, architecture.fused_gate_up)
     shared = (architecture.shared_gate, architecture.shared_up)
     for names, role in (
@@ -137,7 +139,7 @@ def _roles(architecture: Architecture) -> dict[str, tuple[str, str]]:
         ((architecture.output,), (_ATTENTION, ROWS)),
         ((*wide, *shared), (_MLP, COLUMNS)),
         ((architecture.down, architecture.shared_down), (_MLP, ROWS)),
-        ((*architecture.router, architecture.shared_router), (_MLP, WHOLE)),
+        ((*architecture.router, architecture.shared_router), ("router", WHOLE)),
     ):
         roles |= {f"{block}.{name}": role for name in names if name}
     for experts in architecture.experts:

@@ -71,7 +71,8 @@ class WeightClass:
     Tensors that are alike in everything that decides their bytes.
 
     Args:
-        part: `attention`, `mlp`, `embedding`, `head`, `norm` or `other`.
+        part: `attention`, `mlp`, `router`, `embedding`, `positions`, `head`, `norm` or
+            `other`.
         split: One of `SPLITS`.
         dtype: As the source has it, a name of `DTYPE_BITS`.
         shape: [O, I] of a matrix whatever its orientation on disk, else as it is.
