@@ -46,6 +46,12 @@ _INPUT, _OUTPUT, _BATCH = 512, 128, 4
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write a recipe for the best row; an existing file is left alone.",
 )
+@click.option(
+    "--html",
+    "page",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the answer as one page that loads nothing.",
+)
 @with_common_options
 @click.pass_obj
 def advise(
@@ -55,6 +61,7 @@ def advise(
     recipe: Path | None,
     model: str | None,
     out: Path | None,
+    page: Path | None,
     **wishes: Any,
 ) -> None:
     """
@@ -91,8 +98,18 @@ def advise(
         click.echo(_text(answer, verbose=state.verbose))
     else:
         data({**_document(answer), "recipe": str(out) if written else None})
+    if page is not None:
+        _write_page(answer, page)
+        say(state, f"wrote {page}")
     if written is not None:
         say(state, f"wrote {out}; next: `lmi-build plan {out}`")
+
+
+def _write_page(answer: Answer, page: Path) -> None:
+    from lmi_build.artifacts import write_page
+    from lmi_build.report.advice_page import render_advice
+
+    write_page(render_advice(answer), page)
 
 
 def _wishes(words: dict[str, Any]) -> Wishes:

@@ -43,14 +43,29 @@ def render_report(data: ReportData) -> str:
         _provenance(data),
     ]
     body = "\n".join(part for part in parts if part)
+    footer = (
+        f"Written by lmi-build for manifest {code(data.identity)}. The numbers are"
+        f" those of the files {code('manifest.json')}, {code('layers.json')} and"
+        f" {code('verify.json')}."
+    )
+    return frame(f"{data.name}: build report", body, footer)
+
+
+def frame(title: str, body: str, footer: str) -> str:
+    """
+    A whole page around its parts; nothing in it may load anything.
+
+    Args:
+        title: Plain text.
+        body: Markup.
+        footer: Markup.
+    """
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_CSP}">\n'
         '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
-        f"<title>{text(data.name)}: build report</title>\n<style>\n{STYLE}\n</style>"
-        f"</head>\n<body><main>\n{body}\n<footer><p>Written by lmi-build for manifest"
-        f" {code(data.identity)}. The numbers are those of the files"
-        f" {code('manifest.json')}, {code('layers.json')} and {code('verify.json')}."
+        f"<title>{text(title)}</title>\n<style>\n{STYLE}\n</style>"
+        f"</head>\n<body><main>\n{body}\n<footer><p>{footer}"
         "</p></footer>\n</main></body></html>\n"
     )
 
