@@ -11,13 +11,13 @@ report.cost.usd_per_million
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lmi_build import registry
 from lmi_build.catalog.prices import DEFAULT_REGION, TRAINING
 from lmi_build.errors import UsageInvalid
-from lmi_build.plan.alternatives import METHODS, find_alternatives
+from lmi_build.plan.alternatives import METHODS, Search, find_alternatives
 from lmi_build.plan.costs import Served, engine_of, fits, subjects_of
 from lmi_build.sizing.build_hours import build_hours
 from lmi_build.sizing.cost import Traffic, cost
@@ -157,6 +157,11 @@ def cost_recipe(
         device=device,
         bounds=recipe.bounds,
         tensor_parallel_size=recipe.compile.tensor_parallel_size,
+        recipe=replace(
+            recipe,
+            quantize=spec,
+            compile=replace(recipe.compile, target=instance.name),
+        ),
         pipeline_parallel_size=recipe.compile.pipeline_parallel_size,
     )
     if served.num_ranks > instance.num_cores:
@@ -184,10 +189,14 @@ def cost_recipe(
             subjects,
             found,
             traffic,
-            market=question.market,
-            region=question.region,
-            utilisation=question.utilisation,
-        )[: question.num_alternatives],
+            search=Search(
+                market=question.market,
+                region=question.region,
+                utilisation=question.utilisation,
+                limit=question.num_alternatives,
+            ),
+            backend=registry.backend,
+        ),
         notes=tuple(_notes(served, price, question)),
     )
 

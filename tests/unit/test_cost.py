@@ -225,6 +225,7 @@ def _report_8b(**asked: Any) -> tuple[CostReport, Served]:
         device=report.device,
         bounds=recipe.bounds,
         tensor_parallel_size=1,
+        recipe=recipe,
     )
     return report, served
 

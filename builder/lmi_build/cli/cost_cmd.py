@@ -117,9 +117,10 @@ def _from_log(log: str, told: dict[str, Any], settings: Settings) -> dict[str, A
         "mean_input_len": measures.input.mean,
         "mean_output_len": measures.output.mean,
     }
-    if tally.arrivals and told["utilisation"] is None:
-        span = max(tally.arrivals) - min(tally.arrivals) + 1
-        found["requests_per_second"] = sum(tally.arrivals.values()) / span
+    seconds = dict(tally.arrivals)
+    if seconds and told["utilisation"] is None:
+        span = max(seconds) - min(seconds) + 1
+        found["requests_per_second"] = sum(seconds.values()) / span
     return {name: value for name, value in found.items() if told[name] is None}
 
 

@@ -1,30 +1,32 @@
 """
 Cheaper ways to serve a recipe's model: every one is tried, and counted.
 
-Other instances, numbers of ranks, number formats and batches; those stay that fit for
-certain, that the device can run, and that cost less.
+Other instances, numbers of ranks, number formats and batches; those stay that cost
+less, that fit for certain, and that their backend would build.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lmi_build.backends.neuronx.tnx_models import tnx_models
-from lmi_build.plan.costs import Served, engine_of, fits
+from lmi_build.plan.costs import NEURONX, Served, engine_of, fits, is_buildable
 from lmi_build.sizing.cost import Alternative, Cost, Setup, cheaper, cost
-from lmi_build.values.recipe import QuantSpec
+from lmi_build.values.recipe import COMPILER, CompileSpec, QuantSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from lmi_build.catalog.instances import Instance
     from lmi_build.catalog.market import Market
     from lmi_build.catalog.prices import Price
     from lmi_build.sizing.cost import Traffic
     from lmi_build.sizing.memory import Subject
+    from lmi_build.spi import Backend
     from lmi_build.values.bounds import Bounds
     from lmi_build.values.model import ModelFacts
+    from lmi_build.values.recipe import Recipe
 
 _NEURON = "neuron"
 # What a float model could be instead; int8 is of weights alone.
@@ -38,7 +40,27 @@ _NEURON_METHODS = ("unquantized", "int8 weights")
 _FP8_CAPABILITY = 8.9
 _BATCH_PARTS = (1, 2, 4, 8)
 _RANKS = (1, 2, 4, 8, 12, 16, 24, 32)
-_BACKENDS = {"gpu": "vllm", _NEURON: "neuronx"}
+_BACKENDS = {"gpu": "vllm", _NEURON: NEURONX}
+# Runtimes that a backend of ours builds for.
+BUILT_BY = ("tensorrt-llm", NEURONX)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Search:
+    """
+    Where and how far to look.
+
+    Args:
+        market: Instances, devices and prices.
+        region: Where prices are looked up.
+        utilisation: Share of the time that requests take, where no rate is known.
+        limit: Instances that are wanted at most.
+    """
+
+    market: Market
+    region: str
+    utilisation: float | None
+    limit: int
 
 
 def find_alternatives(
@@ -47,9 +69,8 @@ def find_alternatives(
     base: Cost,
     traffic: Traffic,
     *,
-    market: Market,
-    region: str,
-    utilisation: float | None,
+    search: Search,
+    backend: Callable[[str], Backend],
 ) -> tuple[Alternative, ...]:
     """
     The cheapest way of each instance that is cheaper than the recipe.
@@ -59,13 +80,14 @@ def find_alternatives(
         subjects: Its model by number format, as `costs.subjects_of` gives it.
         base: What the recipe costs.
         traffic: What is asked for.
-        market: Instances, devices and prices.
-        region: Where prices are looked up.
-        utilisation: Share of the time that requests take, where no rate is known.
+        search: Where and how far to look.
+        backend: Finds a backend by name.
     """
     ways: dict[Setup, tuple[Served, Price]] = {
         setup: (other, price)
-        for setup, other, price in _setups(served, subjects, market, region)
+        for setup, other, price in _setups(
+            served, subjects, search.market, search.region
+        )
     }
 
     def cost_of(setup: Setup) -> Cost:
@@ -74,7 +96,7 @@ def find_alternatives(
             engine_of(other),
             traffic,
             price.usd_per_hour,
-            utilisation=utilisation,
+            utilisation=search.utilisation,
         )
 
     ranked = cheaper(
@@ -82,7 +104,14 @@ def find_alternatives(
     )
     best: dict[str, Alternative] = {}
     for item in ranked:
-        best.setdefault(item.setup.instance, item)
+        if len(best) == search.limit:
+            break
+        name, other = item.setup.instance, ways[item.setup][0]
+        # Asking a backend takes a millisecond or more, so it is asked last.
+        if name not in best and (
+            other.runtime not in BUILT_BY or is_buildable(other, backend(other.runtime))
+        ):
+            best[name] = item
     return tuple(best.values())
 
 
@@ -107,17 +136,47 @@ def _setups(
                 if not _can(name, instance, served):
                     continue
                 for part in _BATCH_PARTS:
+                    bounds = _smaller(served.bounds, part)
                     other = replace(
                         served,
                         subject=subject,
                         instance=instance,
                         device=device,
                         runtime=runtime,
-                        bounds=_smaller(served.bounds, part),
+                        bounds=bounds,
                         tensor_parallel_size=ranks,
                         pipeline_parallel_size=1,
+                        recipe=_recipe(served, instance, runtime, ranks, name, bounds),
                     )
                     yield _setup(served, other, name), other, price
+
+
+def _recipe(
+    served: Served,
+    instance: Instance,
+    runtime: str,
+    ranks: int,
+    method: str,
+    bounds: Bounds,
+) -> Recipe:
+    """The recipe that would be written for a way; options stay with their backend."""
+    old = served.recipe
+    same = runtime == served.runtime
+    compiled = old.compile if same else CompileSpec(backend=runtime)
+    spec = dict(METHODS)[method] if method else old.quantize
+    if runtime == NEURONX and spec.method == "int8":
+        spec = replace(spec, provider=COMPILER)
+    return replace(
+        old,
+        bounds=bounds,
+        quantize=spec,
+        compile=replace(
+            compiled,
+            target=instance.name,
+            tensor_parallel_size=ranks,
+            pipeline_parallel_size=1,
+        ),
+    )
 
 
 def _compiles(facts: ModelFacts) -> bool:

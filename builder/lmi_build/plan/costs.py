@@ -7,15 +7,17 @@ catalogue knows (rates, prices) and the plain arithmetic of `sizing`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lmi_build.plan.sizes import place_of, subject_of
+from lmi_build.plan.neuron_sizes import loader_of, neuron_fit
+from lmi_build.plan.sizes import float_scheme, place_of, subject_of
 from lmi_build.sizing.cost import Engine
 from lmi_build.sizing.fit import FITS, fit
 from lmi_build.sizing.roofline import Decoder, Machine
 from lmi_build.sizing.runtimes import RUNTIMES
 from lmi_build.sizing.weights import rank_bytes
+from lmi_build.values.recipe import COMPILER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,17 +26,15 @@ if TYPE_CHECKING:
     from lmi_build.catalog.instances import Instance
     from lmi_build.sizing.memory import Subject
     from lmi_build.sizing.runtimes import Runtime
-    from lmi_build.spi import Quantizer
+    from lmi_build.spi import Backend, Quantizer
     from lmi_build.values.bounds import Bounds
     from lmi_build.values.model import ModelFacts
-    from lmi_build.values.recipe import QuantSpec
+    from lmi_build.values.recipe import QuantSpec, Recipe
 
 _BYTE_BITS = 8
 # Whose memory stands for a runtime's that sizing does not know.
 _LIKE = "vllm"
-# Capacity that graphs take on a Neuron core, beside weights and cache: a sixteenth of
-# the weights each, and there are several; see backends/neuronx/memory.py.
-_NEURON_SHARE = 0.8
+NEURONX = "neuronx"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +50,7 @@ class Served:
         device: Peak rates of one of its devices.
         bounds: What is served.
         tensor_parallel_size: Ranks a layer is split over.
+        recipe: What is built; of another way, the recipe that would be written.
         pipeline_parallel_size: Ranks the layers are split over.
     """
 
@@ -60,6 +61,7 @@ class Served:
     device: Device
     bounds: Bounds
     tensor_parallel_size: int
+    recipe: Recipe
     pipeline_parallel_size: int = 1
 
     @property
@@ -200,18 +202,31 @@ def fits(served: Served) -> bool:
     """
     Whether a model fits for certain, at its bounds.
 
-    A runtime that sizing does not know fits where vLLM would; of a Neuron core a share
-    is left for graphs.
+    Cores of Transformers NeuronX are counted by their backend; a runtime that sizing
+    does not know fits where vLLM would.
     """
     place = place_of(
         served.instance,
         runtime_of(served.runtime),
         tp=served.tensor_parallel_size,
     )
-    if place.capacity is not None and served.instance.accelerator == "neuron":
-        low = int(place.capacity.low * _NEURON_SHARE)
-        place = replace(place, capacity=replace(place.capacity, low=low))
+    if served.runtime == NEURONX and loader_of(served.recipe, served.facts) == "tnx":
+        return neuron_fit(served.recipe, served.facts, place).verdict == FITS
     return fit(served.subject, served.bounds, place).verdict == FITS
+
+
+def is_buildable(served: Served, backend: Backend) -> bool:
+    """
+    Whether a backend finds nothing wrong with a recipe.
+
+    Args:
+        served: Its recipe says how the weights become smaller.
+        backend: Of that recipe.
+    """
+    scheme = served.subject.scheme
+    if served.recipe.quantize.provider == COMPILER:
+        scheme = float_scheme(served.facts)
+    return not [*backend.check(served.recipe, served.facts, scheme)]
 
 
 def subjects_of(

@@ -289,15 +289,13 @@ def cheaper(
     was = _paid(base)
     found: list[Alternative] = []
     for setup in setups:
-        if not fits(setup):
-            continue
         price = cost_of(setup)
         if price is None:
             continue
         paid = _paid(price)
         if price.num_instances is None and price.usd_per_hour > base.usd_per_hour:
             continue
-        if paid.low < was.low and paid.high < was.high:
+        if paid.low < was.low and paid.high < was.high and fits(setup):
             found.append(Alternative(setup=setup, cost=price))
 
     def rank(item: Alternative) -> tuple[float, float, int, str, str]:
