@@ -81,8 +81,8 @@ def test_every_form_gives_the_same_counts(form: str, tmp_path: Path) -> None:
 
     assert tally.joint == JointLengths(PAIRS)
     assert tally.faults.total == 0
-    assert sum(tally.arrivals.values()) == len(PAIRS)
-    assert min(tally.arrivals) >= 1714557600
+    assert tally.arrivals.total == len(PAIRS)
+    assert min(tally.arrivals)[0] >= 1714557600
 
 
 def test_standard_input_is_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,3 +301,14 @@ def test_batch_comes_from_times_of_arrival(tmp_path: Path) -> None:
     assert proposal.max_batch_size == 30
     assert proposal.bounds is not None
     assert proposal.bounds.max_batch_size == 30
+
+
+def test_identifiers_are_no_times(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    rows = "".join(f"{n * 7919},5,5\n" for n in range(40_000))
+    log.write_text(f"time,input_tokens,output_tokens\n{rows}")
+
+    with pytest.raises(LmiBuildError) as caught:
+        read(log, timed=True)
+
+    assert caught.value.code == "traffic.no-times"

@@ -1,6 +1,4 @@
-"""
-Batch, packed tokens and a second engine, from a log and the chosen lengths.
-"""
+"""Packed tokens and a second engine, from a log and the chosen lengths."""
 
 from __future__ import annotations
 
@@ -13,8 +11,6 @@ from typing import TYPE_CHECKING
 from lmi_build.values.bounds import Bounds
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from lmi_build.sizing.lengths import JointLengths
     from lmi_build.sizing.traffic import Choice, Measures
 
@@ -115,41 +111,3 @@ def bounds_of(
         max_batch_size=max_batch_size,
         max_num_tokens=num_tokens(choice, measures, max_batch_size),
     )
-
-
-def in_flight(arrivals: Mapping[int, int], request_seconds: int, percent: float) -> int:
-    """
-    Requests under way at once, when each takes a given time.
-
-    Args:
-        arrivals: Second to requests that arrived in it.
-        request_seconds: How long one request takes, at least 1.
-        percent: How much of the time this is enough for, over the log's span.
-
-    Returns:
-        The percentile over the seconds from the first arrival to the last end.
-    """
-    steps: dict[int, int] = {}
-    for second, count in arrivals.items():
-        steps[second] = steps.get(second, 0) + count
-        end = second + request_seconds
-        steps[end] = steps.get(end, 0) - count
-    seconds: dict[int, int] = {}
-    level, before = 0, 0
-    for second in sorted(steps):
-        if level or seconds:
-            seconds[level] = seconds.get(level, 0) + second - before
-        level += steps[second]
-        before = second
-        seconds.setdefault(level, 0)
-    return _percentile(seconds, percent)
-
-
-def _percentile(counts: Mapping[int, int], percent: float) -> int:
-    rank = max(1, math.ceil(Fraction(str(percent)) * sum(counts.values()) / 100))
-    seen = zip(
-        sorted(counts),
-        accumulate(counts[value] for value in sorted(counts)),
-        strict=True,
-    )
-    return next(value for value, upto in seen if upto >= rank)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from lmi_build.traffic.tally import Tally
 
 _MOST_SHAPES = 16
+# Texts of seconds kept before they become numbers.
+_MOST_SECONDS = 1 << 16
 # A shape that fits fewer than one line in so many of those it was tried on is given up.
 _WORTH = 8
 
@@ -64,6 +66,8 @@ class LineCounter:
         if bad:
             self._locate(block, bad)
         self._line += block.count(b"\n")
+        if len(self._seconds) > _MOST_SECONDS:
+            self.finish()
 
     def finish(self) -> None:
         """Turn times that are still text into numbers."""

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from lmi_build.sizing.load import best_split, bounds_of, in_flight
+from lmi_build.sizing.arrivals import in_flight
+from lmi_build.sizing.load import best_split, bounds_of
 from lmi_build.sizing.traffic import (
     EVEN_PADDING,
     PADDED_BATCH,
@@ -107,7 +108,7 @@ def propose(
     choice = curve[targets.index(reject)]
     measures = measure(joint)
     batch, why = concurrency, "as asked"
-    if batch is None and request_seconds is not None and tally.arrivals:
+    if batch is None and request_seconds is not None and tally.arrivals.total:
         batch = max(1, in_flight(tally.arrivals, request_seconds, BUSY_PERCENT))
         why = (
             f"requests of {request_seconds} s under way at once,"

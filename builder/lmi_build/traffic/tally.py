@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lmi_build.errors import SourceInvalid
+from lmi_build.sizing.arrivals import MOST_HOURS, Arrivals
 from lmi_build.sizing.lengths import JointLengths
 from lmi_build.traffic.faults import Faults
 
@@ -38,7 +40,7 @@ class Tally:
     Args:
         joint: Lengths of the rows that have them.
         faults: Rows that have not.
-        arrivals: Second since 1970 to requests; rows without a time are not in it.
+        arrivals: By second since 1970; rows without a time are not in it.
         untimed: Good rows whose time is missing or none.
         unit: What places count: `line` or `row`.
         timed: Whether times of arrival are read.
@@ -46,7 +48,7 @@ class Tally:
 
     joint: JointLengths = field(default_factory=JointLengths)
     faults: Faults = field(default_factory=Faults)
-    arrivals: dict[int, int] = field(default_factory=dict)
+    arrivals: Arrivals = field(default_factory=Arrivals)
     untimed: int = 0
     unit: str = "line"
     timed: bool = False
@@ -80,8 +82,24 @@ class Tally:
         return ""
 
     def arrive(self, second: int | None, count: int = 1) -> None:
-        """Count arrivals in one second; None where the time is unknown."""
+        """
+        Count arrivals in one second; None where the time is unknown.
+
+        Raises:
+            SourceInvalid: `traffic.no-times`: the column holds something else.
+        """
         if second is None:
             self.untimed += count
-        else:
-            self.arrivals[second] = self.arrivals.get(second, 0) + count
+            return
+        try:
+            self.arrivals.add(second, count)
+        except ValueError as error:
+            raise SourceInvalid(
+                f"the times of arrival fall into more than {MOST_HOURS:,} different"
+                " hours, more than a log has",
+                code="traffic.no-times",
+                hints=(
+                    "name the column of times: `--arrival-column NAME`",
+                    "or give the batch: `--concurrency N`",
+                ),
+            ) from error
