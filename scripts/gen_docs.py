@@ -361,30 +361,80 @@ def neuron_lines() -> list[str]:
 
 
 def instances_page() -> str:
-    """Instance types and their devices."""
+    """Instance types, their devices and their prices."""
     from lmi_build.catalog.instances import GIB, instances
+    from lmi_build.catalog.market import shipped_market
+    from lmi_build.catalog.prices import DEFAULT_REGION
 
+    market = shipped_market()
     lines = [
         "# Instance types\n",
         (
-            "What the planner knows of SageMaker's instances, as EC2 describes them;"
-            " *cores* are the parts a model can be split into.\n"
+            "What is known of SageMaker's instances, as EC2 describes them; *cores* are"
+            " the parts a model can be split into, *USD/h* is an hour of an endpoint in"
+            f" {DEFAULT_REGION} on demand, with \\* where only another job's price is"
+            " known. A table of your own lays over all of it:"
+            " [cost](../concepts/cost.md).\n"
         ),
         (
             "| instance | devices | GiB of each | cores | compute capability | vCPUs |"
-            " host GiB | SageMaker takes it for |"
+            " host GiB | Gbit/s | USD/h | SageMaker takes it for |"
         ),
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in instances().values():
         device = f"{row.num_devices} {row.device}" if row.device else ""
         memory = f"{row.device_memory_bytes / GIB:.4g}" if row.device else ""
+        network = "" if row.network_gbps is None else f"{row.network_gbps:g}"
+        price = market.price(row, region=DEFAULT_REGION)
+        usd = ""
+        if price is not None:
+            usd = f"{price.usd_per_hour:g}{'' if price.job == 'endpoint' else ' *'}"
         lines.append(
             f"| `{row.name}` | {device} | {memory} | {row.num_cores or ''} |"
             f" {row.compute_capability} | {row.num_vcpus} | {row.memory_bytes // GIB} |"
-            f" {', '.join(row.uses)} |"
+            f" {network} | {usd} | {', '.join(row.uses)} |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *device_lines(), *price_lines()]) + "\n"
+
+
+def device_lines() -> list[str]:
+    """Peak rates of devices."""
+    from lmi_build.catalog.devices import PRODUCTS, devices
+
+    rows = [
+        "\n## Devices\n",
+        (
+            "Peak rates without sparsity: memory and link in GB/s (10^9 bytes; a link in"
+            " both directions), products in 10^12 operations a second.\n"
+        ),
+        f"| device | memory | {' | '.join(PRODUCTS)} | link | | source |",
+        f"| --- | --- | {'--- | ' * len(PRODUCTS)}--- | --- | --- |",
+    ]
+    for name, device in devices().items():
+        told = [device.dense_tflops.get(product, "") for product in PRODUCTS]
+        cells = [device.memory_gbps, *told, device.link, device.link_gbps or ""]
+        row = " | ".join(str(cell) for cell in cells)
+        rows.append(f"| {name} | {row} | {device.source} ({device.checked}) |")
+    return rows
+
+
+def price_lines() -> list[str]:
+    """Where prices come from."""
+    from lmi_build.catalog.prices import price_tables
+
+    rows = [
+        "\n## Sources of prices\n",
+        "Of two for the same instance, region and job the later one holds.\n",
+        "| region | jobs | instances | source |",
+        "| --- | --- | --- | --- |",
+    ]
+    rows += [
+        f"| {table.region} | {', '.join(table.jobs)} | {len(table.usd_per_hour)} |"
+        f" {table.source} ({table.checked}) |"
+        for table in price_tables()
+    ]
+    return rows
 
 
 def architecture_lines() -> list[str]:
