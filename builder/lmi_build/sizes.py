@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmi_build import registry
+from lmi_build.backends.neuronx.encoders import is_encoder
+from lmi_build.backends.neuronx.target import target_problems as neuron_problems
+from lmi_build.backends.trtllm.target import target_problems as gpu_problems
 from lmi_build.errors import DoesNotFit, Problem, RecipeInvalid, UsageInvalid
 from lmi_build.plan.neuron_sizes import loader_of, neuron_fit, neuron_largest
 from lmi_build.plan.sizes import (
@@ -25,6 +28,7 @@ from lmi_build.plan.sizes import (
     size_of,
     subject_of,
 )
+from lmi_build.plan.trtllm_sizes import trtllm_runtime
 from lmi_build.sizing.fit import CANNOT
 from lmi_build.sizing.runtimes import RUNTIMES
 from lmi_build.units import format_bytes
@@ -35,8 +39,9 @@ if TYPE_CHECKING:
 
     from lmi_build.catalog.instances import Instance
     from lmi_build.plan.sizes import SizeReport
-    from lmi_build.sizing.fit import FitReport
+    from lmi_build.sizing.fit import FitReport, Place
     from lmi_build.sizing.memory import Subject
+    from lmi_build.sizing.runtimes import Runtime
     from lmi_build.spi import Host
     from lmi_build.values.bounds import Bounds
     from lmi_build.values.model import ModelFacts
@@ -72,21 +77,23 @@ def size_recipe(
         host: This machine, as `api.host` tells it; None leaves out what building takes.
 
     Raises:
+        RecipeInvalid: The target or the release is not known, or not fit for another.
         Unsupported: A provider of the recipe is not installed.
-        UsageInvalid: The target is not known, or has too few devices.
+        UsageInvalid: The target has too few devices.
     """
     backend = registry.backend(recipe.compile.backend)
     recipe = replace(recipe, quantize=backend.quantization(recipe, facts))
-    report = size_model(
-        facts,
-        recipe.quantize,
-        recipe.bounds,
-        name=recipe.name,
-        target=recipe.compile.target,
-        runtime=recipe.compile.backend,
-        tp=recipe.compile.tensor_parallel_size,
-        memory_bytes=memory_bytes,
+    problems = tuple(recipe.locate(fault) for fault in _target_problems(recipe, facts))
+    if problems:
+        raise RecipeInvalid(problems)
+    spec, runtime = recipe.compile, _runtime(recipe.compile.backend)
+    instance = _instance(spec.target, spec.tensor_parallel_size)
+    if spec.backend == "tensorrt-llm":
+        runtime = trtllm_runtime(recipe, facts, runtime)
+    place = place_of(
+        instance, runtime, tp=spec.tensor_parallel_size, memory_bytes=memory_bytes
     )
+    report = _size(recipe.name, facts, recipe.quantize, recipe.bounds, place, instance)
     if _counts_cores(recipe, facts):
         report = replace(
             report, fit=neuron_fit(recipe, facts, report.place), changes=()
@@ -142,14 +149,34 @@ def size_model(
     Raises:
         UsageInvalid: There is no such target or runtime, or too few devices.
     """
-    instance = None if target == _CPU else find_instance(target, tp)
-    if runtime not in RUNTIMES:
+    instance, row = _instance(target, tp), _runtime(runtime)
+    place = place_of(instance, row, tp=tp, memory_bytes=memory_bytes)
+    return _size(name, facts, spec, bounds, place, instance)
+
+
+def _instance(target: str, tp: int) -> Instance | None:
+    return None if target == _CPU else find_instance(target, tp)
+
+
+def _runtime(name: str) -> Runtime:
+    if name not in RUNTIMES:
         raise UsageInvalid(
-            f"memory of `{runtime}` is not known",
+            f"memory of `{name}` is not known",
             code="size.unknown-runtime",
             hints=(f"use one of {', '.join(RUNTIMES)}",),
         )
-    place = place_of(instance, RUNTIMES[runtime], tp=tp, memory_bytes=memory_bytes)
+    return RUNTIMES[name]
+
+
+def _size(
+    name: str,
+    facts: ModelFacts,
+    spec: QuantSpec,
+    bounds: Bounds,
+    place: Place,
+    instance: Instance | None,
+) -> SizeReport:
+    """Hold a model against a place, and look for changes where it does not fit."""
     subject = subject_of(facts, spec, registry.quantizer)
     report = size_of(name, subject, bounds, place, instance)
     return advise(report, _other_forms(facts, spec))
@@ -203,6 +230,15 @@ def largest(
         found = neuron_largest(question, recipe, facts, report.place)
         return replace(report, largest=found)
     return answer(report, question)
+
+
+def _target_problems(recipe: Recipe, facts: ModelFacts) -> Iterator[Problem]:
+    """What the backend finds wrong with target and release."""
+    spec = recipe.compile
+    if spec.backend == "tensorrt-llm":
+        yield from gpu_problems(spec)
+    elif spec.backend == "neuronx":
+        yield from neuron_problems(spec, encoder=is_encoder(facts.config))
 
 
 def _counts_cores(recipe: Recipe, facts: ModelFacts) -> bool:

@@ -221,3 +221,46 @@ def test_a_neuron_core_is_counted_by_its_backend(
     assert lines["key-value cache"] == core.cache_bytes
     assert sum(lines.values()) == core.weight_bytes + core.cache_bytes
     assert found["largest"]["certain"] > 8
+
+
+@pytest.mark.parametrize(
+    ("release", "option", "block"),
+    [
+        ("djl-tensorrtllm-0.33.0", "", 32),
+        ("djl-tensorrtllm-0.33.0", "    tokens_per_block: 128\n", 128),
+    ],
+)
+def test_blocks_of_the_cache_are_those_of_the_release(
+    release: str,
+    option: str,
+    block: int,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """192 tokens in whole blocks, and the share of memory that the recipe leaves."""
+    engine = (
+        "  backend: tensorrt-llm\n  target: ml.g5.2xlarge\n"
+        f"  release: {release}\n" + (f"  options:\n{option}" if option else "")
+    )
+    path = folder / "trtllm.yaml"
+    text = RECIPE.replace("  backend: onnxruntime\n", engine).replace(QUANTIZE, "")
+    path.write_text(text.replace("128\n  max_o", "129\n  max_o"), "utf-8")
+    found = document(folder, str(path), capsys=capsys)
+    (cache,) = (x for x in found["lines"] if x["name"] == "key-value cache")
+
+    tokens = -(-193 // block) * block
+    assert cache["low_bytes"] == 8 * tokens * 3 * 2 * 2 * 32 * 2
+
+
+def test_an_unknown_release_is_told_with_its_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the backend finds wrong with the target ends the command, as in a plan."""
+    engine = "  backend: tensorrt-llm\n  target: ml.g5.2xlarge\n  release: djl-9\n"
+    path = folder / "unknown.yaml"
+    path.write_text(RECIPE.replace("  backend: onnxruntime\n", engine), "utf-8")
+    status, _, err = size(folder, str(path), capsys=capsys)
+
+    assert status == 2
+    assert "compile.unknown-release" in err
+    assert "unknown.yaml:16:12" in err
