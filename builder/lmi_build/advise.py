@@ -31,7 +31,7 @@ __all__ = ["Wishes", "advise", "ask", "family_of", "model_config", "read_traffic
 
 ANY = "any"
 # What `quantization_config` of a model calls the techniques that it may have.
-_METHODS = {"gptq": "gptq", "awq": "awq", "fp8": "fp8", "bitsandbytes": "bitsandbytes"}
+_METHODS = ("gptq", "awq", "fp8", "bitsandbytes", "compressed-tensors")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,11 +201,12 @@ def family_of(config: Mapping[str, Any]) -> str:
     model_type = str(config.get("model_type", ""))
     if model_type in families:
         return model_type
-    classes = config.get("architectures") or ()
+    listed = config.get("architectures")
+    classes = [str(name) for name in listed] if isinstance(listed, list) else []
     for family, names in families.items():
         if set(names) & set(classes):
             return family
-    said = model_type or ", ".join(map(str, classes)) or "nothing"
+    said = model_type or ", ".join(classes) or "nothing"
     near = did_you_mean(said, family_words())
     known = join_words(sorted(families), last="and")
     raise UsageInvalid(
@@ -231,7 +232,8 @@ def _own_technique(config: Mapping[str, Any]) -> str:
     section = config.get("quantization_config")
     if not isinstance(section, dict):
         return ""
-    return _METHODS.get(str(section.get("quant_method", "")), "")
+    method = str(section.get("quant_method", ""))
+    return method if method in _METHODS else ""
 
 
 def model_config(model: str, settings: Settings) -> Mapping[str, Any]:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lmi_build.advise import Wishes, advise, ask, family_of, model_config, read_traffic
+from lmi_build.advise_recipe import write_recipe
 from lmi_build.cli.main import run
 from lmi_build.errors import UsageInvalid
 from lmi_build.recipe.load import load_recipe
+from lmi_build.values.bounds import Bounds
 from lmi_build.values.settings import Settings
 from tiny_models import CONFIG, SHAPES, hf_files, safetensors
 
@@ -88,6 +90,23 @@ def test_families_are_found_by_type_or_class(config: dict[str, Any]) -> None:
     assert family_of(config) == "qwen2"
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"architectures": 3},
+        {"architectures": "LlamaForCausalLM"},
+        {"model_type": 1},
+    ],
+)
+def test_a_config_without_a_family_is_refused(config: dict[str, Any]) -> None:
+    """Nothing in it can be trusted to be what it should be."""
+    with pytest.raises(UsageInvalid) as caught:
+        family_of(config)
+
+    assert caught.value.code == "advice.unknown-model"
+
+
 def test_an_unknown_family_is_refused_with_the_nearest() -> None:
     with pytest.raises(UsageInvalid) as caught:
         family_of({"model_type": "qwn2"})
@@ -159,6 +178,26 @@ def test_a_model_is_a_word_a_file_a_folder_or_a_source(tmp_path: Path) -> None:
         str(place / "config.json"),
     ):
         assert family_of(model_config(model, settings)) == "llama"
+
+
+def test_weights_quantized_already_are_not_quantized_again(tmp_path: Path) -> None:
+    """What a model comes in is read by the winner, and the recipe leaves it alone."""
+    config = {**LLAMA, "quantization_config": {"quant_method": "compressed-tensors"}}
+    out = tmp_path / "recipe.yaml"
+    answer = advise(ask(config, Wishes(device="gpu", traffic="even")))
+    recipe = write_recipe(
+        answer,
+        out,
+        Settings(cache_dir=tmp_path / "cache", offline=True),
+        name="coded",
+        source="owner/coded",
+        config=config,
+        bounds=Bounds(max_input_len=512, max_output_len=128),
+    )
+
+    assert answer.question.technique == "compressed-tensors"
+    assert recipe.quantize.method == "none"
+    assert recipe.compile.backend == "tensorrt-llm"
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ TECHNIQUES = (
     "int8",
     "rtn",
     "fp8",
+    "compressed-tensors",
     "bitsandbytes",
     "gguf",
 )
