@@ -405,8 +405,8 @@ def device_lines() -> list[str]:
     rows = [
         "\n## Devices\n",
         (
-            "Peak rates without sparsity: memory and link in GB/s (10^9 bytes; a link in"
-            " both directions), products in 10^12 operations a second.\n"
+            "Peak rates without sparsity: memory and link in GB/s (10^9 bytes; a link"
+            " in both directions), products in 10^12 operations a second.\n"
         ),
         f"| device | memory | {' | '.join(PRODUCTS)} | link | | source |",
         f"| --- | --- | {'--- | ' * len(PRODUCTS)}--- | --- | --- |",
