@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lmi_build.catalog.instances import Instance
+    from lmi_build.catalog.market import Market
     from lmi_build.plan.sizes import SizeReport
     from lmi_build.sizing.fit import FitReport, Place
     from lmi_build.sizing.memory import Subject
@@ -66,6 +67,7 @@ def size_recipe(
     *,
     memory_bytes: int = 0,
     host: Host | None = None,
+    market: Market | None = None,
 ) -> SizeReport:
     """
     Size a recipe's model on its target.
@@ -75,6 +77,7 @@ def size_recipe(
         facts: Its model, as `api.resolve` finds it.
         memory_bytes: What a device has, instead of what the target says.
         host: This machine, as `api.host` tells it; None leaves out what building takes.
+        market: Instances of the user's own beside those shipped.
 
     Raises:
         RecipeInvalid: The target or the release is not known, or not fit for another.
@@ -87,20 +90,16 @@ def size_recipe(
     if problems:
         raise RecipeInvalid(problems)
     spec, runtime = recipe.compile, _runtime(recipe.compile.backend)
-    instance = _instance(spec.target, spec.tensor_parallel_size)
+    tp, pp = spec.tensor_parallel_size, spec.pipeline_parallel_size
+    instance = _instance(spec.target, tp * pp, market)
     if spec.backend == "tensorrt-llm":
         runtime = trtllm_runtime(recipe, facts, runtime)
-    place = place_of(
-        instance, runtime, tp=spec.tensor_parallel_size, memory_bytes=memory_bytes
-    )
+    place = place_of(instance, runtime, tp=tp, pp=pp, memory_bytes=memory_bytes)
     report = _size(recipe.name, facts, recipe.quantize, recipe.bounds, place, instance)
     if _counts_cores(recipe, facts):
         report = replace(
             report, fit=neuron_fit(recipe, facts, report.place), changes=()
         )
-    if recipe.compile.pipeline_parallel_size > 1:
-        why = "pipeline stages are not counted: each device holds less than this"
-        report = replace(report, fit=replace(report.fit, unknown=(why,)))
     if host is None:
         return report
     name = recipe.quantize.provider
@@ -128,7 +127,7 @@ def size_model(
     bounds: Bounds,
     *,
     name: str,
-    target: str,
+    target: str | Instance,
     runtime: str,
     tp: int,
     memory_bytes: int = 0,
@@ -141,7 +140,7 @@ def size_model(
         spec: How its weights become smaller.
         bounds: What is served.
         name: Of the report.
-        target: An instance type, or `cpu`.
+        target: An instance type or its name, or `cpu`.
         runtime: A key of `sizing.runtimes.RUNTIMES`.
         tp: Devices that a layer is split over.
         memory_bytes: What a device has, instead of what the target says.
@@ -154,8 +153,12 @@ def size_model(
     return _size(name, facts, spec, bounds, place, instance)
 
 
-def _instance(target: str, tp: int) -> Instance | None:
-    return None if target == _CPU else find_instance(target, tp)
+def _instance(
+    target: str | Instance, tp: int, market: Market | None = None
+) -> Instance | None:
+    if isinstance(target, str):
+        return None if target == _CPU else find_instance(target, tp, market)
+    return target
 
 
 def _runtime(name: str) -> Runtime:
@@ -247,9 +250,14 @@ def _counts_cores(recipe: Recipe, facts: ModelFacts) -> bool:
     return is_neuron and loader_of(recipe, facts) == "tnx"
 
 
-def find_instance(target: str, tp: int) -> Instance:
+def find_instance(target: str, tp: int, market: Market | None = None) -> Instance:
     """
     An instance type with enough devices.
+
+    Args:
+        target: Its name, with or without `ml.`.
+        tp: Devices that are wanted, stages included.
+        market: Instances of the user's own beside those shipped.
 
     Raises:
         UsageInvalid: There is none of that name, or it has too few devices.
@@ -258,9 +266,10 @@ def find_instance(target: str, tp: int) -> Instance:
     from lmi_build.text import did_you_mean
 
     name = target if target.startswith("ml.") else f"ml.{target}"
-    found = instances().get(name)
+    known = instances() if market is None else market.instances
+    found = known.get(name)
     if found is None:
-        near = did_you_mean(name, tuple(instances()))
+        near = did_you_mean(name, tuple(known))
         raise UsageInvalid(
             f"the catalogue has no instance type `{target}`",
             code="size.unknown-target",
@@ -268,8 +277,7 @@ def find_instance(target: str, tp: int) -> Instance:
         )
     if tp > max(1, found.num_cores):
         raise UsageInvalid(
-            f"a tensor_parallel_size of {tp} is more than the {found.num_cores}"
-            f" devices of `{name}`",
+            f"{tp} ranks are more than the {found.num_cores} devices of `{name}`",
             code="size.too-few-devices",
             hints=(f"write {found.num_cores}, or take a larger instance",),
         )
@@ -283,7 +291,13 @@ def size_lines(recipe: Recipe, facts: ModelFacts) -> tuple[str, ...]:
     Args:
         recipe: A checked recipe.
         facts: Its model.
+
+    Returns:
+        The verdict, and up to three changes that fit; nothing for a backend whose
+        memory is not known.
     """
+    if recipe.compile.backend not in RUNTIMES:
+        return ()
     report = size_recipe(recipe, facts)
     ways = (f"it fits if you {change.text}" for change in report.changes[:3])
     return (headline(report), *ways)

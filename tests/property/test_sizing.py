@@ -31,6 +31,7 @@ from lmi_build.values.quant import QuantScheme
 
 MIB = 1 << 20
 POSITIONS = 5000
+CACHE = "key-value cache"
 FIELDS = ("max_input_len", "max_output_len", "max_batch_size", "max_beam_width")
 QUESTION_FIELDS = dict(
     zip(QUESTIONS, ("max_batch_size", "max_input_len", "max_output_len"), strict=True)
@@ -145,13 +146,15 @@ BOUNDS = st.builds(
     max_beam_width=st.integers(1, 3),
 )
 PLACES = st.builds(
-    lambda name, tp, low, more: Place(
+    lambda name, tp, pp, low, more: Place(
         runtime=RUNTIMES[name],
         tp=tp,
+        pp=pp,
         capacity=Interval(low=low * MIB, high=(low + more) * MIB),
     ),
     st.sampled_from(sorted(RUNTIMES)),
     st.sampled_from([1, 2, 3, 4, 8]),
+    st.sampled_from([1, 1, 2, 3]),
     st.integers(200, 6000),
     st.integers(0, 500),
 )
@@ -176,8 +179,8 @@ def test_more_of_a_bound_never_needs_less(
 ) -> None:
     """Each line by itself grows with every bound."""
     larger = replace(bounds, **{field: getattr(bounds, field) + more})
-    before = memory_lines(subject, bounds, place.runtime, tp=place.tp)
-    after = memory_lines(subject, larger, place.runtime, tp=place.tp)
+    before = memory_lines(subject, bounds, place.runtime, tp=place.tp, pp=place.pp)
+    after = memory_lines(subject, larger, place.runtime, tp=place.tp, pp=place.pp)
 
     for old, new in zip(before, after, strict=True):
         assert old.name == new.name
@@ -234,3 +237,24 @@ def test_a_wider_linear_takes_no_less(
 
     assert size <= linear_bytes(32 * outputs + 32, 32 * inputs, scheme)
     assert size <= linear_bytes(32 * outputs, 32 * inputs + 32, scheme)
+
+
+@given(subjects(), BOUNDS, PLACES, st.integers(1, 4))
+def test_stages_hold_all_layers_together(
+    subject: Subject, bounds: Bounds, place: Place, pp: int
+) -> None:
+    """The fullest stage holds its share at least, the emptiest no more than that."""
+
+    def layers(stages: int) -> Interval:
+        lines = memory_lines(subject, bounds, place.runtime, tp=place.tp, pp=stages)
+        parts = [line for line in lines if line.name in {"weights: mlp", CACHE}]
+        return Interval(
+            low=sum(line.bytes.low for line in parts),
+            high=sum(line.bytes.high for line in parts),
+        )
+
+    whole, staged = layers(1), layers(pp)
+
+    assert staged.high * pp >= whole.high
+    assert staged.low * pp <= whole.low
+    assert staged.high <= whole.high

@@ -92,7 +92,12 @@ def subject_of(
 
 
 def place_of(
-    instance: Instance | None, runtime: Runtime, *, tp: int, memory_bytes: int = 0
+    instance: Instance | None,
+    runtime: Runtime,
+    *,
+    tp: int,
+    pp: int = 1,
+    memory_bytes: int = 0,
 ) -> Place:
     """
     What a process can have of each device.
@@ -101,17 +106,21 @@ def place_of(
         instance: The machine; None where it is not known.
         runtime: Who serves.
         tp: Devices that a layer is split over.
+        pp: Stages that the layers are split over.
         memory_bytes: What a device has, instead of what the instance says.
     """
     if memory_bytes:
         exact = Interval(low=memory_bytes, high=memory_bytes)
-        return Place(runtime=runtime, tp=tp, capacity=exact)
+        return Place(runtime=runtime, tp=tp, pp=pp, capacity=exact)
     if instance is None or not instance.num_devices:
-        return Place(runtime=runtime, tp=tp, capacity=None)
+        return Place(runtime=runtime, tp=tp, pp=pp, capacity=None)
     size = instance.device_memory_bytes // max(1, instance.cores_per_device)
     share = _USABLE.get(instance.device, _USABLE_SHARE)
     return Place(
-        runtime=runtime, tp=tp, capacity=Interval(low=int(size * share), high=size)
+        runtime=runtime,
+        tp=tp,
+        pp=pp,
+        capacity=Interval(low=int(size * share), high=size),
     )
 
 
@@ -226,13 +235,13 @@ def _places(report: SizeReport) -> Iterator[Option]:
     if here is None:
         return
     heads = report.subject.table.heads.num_heads
-    for tp in _splits(here, heads):
+    for tp in _splits(here, heads, place.pp):
         if tp > place.tp:
             yield Option(
                 path="compile.tensor_parallel_size",
                 value=str(tp),
                 subject=report.subject,
-                place=place_of(here, place.runtime, tp=tp),
+                place=place_of(here, place.runtime, tp=tp, pp=place.pp),
             )
     others = sorted(
         (row for row in instances().values() if row.accelerator == here.accelerator),
@@ -242,8 +251,8 @@ def _places(report: SizeReport) -> Iterator[Option]:
         more = row.num_devices * row.device_memory_bytes
         if more <= here.num_devices * here.device_memory_bytes:
             continue
-        for tp in _splits(row, heads):
-            found = place_of(row, place.runtime, tp=tp)
+        for tp in _splits(row, heads, place.pp):
+            found = place_of(row, place.runtime, tp=tp, pp=place.pp)
             if fit(report.subject, report.bounds, found).verdict == FITS:
                 yield Option(
                     path="compile.target",
@@ -254,10 +263,12 @@ def _places(report: SizeReport) -> Iterator[Option]:
                 return
 
 
-def _splits(instance: Instance, num_heads: int) -> tuple[int, ...]:
+def _splits(instance: Instance, num_heads: int, pp: int) -> tuple[int, ...]:
     """Ranks that an instance has devices for and heads divide over."""
     most = max(1, instance.num_cores)
-    return tuple(tp for tp in (1, 2, 4, 8, 16) if tp <= most and num_heads % tp == 0)
+    return tuple(
+        tp for tp in (1, 2, 4, 8, 16) if tp * pp <= most and num_heads % tp == 0
+    )
 
 
 def build_need(

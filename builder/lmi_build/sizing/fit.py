@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from lmi_build.sizing.memory import MemoryLine, memory_lines, total
+from lmi_build.sizing.memory import memory_lines, total
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lmi_build.digest import JSONValue
-    from lmi_build.sizing.memory import Subject
+    from lmi_build.sizing.memory import MemoryLine, Subject
     from lmi_build.sizing.runtimes import Interval, Runtime
     from lmi_build.values.bounds import Bounds
 
@@ -40,12 +40,14 @@ class Place:
     Args:
         runtime: Who serves it.
         tp: Devices, or cores of them, that a layer is split over.
+        pp: Stages that the layers are split over.
         capacity: Bytes of each that a process can have; None where nobody said.
     """
 
     runtime: Runtime
     tp: int
     capacity: Interval | None
+    pp: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,7 +143,7 @@ def fit(subject: Subject, bounds: Bounds, place: Place) -> FitReport:
         place: Where.
     """
     return FitReport(
-        lines=memory_lines(subject, bounds, place.runtime, tp=place.tp),
+        lines=memory_lines(subject, bounds, place.runtime, tp=place.tp, pp=place.pp),
         capacity=place.capacity,
         unknown=subject.unknown,
     )
@@ -167,7 +169,7 @@ def largest(question: str, subject: Subject, bounds: Bounds, place: Place) -> La
     """
 
     def need(changed: Bounds) -> Interval:
-        return total(memory_lines(subject, changed, place.runtime, tp=place.tp))
+        return fit(subject, changed, place).total
 
     positions = subject.geometry.max_position_embeddings
     return largest_by(question, need, bounds, place, positions=positions)

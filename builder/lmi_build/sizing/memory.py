@@ -34,6 +34,7 @@ _MOST_LAYERS = 3
 _MOST_LOGITS = 5
 _FRAGMENT_SHARE = 25
 _NONE = Interval(low=0, high=0)
+_ENDS = frozenset({"weights: embedding", "weights: positions", "weights: head"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,16 +98,17 @@ class Subject:
 
 
 def memory_lines(
-    subject: Subject, bounds: Bounds, runtime: Runtime, *, tp: int
+    subject: Subject, bounds: Bounds, runtime: Runtime, *, tp: int, pp: int = 1
 ) -> tuple[MemoryLine, ...]:
     """
-    What each of `tp` devices must have.
+    What each device must have; with several stages, any of them.
 
     Args:
         subject: The model.
         bounds: What is served.
         runtime: Who serves it.
         tp: Ranks a layer is split over.
+        pp: Stages the layers are split over.
     """
     weights = weight_lines(subject, runtime, tp=tp)
     cache = MemoryLine(
@@ -121,13 +123,16 @@ def memory_lines(
         formula=_cache_formula(subject, bounds, runtime, tp),
         source="arXiv:2305.13245, arXiv:2309.06180",
     )
+    if pp > 1:
+        weights = tuple(_staged(line, subject, pp) for line in weights)
+        cache = _staged(cache, subject, pp)
     work = (
         rotary_line(subject, runtime),
         _activations(subject, bounds, runtime, tp),
         _logits(subject, bounds, runtime),
     )
     held = _sum((*weights, cache, *work))
-    return (*weights, cache, *work, *_reserves(runtime, tp, cache.bytes, held))
+    return (*weights, cache, *work, *_reserves(runtime, tp * pp, cache.bytes, held))
 
 
 def total(lines: tuple[MemoryLine, ...]) -> Interval:
@@ -185,6 +190,21 @@ def _widening(item: WeightClass, runtime: Runtime) -> int:
     is_half = DTYPE_BITS[item.dtype] == 8 * _HALF_BYTES
     wide = runtime.computes_wide or (runtime.wide_routers and item.part == "router")
     return 2 if wide and is_half and not item.quantizable else 1
+
+
+def _staged(line: MemoryLine, subject: Subject, pp: int) -> MemoryLine:
+    """A line of all layers as one of the fewest or the most layers of a stage."""
+    layers = subject.geometry.num_layers
+    size = line.bytes
+    if line.name in _ENDS:
+        # Only the first or the last stage has it.
+        staged = Interval(low=0, high=size.high)
+    else:
+        staged = Interval(
+            low=size.low * (layers // pp) // layers,
+            high=-(-size.high * -(-layers // pp) // layers),
+        )
+    return replace(line, bytes=staged, formula=f"{line.formula} / {pp} stages")
 
 
 def rotary_line(subject: Subject, runtime: Runtime) -> MemoryLine:
