@@ -68,11 +68,15 @@ def plan(
     state: State, *, recipe: Path, out: Path | None, want_status: bool, rehearse: bool
 ) -> int:
     """Show what a build would do, and what it would cost."""
+    from lmi_build.sizes import size_lines
+
     state.rehearse = rehearse
     settings = state.settings()
     recipes = api.load_recipe(recipe, overrides=state.overrides)
-    planned = api.make_plan(recipes, settings)
+    facts = api.resolve(recipes, settings)
+    planned = api.make_plan(recipes, settings, facts=facts)
     outlook = api.outlook(planned, settings)
+    sizes = {item.name: size_lines(item, facts[item.name]) for item in recipes}
     if out is not None:
         from lmi_build.plan.saved import plan_to_json
         from lmi_build.store.files import explain_output_error, write_atomic
@@ -85,8 +89,10 @@ def plan(
             ) from error
     if state.output == "text":
         click.echo(_plan_text(state, planned, outlook))
+        for name, lines in sizes.items():
+            click.echo(f"\n{name}: " + "\n  ".join(lines))
     else:
-        data(_plan_document(planned, outlook))
+        data({**_plan_document(planned, outlook), "sizes": sizes})
     work = any(item.status != "cached" for item in outlook)
     return _WORK_TO_DO if want_status and work else 0
 
