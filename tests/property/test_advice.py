@@ -36,6 +36,7 @@ def questions(draw: st.DrawFn) -> Question:
         technique=draw(st.sampled_from(["", *TECHNIQUES])),
         features=tuple(sorted(draw(st.sets(st.sampled_from(sorted(FEATURES)))))),
         life=draw(st.sampled_from(["", *LIVES])),
+        built=draw(st.booleans()),
         goal=draw(st.sampled_from(["", *GOALS])),
         traffic=draw(st.sampled_from(EVENNESS)),
         spread=draw(st.none() | st.floats(1, 100)),
