@@ -283,6 +283,25 @@ def test_a_users_catalogue_decides() -> None:
     )
 
 
+def test_a_users_instance_may_be_the_cheaper_one() -> None:
+    text = (
+        '[instances.g9]\naccelerator = "gpu"\ndevice = "X"\ndevice_memory_mib = 98304\n'
+        'cores_per_device = 1\ncompute_capability = "13.0"\nsource = "us"\n'
+        'uses = ["endpoint"]\nsizes = { xlarge = [1, 8, 64] }\nrates = "L40S"\n'
+        '[prices.g9]\nregion = "us-east-1"\njobs = ["endpoint"]\nsource = "us"\n'
+        'checked = "2026-10-01"\nusd_per_hour = { "g9.xlarge" = 0.01 }\n'
+    )
+    market = overlay(shipped_market(), text, "ours.toml")
+    report = cost_recipe(recipe_8b(), facts_8b(), CostQuestion(market=market))
+    other = cost_recipe(
+        recipe_8b(), facts_8b(), CostQuestion(market=market, instance="g9.xlarge")
+    )
+
+    assert report.alternatives[0].setup.instance == "ml.g9.xlarge"
+    assert other.fits
+    assert other.price.usd_per_hour == 0.01
+
+
 @pytest.mark.parametrize(
     ("asked", "code"),
     [
@@ -421,3 +440,27 @@ def test_the_environment_names_a_catalogue(
     assert "error[catalog.invalid]" in told
     assert "[prices.ours]" in told
     assert read_market(None) is shipped_market()
+
+
+def test_size_takes_a_users_instances_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, content in hf_files().items():
+        (tmp_path / "model" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "model" / name).write_bytes(content)
+    ours = tmp_path / "ours.toml"
+    ours.write_text(
+        '[instances.g9]\naccelerator = "gpu"\ndevice = "X"\ndevice_memory_mib = 98304\n'
+        'cores_per_device = 1\ncompute_capability = "13.0"\nsource = "us"\n'
+        'uses = ["endpoint"]\nsizes = { xlarge = [1, 8, 64] }\n'
+    )
+    argv = ["size", "--model", str(tmp_path / "model"), "--target", "ml.g9.xlarge"]
+    for bound in ("input-len", "output-len", "batch-size"):
+        argv += [f"--max-{bound}", "8"]
+
+    assert run([*argv, "--output", "json"]) == 2
+    assert "size.unknown-target" in capsys.readouterr().err
+    assert run([*argv, "--output", "json", "--catalog", str(ours)]) == 0
+    (document,) = json.loads(capsys.readouterr().out)
+    assert document["instance"] == "ml.g9.xlarge"
+    assert document["capacity_high_bytes"] == 98304 * 2**20

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lmi_build.cli.catalog_option import catalog_path, with_catalog
 from lmi_build.cli.options import State, with_common_options
 from lmi_build.cli.render import data, style, table
 from lmi_build.units import format_bytes
@@ -50,6 +51,7 @@ _COUNT = click.IntRange(min=1)
     help="The most of a bound that fits.",
 )
 @click.option("--check", is_flag=True, help="Exit with 4 where it cannot fit.")
+@with_catalog
 @with_common_options
 @click.pass_obj
 def size(
@@ -61,6 +63,7 @@ def size(
     memory: str | None,
     largest: str | None,
     check: bool,
+    catalog: Path | None,
     **told: Any,
 ) -> None:
     """
@@ -70,6 +73,7 @@ def size(
     safetensors files are read.
     """
     from lmi_build import api, sizes
+    from lmi_build.catalog.market import read_market
     from lmi_build.errors import UsageInvalid
 
     if (recipe is None) == (model is None):
@@ -81,6 +85,7 @@ def size(
     state.memory = memory
     settings = state.settings()
     told["memory_bytes"] = settings.memory_bytes if memory else 0
+    told["market"] = read_market(catalog_path(state, catalog))
     facts: dict[str, ModelFacts] = {}
     if recipe is None:
         reports: list[tuple[Recipe | None, SizeReport]] = [
@@ -97,6 +102,7 @@ def size(
                     facts[each.name],
                     memory_bytes=told["memory_bytes"],
                     host=api.host(settings),
+                    market=told["market"],
                 ),
             )
             for each in recipes
@@ -142,12 +148,15 @@ def _size_model(model: str, told: dict[str, Any], settings: Any) -> SizeReport:
     bounds = Bounds(
         **{name: told[name] for name in names}, max_num_tokens=told["max_num_tokens"]
     )
+    target = told["target"]
+    if target != "cpu":
+        target = sizes.find_instance(target, told["tp"], told["market"])
     return sizes.size_model(
         facts,
         _quant_spec(told),
         bounds,
         name=model,
-        target=told["target"],
+        target=target,
         runtime=told["runtime"],
         tp=told["tp"],
         memory_bytes=told["memory_bytes"],

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lmi_build.backends.neuronx.tnx_models import tnx_models
+from lmi_build.catalog.instances import instances
 from lmi_build.plan.costs import NEURONX, Served, engine_of, fits, is_buildable
 from lmi_build.sizing.cost import Alternative, Cost, Setup, cheaper, cost
 from lmi_build.values.recipe import COMPILER, CompileSpec, QuantSpec
@@ -107,9 +108,11 @@ def find_alternatives(
         if len(best) == search.limit:
             break
         name, other = item.setup.instance, ways[item.setup][0]
-        # Asking a backend takes a millisecond or more, so it is asked last.
+        # Asking a backend takes a millisecond or more, so it is asked last; of an
+        # instance that only the user's catalogue has, it knows nothing.
+        asked = other.runtime in BUILT_BY and name in instances()
         if name not in best and (
-            other.runtime not in BUILT_BY or is_buildable(other, backend(other.runtime))
+            not asked or is_buildable(other, backend(other.runtime))
         ):
             best[name] = item
     return tuple(best.values())

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lmi_build.catalog.instances import instances
 from lmi_build.plan.neuron_sizes import loader_of, neuron_fit
 from lmi_build.plan.sizes import float_scheme, place_of, subject_of
 from lmi_build.sizing.cost import Engine
@@ -209,8 +210,10 @@ def fits(served: Served) -> bool:
         served.instance,
         runtime_of(served.runtime),
         tp=served.tensor_parallel_size,
+        pp=served.pipeline_parallel_size,
     )
-    if served.runtime == NEURONX and loader_of(served.recipe, served.facts) == "tnx":
+    counted = served.runtime == NEURONX and served.instance.name in instances()
+    if counted and loader_of(served.recipe, served.facts) == "tnx":
         return neuron_fit(served.recipe, served.facts, place).verdict == FITS
     return fit(served.subject, served.bounds, place).verdict == FITS
 
