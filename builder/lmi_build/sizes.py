@@ -19,7 +19,12 @@ from lmi_build.backends.neuronx.encoders import is_encoder
 from lmi_build.backends.neuronx.target import target_problems as neuron_problems
 from lmi_build.backends.trtllm.target import target_problems as gpu_problems
 from lmi_build.errors import DoesNotFit, Problem, RecipeInvalid, UsageInvalid
-from lmi_build.plan.neuron_sizes import loader_of, neuron_fit, neuron_largest
+from lmi_build.plan.neuron_sizes import (
+    loader_of,
+    neuron_changes,
+    neuron_fit,
+    neuron_largest,
+)
 from lmi_build.plan.sizes import (
     advise,
     answer,
@@ -29,9 +34,10 @@ from lmi_build.plan.sizes import (
     subject_of,
 )
 from lmi_build.plan.trtllm_sizes import trtllm_runtime
-from lmi_build.sizing.fit import CANNOT
+from lmi_build.sizing.fit import CANNOT, FITS
 from lmi_build.sizing.runtimes import RUNTIMES
 from lmi_build.units import format_bytes
+from lmi_build.values.quant import PACKINGS
 from lmi_build.values.recipe import COMPILER
 
 if TYPE_CHECKING:
@@ -97,9 +103,9 @@ def size_recipe(
     place = place_of(instance, runtime, tp=tp, pp=pp, memory_bytes=memory_bytes)
     report = _size(recipe.name, facts, recipe.quantize, recipe.bounds, place, instance)
     if _counts_cores(recipe, facts):
-        report = replace(
-            report, fit=neuron_fit(recipe, facts, report.place), changes=()
-        )
+        found = neuron_fit(recipe, facts, place)
+        ways = () if found.verdict == FITS else neuron_changes(recipe, facts, place)
+        report = replace(report, fit=found, changes=tuple(ways))
     if host is None:
         return report
     name = recipe.quantize.provider
@@ -182,13 +188,18 @@ def _size(
     """Hold a model against a place, and look for changes where it does not fit."""
     subject = subject_of(facts, spec, registry.quantizer)
     report = size_of(name, subject, bounds, place, instance)
-    return advise(report, _other_forms(facts, spec))
+    return advise(report, _other_forms(facts, spec, place.runtime.name))
 
 
-def _other_forms(facts: ModelFacts, spec: QuantSpec) -> Iterator[tuple[str, Subject]]:
-    """What else the model could be made of, least loss first."""
+def _other_forms(
+    facts: ModelFacts, spec: QuantSpec, runtime: str
+) -> Iterator[tuple[str, Subject]]:
+    """What else the model could be made of that the runtime reads, least loss first."""
     if facts.config.get("quantization_config") is not None:
         return
+    reads: tuple[str, ...] = PACKINGS
+    if runtime in registry.names(registry.BACKENDS):
+        reads = registry.backend(runtime).info.packings
     for method, bits, group_size in _SMALLER:
         if bits >= spec.bits:
             continue
@@ -202,7 +213,9 @@ def _other_forms(facts: ModelFacts, spec: QuantSpec) -> Iterator[tuple[str, Subj
             activations="none",
         )
         words = f"{method}, bits: {bits}" if method != "int8" else method
-        yield words, subject_of(facts, other, registry.quantizer)
+        form = subject_of(facts, other, registry.quantizer)
+        if form.scheme.packing in reads:
+            yield words, form
 
 
 def largest(

@@ -264,3 +264,20 @@ def test_an_unknown_release_is_told_with_its_line(
     assert status == 2
     assert "compile.unknown-release" in err
     assert "unknown.yaml:16:12" in err
+
+
+def test_what_a_core_has_no_room_for_is_told_with_a_batch_that_fits(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The change is proven by the backend's own count."""
+    path = folder / "crowded.yaml"
+    text = RECIPE.replace("  backend: onnxruntime\n", NEURON).replace(QUANTIZE, "")
+    path.write_text(text, "utf-8")
+    crowded = ["--set", "bounds.max_batch_size=60000"]
+    found = document(folder, str(path), *crowded, capsys=capsys)
+    change = found["changes"][0]
+    fitting = ["--set", f"{change['path']}={change['value']}"]
+
+    assert found["verdict"] == "cannot fit"
+    assert change["path"] == "bounds.max_batch_size"
+    assert document(folder, str(path), *fitting, capsys=capsys)["verdict"] == "fits"

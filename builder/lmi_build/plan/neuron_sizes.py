@@ -16,6 +16,7 @@ from lmi_build.backends.neuronx.loader_tnx import tnx_request
 from lmi_build.backends.neuronx.loaders import Request
 from lmi_build.backends.neuronx.target import find_target
 from lmi_build.backends.neuronx.tnx_request import tnx_core_memory
+from lmi_build.sizing.change import BOUND_PATHS, Change, lowered
 from lmi_build.sizing.fit import FitReport, Largest, largest_by
 from lmi_build.sizing.memory import MemoryLine
 from lmi_build.sizing.runtimes import Interval
@@ -77,6 +78,22 @@ def neuron_largest(
         place,
         positions=facts.geometry.max_position_embeddings,
     )
+
+
+def neuron_changes(recipe: Recipe, facts: ModelFacts, place: Place) -> Iterator[Change]:
+    """
+    Bounds with which it fits for certain.
+
+    Args:
+        recipe: As for `neuron_fit`; it does not fit for certain.
+        facts: The model.
+        place: Its capacity is that of one core, and known.
+    """
+    for question, path in BOUND_PATHS.items():
+        found = neuron_largest(question, recipe, facts, place).certain
+        now = getattr(recipe.bounds, path.removeprefix("bounds."))
+        if 0 < found < now:
+            yield lowered(path, now, found)
 
 
 def _lines(core: CoreMemory) -> Iterator[MemoryLine]:

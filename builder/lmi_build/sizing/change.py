@@ -14,21 +14,16 @@ from typing import TYPE_CHECKING
 from lmi_build.sizing.fit import FITS, fit, largest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lmi_build.sizing.fit import Place
     from lmi_build.sizing.memory import Subject
     from lmi_build.values.bounds import Bounds
 
-_PATHS = {
+BOUND_PATHS: Mapping[str, str] = {
     "batch": "bounds.max_batch_size",
     "input": "bounds.max_input_len",
     "output": "bounds.max_output_len",
-}
-_FIELDS = {
-    "batch": "max_batch_size",
-    "input": "max_input_len",
-    "output": "max_output_len",
 }
 
 
@@ -66,6 +61,13 @@ class Option:
     place: Place
 
 
+def lowered(path: str, now: int, found: int) -> Change:
+    """A smaller bound."""
+    return Change(
+        path=path, value=str(found), text=f"lower `{path}` from {now} to {found}"
+    )
+
+
 def changes(
     subject: Subject, bounds: Bounds, place: Place, options: Sequence[Option] = ()
 ) -> Iterator[Change]:
@@ -78,18 +80,15 @@ def changes(
         place: Where.
         options: Other forms of the model and other places, cheapest first.
     """
-    for question, path in _PATHS.items():
+    for question, path in BOUND_PATHS.items():
         found = largest(question, subject, bounds, place).certain
-        now = getattr(bounds, _FIELDS[question])
+        field = path.removeprefix("bounds.")
+        now = getattr(bounds, field)
         if not 0 < found < now:
             continue
-        smaller = replace(bounds, **{_FIELDS[question]: found})
+        smaller = replace(bounds, **{field: found})
         if fit(subject, smaller, place).verdict == FITS:
-            yield Change(
-                path=path,
-                value=str(found),
-                text=f"lower `{path}` from {now} to {found}",
-            )
+            yield lowered(path, now, found)
     for option in options:
         if fit(option.subject, bounds, option.place).verdict == FITS:
             yield Change(
