@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lmi_build.advice.advisor import advise
 from lmi_build.advice.question import EVENNESS, GOALS, Question
 from lmi_build.advice.traffic import Traffic, parse_traffic
-from lmi_build.catalog.instances import instance, instances
+from lmi_build.catalog.instances import instances
 from lmi_build.catalog.systems import (
     DEVICES,
     FEATURES,
@@ -24,6 +24,8 @@ from lmi_build.text import did_you_mean, join_words
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from lmi_build.catalog.instances import Instance
+    from lmi_build.catalog.market import Market
     from lmi_build.values.recipe import Recipe
     from lmi_build.values.settings import Settings
 
@@ -84,6 +86,7 @@ def ask(
     wishes: Wishes,
     *,
     recipe: Recipe | None = None,
+    market: Market | None = None,
 ) -> Question:
     """
     A question from words.
@@ -92,6 +95,7 @@ def ask(
         config: Of the model: `model_type`, `architectures`, `quantization_config`.
         wishes: What is wished.
         recipe: What it says is wished where `wishes` says nothing.
+        market: Instances of the user's own beside those shipped.
 
     Raises:
         UsageInvalid: `advice.unknown-word`, `advice.unknown-model` or
@@ -115,7 +119,10 @@ def ask(
         spread=log.spread,
         concurrency=wishes.concurrency,
     )
-    return _on_instance(question, wishes.instance) if wishes.instance else question
+    if not wishes.instance:
+        return question
+    known = instances() if market is None else market.instances
+    return _on_instance(question, wishes.instance, known)
 
 
 def read_traffic(word: str) -> Traffic:
@@ -151,16 +158,18 @@ def _with_recipe(wishes: Wishes, recipe: Recipe) -> Wishes:
     )
 
 
-def _on_instance(question: Question, name: str) -> Question:
+def _on_instance(
+    question: Question, name: str, known: Mapping[str, Instance]
+) -> Question:
     full = name if name.startswith("ml.") else f"ml.{name}"
-    if full not in instances():
-        near = did_you_mean(full, instances())
+    if full not in known:
+        near = did_you_mean(full, known)
         raise UsageInvalid(
             f"no instance `{name}` in the catalogue",
             code="advice.unknown-word",
             hints=(f"did you mean `{near}`?",) if near else (),
         )
-    row = instance(full)
+    row = known[full]
     device = "cpu" if row.accelerator == "none" else row.accelerator
     if question.device and question.device != device:
         raise UsageInvalid(

@@ -464,3 +464,20 @@ def test_size_takes_a_users_instances_too(
     (document,) = json.loads(capsys.readouterr().out)
     assert document["instance"] == "ml.g9.xlarge"
     assert document["capacity_high_bytes"] == 98304 * 2**20
+
+
+def test_advise_takes_a_users_instances_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = tmp_path / "ours.toml"
+    ours.write_text(
+        '[instances.g9]\naccelerator = "gpu"\ndevice = "X"\ndevice_memory_mib = 98304\n'
+        'cores_per_device = 1\ncompute_capability = "13.0"\nsource = "us"\n'
+        'uses = ["endpoint"]\nsizes = { xlarge = [1, 8, 64] }\n'
+    )
+    argv = ["advise", "--model", "llama", "--instance", "g9.xlarge", "--output", "json"]
+
+    assert run(argv) == 2
+    assert "advice.unknown-word" in capsys.readouterr().err
+    assert run([*argv, "--catalog", str(ours)]) == 0
+    assert json.loads(capsys.readouterr().out)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lmi_build.cli.catalog_option import catalog_path, with_catalog
 from lmi_build.cli.options import State, with_common_options
 from lmi_build.cli.render import data, say, table
 
@@ -52,6 +53,7 @@ _INPUT, _OUTPUT, _BATCH = 512, 128, 4
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the answer as one page that loads nothing.",
 )
+@with_catalog
 @with_common_options
 @click.pass_obj
 def advise(
@@ -62,6 +64,7 @@ def advise(
     model: str | None,
     out: Path | None,
     page: Path | None,
+    catalog: Path | None,
     **wishes: Any,
 ) -> None:
     """
@@ -72,8 +75,10 @@ def advise(
     """
     from lmi_build import advise as library
     from lmi_build import api
+    from lmi_build.catalog.market import read_market
     from lmi_build.errors import UsageInvalid
 
+    market = read_market(catalog_path(state, catalog))
     found = None
     source = model or ""
     if recipe is not None:
@@ -87,7 +92,7 @@ def advise(
         )
     config = library.model_config(model or source, state.settings())
     words = _wishes(wishes)
-    answer = library.advise(library.ask(config, words, recipe=found))
+    answer = library.advise(library.ask(config, words, recipe=found, market=market))
     written = None
     if out is not None:
         bounds = _bounds(words, found, config)
