@@ -273,10 +273,10 @@ def test_what_a_core_has_no_room_for_is_told_with_a_batch_that_fits(
     path = folder / "crowded.yaml"
     text = RECIPE.replace("  backend: onnxruntime\n", NEURON).replace(QUANTIZE, "")
     path.write_text(text, "utf-8")
-    crowded = ["--set", "bounds.max_batch_size=60000"]
+    crowded = ["--set", "bounds.max_batch_size=60000", "--memory", "1GiB"]
     found = document(folder, str(path), *crowded, capsys=capsys)
     change = found["changes"][0]
-    fitting = ["--set", f"{change['path']}={change['value']}"]
+    fitting = ["--set", f"{change['path']}={change['value']}", "--memory", "1GiB"]
 
     assert found["verdict"] == "cannot fit"
     assert change["path"] == "bounds.max_batch_size"
