@@ -23,6 +23,7 @@ ALLOWED_ATTRIBUTES = frozenset(
         "cx",
         "cy",
         "d",
+        "fill-opacity",
         "focusable",
         "height",
         "href",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -110,6 +111,13 @@ def bounds() -> None:
     metavar="RECIPE",
     help="Put the bounds into a recipe; its comments stay.",
 )
+@click.option(
+    "--html",
+    "page",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write heat map, curve and bounds as one page that loads nothing.",
+)
 @_with_reading
 @with_common_options
 @click.pass_obj
@@ -120,11 +128,9 @@ def choose(
     log: str,
     reject: str,
     split_saves: str,
-    concurrency: int | None,
-    request_seconds: int | None,
-    arrival_column: str | None,
     recipe: Path | None,
-    **reading: Any,
+    page: Path | None,
+    **how: Any,
 ) -> None:
     """
     Choose bounds that reject at most a share of LOG, and reserve the least.
@@ -135,20 +141,30 @@ def choose(
     from lmi_build.cli.bounds_text import proposal_text
     from lmi_build.traffic.propose import proposal_document, propose
 
-    timed = request_seconds is not None or arrival_column is not None
-    options = replace(_options(**reading), arrival_column=arrival_column, timed=timed)
+    concurrency, seconds = how.pop("concurrency"), how.pop("request_seconds")
+    arrival = how.pop("arrival_column")
+    options = replace(
+        _options(**how),
+        arrival_column=arrival,
+        timed=seconds is not None or arrival is not None,
+    )
     proposal = propose(
         log,
         settings=state.settings(),
         options=options,
         reject=_share(reject, "--reject"),
         concurrency=concurrency,
-        request_seconds=request_seconds,
+        request_seconds=seconds,
         split_saves=_share(split_saves, "--split-saves"),
     )
     _tell_faults(state, proposal.tally)
     if recipe is not None:
         _write(state, recipe, proposal)
+    if page is not None:
+        from lmi_build.report.traffic_page import render_traffic
+
+        _write_file(page, render_traffic(proposal), "writing the page", "--html FILE")
+        say(state, f"page: {page}")
     if state.output == "text":
         click.echo(proposal_text(proposal))
     else:
@@ -160,7 +176,6 @@ def _write(state: State, recipe: Path, proposal: Proposal) -> None:
     from lmi_build import api
     from lmi_build.recipe.rewrite import set_numbers
     from lmi_build.recipe.source import read_source
-    from lmi_build.store.files import explain_output_error, write_atomic
 
     api.load_recipe(recipe)
     numbers = {
@@ -171,14 +186,23 @@ def _write(state: State, recipe: Path, proposal: Proposal) -> None:
         numbers["max_batch_size"] = proposal.bounds.max_batch_size
         numbers["max_num_tokens"] = proposal.bounds.max_num_tokens
     text = set_numbers(read_source(recipe).text, str(recipe), "bounds", numbers)
-    try:
-        write_atomic(recipe, text.encode())
-    except OSError as error:
-        raise explain_output_error(
-            error, "writing the bounds", recipe, option="--write RECIPE"
-        ) from error
+    _write_file(recipe, text, "writing the bounds", "--write RECIPE")
     told = ", ".join(f"{key} {value}" for key, value in numbers.items())
     say(state, f"{recipe}: {told}")
+
+
+def _write_file(path: Path, text: str, doing: str, option: str) -> None:
+    """Write a file whole; one that was there keeps its mode, a link its target."""
+    from lmi_build.store.files import explain_output_error, write_atomic
+
+    path = path.resolve()
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
+        write_atomic(path, text.encode())
+        if mode is not None:
+            path.chmod(mode)
+    except OSError as error:
+        raise explain_output_error(error, doing, path, option=option) from error
 
 
 @bounds.command()
