@@ -182,21 +182,28 @@ def _text(state: State, report: SizeReport) -> str:
     head = f"{report.name}: {place.runtime.name}"
     if report.instance is not None:
         head += f", {place.tp} x {report.instance.device} of {report.instance.name}"
+    sources = dict.fromkeys(line.source for line in found.lines)
+    marks = {source: f"[{number}]" for number, source in enumerate(sources, 1)}
     rows = [
-        [line.name, *_ends(line.bytes.low, line.bytes.high), line.formula, line.source]
+        [
+            line.name,
+            *_ends(line.bytes.low, line.bytes.high),
+            f"{line.formula} {marks[line.source]}",
+        ]
         for line in found.lines
     ]
     need, capacity = found.total, found.capacity
-    rows.append(["total", *_ends(need.low, need.high), "sum of the lines", ""])
+    rows.append(["total", *_ends(need.low, need.high), "sum of the lines"])
     verdict = style(state, found.verdict, fg=_COLORS[found.verdict], bold=True)
     if capacity is not None and found.margin_bytes is not None:
         had = _ends(capacity.low, capacity.high)
-        rows.append(["device", *had, "what a process can have", ""])
+        rows.append(["device", *had, "what a process can have"])
         worst, best = found.margin_bytes
         verdict += f", margin {format_bytes(worst)} to {format_bytes(best)}"
     else:
         verdict += ": the memory of the target is not known, `--memory` says it"
     tail = [
+        *(f"{mark} {source}" for source, mark in marks.items()),
         f"checkpoint on disk: {format_bytes(report.checkpoint_bytes)} of tensors",
         f"verdict: {verdict}",
         f"most of it: {found.binding}",
@@ -204,10 +211,10 @@ def _text(state: State, report: SizeReport) -> str:
         *(f"to fit: {change.text}" for change in report.changes),
     ]
     if report.build is not None:
-        tail.insert(0, _build_line(report.build))
+        tail.insert(len(marks), _build_line(report.build))
     if report.largest is not None:
         tail.append(_largest_line(report.largest))
-    head_row = ["line", "from", "to", "formula", "source"]
+    head_row = ["line", "from", "to", "formula"]
     return "\n".join([head, table(head_row, rows), *tail])
 
 

@@ -123,7 +123,7 @@ RUNTIMES: Mapping[str, Runtime] = MappingProxyType(
             communication=Interval(low=64 * MIB, high=GIB),
             graphs=Interval(low=0, high=GIB // 2),
             free_share=(0.0, 0.1),
-            source="TensorRT-LLM: tokens_per_block 64, free_gpu_memory_fraction 0.9",
+            source="TensorRT-LLM: free_gpu_memory_fraction 0.9, blocks by release",
         ),
         "neuronx": Runtime(
             name="neuronx",
