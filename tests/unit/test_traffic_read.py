@@ -101,7 +101,10 @@ def test_parquet_gives_the_same_counts(tmp_path: Path) -> None:
     usage = [{"prompt_tokens": i, "completion_tokens": o} for i, o in PAIRS]
     usage[6] = {"prompt_tokens": None, "completion_tokens": 1}
     parquet.write_table(
-        pa.table({"usage": usage, "text": [SECRET] * len(PAIRS)}), tmp_path / "log"
+        pa.table(
+            {"usage": usage, "text": [SECRET] * len(PAIRS), "ts": range(len(PAIRS))}
+        ),
+        tmp_path / "log",
     )
     expected = JointLengths(PAIRS[:6] + PAIRS[7:])
 
@@ -146,6 +149,7 @@ def test_faults_are_counted_and_located(tmp_path: Path) -> None:
     ]
 
 
+NO_COLUMN = "traffic.no-column"
 ERRORS: dict[str, tuple[bytes, dict[str, Any], str]] = {
     "empty": (b"", {}, "traffic.empty"),
     "blank": (b"\n \n\n", {}, "traffic.empty"),
@@ -156,8 +160,9 @@ ERRORS: dict[str, tuple[bytes, dict[str, Any], str]] = {
         {"input_column": "usage.prompt_token"},
         "traffic.no-column",
     ),
-    "names": (b'{"a": 1, "b": 2}\n', {}, "traffic.no-column"),
-    "text": (SECRET.encode() * 9 + b"\n", {}, "traffic.no-column"),
+    "names": (b'{"a": 1, "b": 2}\n', {}, NO_COLUMN),
+    "times": (csv_log(PAIRS).replace(b"Timestamp", b"x"), {"timed": True}, NO_COLUMN),
+    "text": (SECRET.encode() * 9 + b"\n", {}, NO_COLUMN),
     "cut": (gzip.compress(jsonl(PAIRS))[:-9], {}, "traffic.broken-gzip"),
     "flipped": (
         gzip.compress(jsonl(PAIRS))[:900] + b"\xff" * 64,

@@ -146,7 +146,7 @@ def choose(
     options = replace(
         _options(**how),
         arrival_column=arrival,
-        timed=seconds is not None or arrival is not None,
+        timed=seconds is not None and concurrency is None,
     )
     proposal = propose(
         log,
@@ -285,6 +285,8 @@ def _tell_faults(state: State, tally: Tally) -> None:
 
     for line in fault_lines(tally):
         say(state, f"note: left out: {line}")
+    if tally.untimed:
+        say(state, f"note: {tally.untimed:,} rows have no time of arrival")
 
 
 def _share(text: str, option: str) -> Fraction:

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 # Lines in which names of columns are looked for.
 _LOOK_AT = 1000
 _NAMES_TOLD = 12
+_MEANINGS = {
+    "input": "input lengths",
+    "output": "output lengths",
+    "arrival": "times of arrival",
+}
 _BLANK_LINES = re.compile(rb"(?:[ \t\r]*\n)+")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\- ]{0,63}")
 
@@ -42,7 +47,7 @@ class ReadOptions:
         input_column: Column of the prompt's length; None looks for a usual name.
         output_column: Column of the answer's length; the same.
         arrival_column: Column of the time of arrival; the same.
-        timed: Whether times are wanted where a usual name has them.
+        timed: Whether times of arrival are needed, by name or by a usual one.
         max_bad_share: Share of rows without usable lengths above which the log is
             refused.
         tokenizer: Counts the tokens of the columns' texts; None where they hold
@@ -162,9 +167,9 @@ def choose_columns(
 
 
 def _arrival(options: ReadOptions, present: Sequence[str], source: str) -> str | None:
-    if options.arrival_column is not None:
+    if options.timed or options.arrival_column is not None:
         return _column("arrival", options.arrival_column, present, source)
-    return find_column("arrival", present) if options.timed else None
+    return None
 
 
 def _column(
@@ -183,7 +188,9 @@ def _column(
     near = did_you_mean(asked, names) if asked else None
     told = join_words(sorted(names)[:_NAMES_TOLD], last="and")
     more = f" and {len(present) - _NAMES_TOLD} more" * (len(present) > _NAMES_TOLD)
-    what = f"no column `{asked}`" if asked else f"no usual column of {meaning} lengths"
+    what = (
+        f"no column `{asked}`" if asked else f"no usual column of {_MEANINGS[meaning]}"
+    )
     hints = (f"did you mean `{near}`?",) if near else ()
     raise SourceInvalid(
         f"`{source}` has {what} in its first rows; it has {told or 'none'}{more}",
