@@ -59,6 +59,7 @@ class Runtime:
         narrows: Weights in float32 are held in 16 bits.
         computes_wide: It computes in float32: the cache and activations are so, and
             float weights may be.
+        float_zeros: Zero points are held as scales are, in 16 bits.
         wide_routers: Routers are held in float32.
         max_num_tokens: Packed tokens of one forward where bounds leave it open.
         context: Driver, libraries and their workspaces.
@@ -79,6 +80,7 @@ class Runtime:
     narrows: bool
     computes_wide: bool
     wide_routers: bool
+    float_zeros: bool
     max_num_tokens: int
     context: Interval
     communication: Interval
@@ -100,6 +102,7 @@ RUNTIMES: Mapping[str, Runtime] = MappingProxyType(
             narrows=True,
             computes_wide=False,
             wide_routers=False,
+            float_zeros=False,
             max_num_tokens=8192,
             context=Interval(low=200 * MIB, high=GIB),
             communication=Interval(low=64 * MIB, high=GIB),
@@ -118,6 +121,7 @@ RUNTIMES: Mapping[str, Runtime] = MappingProxyType(
             narrows=True,
             computes_wide=False,
             wide_routers=True,
+            float_zeros=True,
             max_num_tokens=8192,
             context=Interval(low=300 * MIB, high=3 * GIB // 2),
             communication=Interval(low=64 * MIB, high=GIB),
@@ -136,6 +140,7 @@ RUNTIMES: Mapping[str, Runtime] = MappingProxyType(
             narrows=False,
             computes_wide=False,
             wide_routers=False,
+            float_zeros=False,
             max_num_tokens=1 << 30,
             context=Interval(low=0, high=GIB // 2),
             communication=Interval(low=0, high=GIB // 2),
@@ -154,6 +159,7 @@ RUNTIMES: Mapping[str, Runtime] = MappingProxyType(
             narrows=False,
             computes_wide=True,
             wide_routers=False,
+            float_zeros=False,
             max_num_tokens=8192,
             context=Interval(low=64 * MIB, high=GIB),
             communication=Interval(low=0, high=0),

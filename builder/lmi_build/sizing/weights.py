@@ -37,6 +37,7 @@ _WORD_BITS = 32
 _WORD_BYTES = 4
 _SHAPE_BYTES = 16
 _FLOAT_BYTES = 4
+_SCALE_BYTES = 2
 _NARROW_BITS = 16
 
 
@@ -171,6 +172,17 @@ def lean_bytes(num_outputs: int, num_inputs: int, scheme: QuantScheme) -> int:
     return whole - _WORD_BYTES * dropped
 
 
+def _float_zeros_bytes(num_outputs: int, num_inputs: int, scheme: QuantScheme) -> int:
+    """Codes, scales and zero points in the scales' dtype, as TensorRT-LLM has them."""
+    size = num_inputs if scheme.group_size == -1 else scheme.group_size
+    groups = -(-num_inputs // size)
+    per_tensor = scheme.granularity == "tensor" and scheme.group_size == -1
+    scales = 1 if per_tensor else groups * num_outputs
+    numbers = scales * (1 if scheme.sym else 2)
+    codes = -(-num_inputs * num_outputs * scheme.weight_bits // 8)
+    return codes + numbers * _SCALE_BYTES
+
+
 def _words(num_codes: int, bits: int) -> int:
     return -(-num_codes * bits // _WORD_BITS)
 
@@ -214,10 +226,14 @@ def rank_bytes(
     if runtime.narrows:
         bits = min(bits, _NARROW_BITS) if item.dtype.startswith("float") else bits
     shape = rank_shape(item, table.heads, runtime, tp)
-    if lean and item.quantizable and scheme.packing != "none":
+    stored = _tensor_bytes(item, shape, scheme, bits)
+    if item.quantizable and scheme.packing != "none":
         num_outputs, num_inputs = shape
-        return item.count * lean_bytes(num_outputs, num_inputs, scheme)
-    return item.count * _tensor_bytes(item, shape, scheme, bits)
+        least = lean_bytes(num_outputs, num_inputs, scheme)
+        if runtime.float_zeros:
+            least = _float_zeros_bytes(num_outputs, num_inputs, scheme)
+        stored = least if lean else max(stored, least)
+    return item.count * stored
 
 
 def rank_shape(
