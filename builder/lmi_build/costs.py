@@ -18,7 +18,7 @@ from lmi_build import registry
 from lmi_build.catalog.prices import DEFAULT_REGION, TRAINING
 from lmi_build.errors import UsageInvalid
 from lmi_build.plan.alternatives import METHODS, Search, find_alternatives
-from lmi_build.plan.costs import Served, engine_of, fits, subjects_of
+from lmi_build.plan.costs import Served, engine_of, experts_of, fits, subjects_of
 from lmi_build.sizing.build_hours import build_hours
 from lmi_build.sizing.cost import Traffic, cost
 from lmi_build.text import did_you_mean
@@ -162,6 +162,7 @@ def cost_recipe(
             quantize=spec,
             compile=replace(recipe.compile, target=instance.name),
         ),
+        experts=experts_of(facts),
         pipeline_parallel_size=recipe.compile.pipeline_parallel_size,
     )
     if served.num_ranks > instance.num_cores:

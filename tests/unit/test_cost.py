@@ -14,7 +14,7 @@ from lmi_build.catalog.market import overlay, read_market, shipped_market
 from lmi_build.cli.main import run
 from lmi_build.costs import CostQuestion, CostReport, cost_recipe
 from lmi_build.errors import UsageInvalid
-from lmi_build.plan.costs import Served, decoder_of, subjects_of
+from lmi_build.plan.costs import Served, decoder_of, experts_of, subjects_of
 from lmi_build.sizing.build_hours import build_hours
 from lmi_build.sizing.cost import Engine, Traffic, cost, speed
 from lmi_build.sizing.roofline import (
@@ -226,8 +226,49 @@ def _report_8b(**asked: Any) -> tuple[CostReport, Served]:
         bounds=recipe.bounds,
         tensor_parallel_size=1,
         recipe=recipe,
+        experts=experts_of(facts),
     )
     return report, served
+
+
+def test_experts_and_a_shared_embedding_are_counted_once() -> None:
+    """8 experts of which 2 are used; the head is the embedding, on every rank."""
+    facts = facts_8b()
+    split = {
+        name.replace("mlp.", f"mlp.experts.{index}."): shape
+        for name, shape in ((fact.name, fact.shape) for fact in facts.tensors)
+        if ".mlp." in name
+        for index in range(8)
+    }
+    kept = {
+        fact.name: fact.shape
+        for fact in facts.tensors
+        if ".mlp." not in fact.name and fact.name != "lm_head.weight"
+    }
+    moe = replace(
+        facts,
+        config={**facts.config, "num_local_experts": 8, "num_experts_per_tok": 2},
+        geometry=replace(facts.geometry, tie_word_embeddings=True),
+        tensors=tuple(
+            replace(facts.tensors[0], name=name, shape=shape)
+            for name, shape in sorted({**kept, **split}.items())
+        ),
+    )
+    _, served = _report_8b()
+    served = replace(
+        served,
+        facts=moe,
+        subject=subjects_of(moe, served.recipe.quantize, (), registry.quantizer)[""],
+        experts=experts_of(moe),
+        tensor_parallel_size=8,
+    )
+    mlp = 32 * 3 * 4096 * 14336
+    rest = 32 * (2 * 4096 * 4096 + 2 * 1024 * 4096) + 128256 * 4096
+    decoder = decoder_of(served)
+
+    assert decoder.num_active_params == pytest.approx(rest + 2 * mlp, rel=1e-3)
+    assert decoder.expert_bytes == pytest.approx(2 * 8 * mlp, rel=1e-2)
+    assert decoder.weight_bytes == pytest.approx(2 * rest, rel=1e-2)
 
 
 def test_a_rate_makes_instances() -> None:

@@ -104,18 +104,35 @@ def find_alternatives(
         base, ways, fits=lambda setup: fits(ways[setup][0]), cost_of=cost_of
     )
     best: dict[str, Alternative] = {}
+    # Asking a backend takes milliseconds, so it is asked last, and once for each kind.
+    answers: dict[tuple[str, str, int, str, int], bool] = {}
     for item in ranked:
         if len(best) == search.limit:
             break
         name, other = item.setup.instance, ways[item.setup][0]
-        # Asking a backend takes a millisecond or more, so it is asked last; of an
-        # instance that only the user's catalogue has, it knows nothing.
-        asked = other.runtime in BUILT_BY and name in instances()
-        if name not in best and (
-            not asked or is_buildable(other, backend(other.runtime))
-        ):
+        if name in best:
+            continue
+        kind = _kind(item.setup, other)
+        if kind not in answers:
+            answers[kind] = _is_built(other, backend)
+        if answers[kind]:
             best[name] = item
     return tuple(best.values())
+
+
+def _kind(setup: Setup, served: Served) -> tuple[str, str, int, str, int]:
+    """What a backend's answer depends on: of GPUs the device, of others the machine."""
+    instance = served.instance
+    place = instance.name if instance.accelerator == _NEURON else instance.rates
+    ranks, batch = setup.tensor_parallel_size, setup.max_batch_size
+    return served.runtime, place, ranks, setup.method, batch
+
+
+def _is_built(served: Served, backend: Callable[[str], Backend]) -> bool:
+    """Whether a backend builds it; of a user's own instance it knows nothing."""
+    if served.runtime not in BUILT_BY or served.instance.name not in instances():
+        return True
+    return is_buildable(served, backend(served.runtime))
 
 
 def _setups(

@@ -39,6 +39,33 @@ NEURONX = "neuronx"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Experts:
+    """
+    Experts of a model; all numbers are 0 without any.
+
+    Args:
+        num_experts: In each layer.
+        num_per_token: Of them, what one token is sent to.
+        share: Their share of the model's weights.
+    """
+
+    num_experts: int
+    num_per_token: int
+    share: float
+
+
+def experts_of(facts: ModelFacts) -> Experts:
+    """The experts of a model, by its configuration and its tensors' names."""
+    many = _count(facts, "num_local_experts", "num_experts", "n_routed_experts")
+    few = _count(facts, "num_experts_per_tok", "num_experts_per_token", "moe_top_k")
+    own = sum(fact.num_elements for fact in facts.tensors if ".experts." in fact.name)
+    if not own or not 0 < few <= many:
+        return Experts(num_experts=0, num_per_token=0, share=0.0)
+    total = sum(fact.num_elements for fact in facts.tensors)
+    return Experts(num_experts=many, num_per_token=few, share=own / total)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Served:
     """
     A model as it is served, and where.
@@ -52,6 +79,7 @@ class Served:
         bounds: What is served.
         tensor_parallel_size: Ranks a layer is split over.
         recipe: What is built; of another way, the recipe that would be written.
+        experts: Of the model, from `experts_of`.
         pipeline_parallel_size: Ranks the layers are split over.
     """
 
@@ -63,6 +91,7 @@ class Served:
     bounds: Bounds
     tensor_parallel_size: int
     recipe: Recipe
+    experts: Experts
     pipeline_parallel_size: int = 1
 
     @property
@@ -109,12 +138,18 @@ def decoder_of(served: Served) -> Decoder:
     subject, facts = served.subject, served.facts
     geometry, table, tp = facts.geometry, subject.table, served.tensor_parallel_size
     runtime = runtime_of(served.runtime)
+    # An embedding that is also the head is read once, whoever holds copies of it.
+    shared = (item for item in table.classes if item.part == "embedding")
     read = sum(
         rank_bytes(item, table, subject.scheme, runtime, tp) * tp
         for item in table.classes
-        if item.part != "embedding" or table.tied
+        if item.part != "embedding"
+    ) + sum(
+        rank_bytes(item, table, subject.scheme, runtime, 1)
+        for item in shared
+        if table.tied
     )
-    experts = _Experts.of(facts)
+    experts = served.experts
     cache = subject.cache
     layers = cache.num_full + cache.num_sliding
     values = cache.token_layer_values(runtime, tp).low * tp
@@ -138,34 +173,6 @@ def _cache_bytes(subject: Subject) -> int:
     return 2 if subject.scheme.kv_cache_dtype == "auto" else 1
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Experts:
-    """Experts of a model, and their share of its weights in products."""
-
-    num_experts: int
-    num_per_token: int
-    share: float
-
-    @staticmethod
-    def of(facts: ModelFacts) -> _Experts:
-        counts = [
-            _count(facts, *names)
-            for names in (
-                ("num_local_experts", "num_experts", "n_routed_experts"),
-                ("num_experts_per_tok", "num_experts_per_token", "moe_top_k"),
-            )
-        ]
-        total = sum(fact.num_elements for fact in facts.tensors)
-        own = sum(
-            fact.num_elements for fact in facts.tensors if ".experts." in fact.name
-        )
-        if not all(counts) or not own or counts[1] > counts[0]:
-            return _Experts(num_experts=0, num_per_token=0, share=0.0)
-        return _Experts(
-            num_experts=counts[0], num_per_token=counts[1], share=own / total
-        )
-
-
 def _count(facts: ModelFacts, *names: str) -> int:
     for name in names:
         value = facts.config.get(name)
@@ -174,7 +181,7 @@ def _count(facts: ModelFacts, *names: str) -> int:
     return 0
 
 
-def _active_params(served: Served, experts: _Experts) -> int:
+def _active_params(served: Served, experts: Experts) -> int:
     """Weights that a token is multiplied with; packed ones are counted by geometry."""
     facts, table = served.facts, served.subject.table
     if "quantization_config" in facts.config:
