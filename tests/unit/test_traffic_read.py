@@ -235,6 +235,7 @@ def test_texts_are_counted_in_tokens(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"prompt": "a b a", "answer": "b"},
         {"prompt": [{"role": "user", "content": "a b"}], "answer": ""},
+        {"prompt": "a \ud800 b", "answer": "b"},
         {"prompt": 7, "answer": "b"},
         {"prompt": None, "answer": "b"},
     ]
@@ -249,7 +250,7 @@ def test_texts_are_counted_in_tokens(tmp_path: Path) -> None:
         max_bad_share=0.5,
     )
 
-    assert tally.joint == JointLengths([(3, 1), (2, 0)])
+    assert tally.joint == JointLengths([(3, 1), (2, 0), (3, 1)])
     assert tally.faults.counts == {"missing": 1, "not-a-text": 1}
 
 

@@ -48,7 +48,7 @@ def token_counter(tokenizer: Path) -> Callable[[Any], int | str]:
         if value is None:
             return "missing"
         if isinstance(value, str):
-            return len(encode(value).ids)
+            return len(encode(_whole(value)).ids)
         if not isinstance(value, list):
             return "not-a-text"
         total = 0
@@ -56,9 +56,14 @@ def token_counter(tokenizer: Path) -> Callable[[Any], int | str]:
             content = message.get("content") if isinstance(message, dict) else None
             if content is not None and not isinstance(content, str):
                 return "not-a-text"
-            total += (
-                len(encode(content, add_special_tokens=False).ids) if content else 0
-            )
+            if content:
+                ids = encode(_whole(content), add_special_tokens=False).ids
+                total += len(ids)
         return total
 
     return count
+
+
+def _whole(text: str) -> str:
+    # Halves of a surrogate pair are JSON but no UTF-8; the library would refuse them.
+    return text.encode("utf-8", "replace").decode()
