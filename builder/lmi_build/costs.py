@@ -298,5 +298,12 @@ def _notes(served: Served, price: Price, question: CostQuestion) -> Iterator[str
             f"the bandwidth of `{served.device.link}` is not known; sums over ranks are"
             " counted by their latency alone"
         )
+    if not served.experts.num_experts and any(
+        ".experts." in fact.name for fact in served.facts.tensors
+    ):
+        yield (
+            "the model has experts, and its config.json does not say how many a token"
+            " uses; all are counted"
+        )
     if not served.device.bf16 and served.facts.dtype == "bfloat16":
         yield f"`{served.instance.device}` has no bfloat16; rates are those of float16"

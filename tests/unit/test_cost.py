@@ -254,6 +254,10 @@ def test_experts_and_a_shared_embedding_are_counted_once() -> None:
             for name, shape in sorted({**kept, **split}.items())
         ),
     )
+    dense = replace(moe, config={**moe.config, "num_experts_per_tok": 0})
+    question = CostQuestion(market=shipped_market(), num_alternatives=0)
+    told = cost_recipe(recipe_8b(), dense, question)
+    assert any("experts" in note for note in told.notes)
     _, served = _report_8b()
     served = replace(
         served,
