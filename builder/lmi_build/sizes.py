@@ -15,16 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmi_build import registry
-from lmi_build.backends.neuronx.encoders import is_encoder
-from lmi_build.backends.neuronx.target import target_problems as neuron_problems
-from lmi_build.backends.trtllm.target import target_problems as gpu_problems
 from lmi_build.errors import DoesNotFit, Problem, RecipeInvalid, UsageInvalid
-from lmi_build.plan.neuron_sizes import (
-    loader_of,
-    neuron_changes,
-    neuron_fit,
-    neuron_largest,
-)
 from lmi_build.plan.sizes import (
     advise,
     answer,
@@ -33,7 +24,6 @@ from lmi_build.plan.sizes import (
     size_of,
     subject_of,
 )
-from lmi_build.plan.trtllm_sizes import trtllm_runtime
 from lmi_build.sizing.fit import CANNOT, FITS
 from lmi_build.sizing.runtimes import RUNTIMES
 from lmi_build.units import format_bytes
@@ -98,11 +88,16 @@ def size_recipe(
     spec, runtime = recipe.compile, _runtime(recipe.compile.backend)
     tp, pp = spec.tensor_parallel_size, spec.pipeline_parallel_size
     instance = _instance(spec.target, tp * pp, market)
+    # What belongs to one backend is imported where it is asked: `plan` asks each time.
     if spec.backend == "tensorrt-llm":
+        from lmi_build.plan.trtllm_sizes import trtllm_runtime
+
         runtime = trtllm_runtime(recipe, facts, runtime)
     place = place_of(instance, runtime, tp=tp, pp=pp, memory_bytes=memory_bytes)
     report = _size(recipe.name, facts, recipe.quantize, recipe.bounds, place, instance)
     if _counts_cores(recipe, facts):
+        from lmi_build.plan.neuron_sizes import neuron_changes, neuron_fit
+
         found = neuron_fit(recipe, facts, place)
         ways = () if found.verdict == FITS else neuron_changes(recipe, facts, place)
         report = replace(report, fit=found, changes=tuple(ways))
@@ -243,6 +238,8 @@ def largest(
             hints=("say it: `--memory 24GiB`",),
         )
     if recipe is not None and facts is not None and _counts_cores(recipe, facts):
+        from lmi_build.plan.neuron_sizes import neuron_largest
+
         found = neuron_largest(question, recipe, facts, report.place)
         return replace(report, largest=found)
     return answer(report, question)
@@ -252,15 +249,23 @@ def _target_problems(recipe: Recipe, facts: ModelFacts) -> Iterator[Problem]:
     """What the backend finds wrong with target and release."""
     spec = recipe.compile
     if spec.backend == "tensorrt-llm":
+        from lmi_build.backends.trtllm.target import target_problems as gpu_problems
+
         yield from gpu_problems(spec)
     elif spec.backend == "neuronx":
+        from lmi_build.backends.neuronx.encoders import is_encoder
+        from lmi_build.backends.neuronx.target import target_problems as neuron_problems
+
         yield from neuron_problems(spec, encoder=is_encoder(facts.config))
 
 
 def _counts_cores(recipe: Recipe, facts: ModelFacts) -> bool:
     """Whether the backend counts the memory of a core to the byte."""
-    is_neuron = recipe.compile.backend == "neuronx"
-    return is_neuron and loader_of(recipe, facts) == "tnx"
+    if recipe.compile.backend != "neuronx":
+        return False
+    from lmi_build.plan.neuron_sizes import loader_of
+
+    return loader_of(recipe, facts) == "tnx"
 
 
 def find_instance(target: str, tp: int, market: Market | None = None) -> Instance:
