@@ -26,7 +26,21 @@ PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9, 100.0)
 PADDED_BATCH = 8
 EVEN_PADDING = 0.5
 # Rejected shares of the curve; the wanted one is added.
-CURVE = "0 1e-5 1e-4 5e-4 1e-3 2e-3 5e-3 0.01 0.02 0.05 0.1 0.2 0.5".split()
+CURVE = [
+    "0",
+    "1e-5",
+    "1e-4",
+    "5e-4",
+    "1e-3",
+    "2e-3",
+    "5e-3",
+    "0.01",
+    "0.02",
+    "0.05",
+    "0.1",
+    "0.2",
+    "0.5",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
