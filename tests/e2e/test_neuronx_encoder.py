@@ -21,6 +21,7 @@ from lmi_build.events import StageNote
 from lmi_build.package.engine import load_engine
 from lmi_build.package.properties import parse_properties
 from lmi_build.serve.app import Service, make_app
+from lmi_build.toolchains.versions import _version
 from lmi_build.values.settings import settings_from_environ
 from lmi_build.verify.integrity import refuse_if_damaged
 from neuron_encoders import standin
@@ -97,12 +98,15 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
         settings = settings_from_environ(os.environ)
         # The planner looks for the toolchain beside itself, a worker beside itself.
         patch.syspath_prepend(str(site))
+        # What it saw of this environment before is not what it would see now.
+        _version.cache_clear()
         settings = replace(
             settings,
             cache_dir=root / "cache",
             worker_environment={name: os.environ[name] for name in VARIABLES},
         )
         found = Built(root, settings)
+    _version.cache_clear()
     with standin():
         yield found
 
