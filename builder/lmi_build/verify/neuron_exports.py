@@ -21,6 +21,7 @@ from lmi_build.verify.proofs import (
     finish,
     measure_weights,
     note,
+    refuse_unless_loads,
     report_head,
 )
 
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from lmi_build.numerics.compare import Drift
     from lmi_build.spi import Job
     from lmi_build.values.manifest import Manifest
-
-_LOADS = "loads"
 
 
 def run(job: Job, emit: Emit) -> None:
@@ -90,15 +89,7 @@ def _startup(
         family=params["family"],
         environment=variables if isinstance(variables, dict) else {},
     )
-    if verdict.outcome != _LOADS:
-        raise VerifyFailed(
-            f"{release.name} would not load the artifact as it is"
-            f" ({verdict.outcome}): {verdict.reason}",
-            code="verify.compiles-at-start",
-            hints=(verdict.fix,) if verdict.fix else (),
-        )
-    for line in verdict.notes:
-        note(job, emit, "warning", "verify.startup", line)
+    refuse_unless_loads(job, emit, verdict, release.name)
     return {
         "release": release.name,
         "outcome": verdict.outcome,

@@ -30,7 +30,7 @@ from lmi_build.backends.neuronx.startup import (
 from lmi_build.catalog.neuron_releases import neuron_releases
 from lmi_build.checkpoint.formats.rounded import S8Reader
 from lmi_build.checkpoint.header import read_header
-from lmi_build.errors import Problem, Unsupported, VerifyFailed
+from lmi_build.errors import Problem, Unsupported
 from lmi_build.verify.integrity import refuse_if_damaged
 from lmi_build.verify.proofs import (
     REHEARSED,
@@ -38,6 +38,7 @@ from lmi_build.verify.proofs import (
     measure_weights,
     note,
     refuse,
+    refuse_unless_loads,
     report_head,
 )
 
@@ -56,7 +57,6 @@ if TYPE_CHECKING:
     from lmi_build.values.manifest import Manifest
 
 ENTRY = f"{__name__}:run"
-_LOADS = "loads"
 
 
 def run(job: Job, emit: Emit) -> None:
@@ -198,15 +198,7 @@ def _startup(
 ) -> list[JSONValue]:
     """What each Neuron image does with the folder; ours must load it."""
     own = neuron_startup(folder, release.version)
-    if own.outcome != _LOADS:
-        raise VerifyFailed(
-            f"LMI {release.version} would not load the artifact as it is"
-            f" ({own.outcome}): {own.reason}",
-            code="verify.compiles-at-start",
-            hints=(own.fix,) if own.fix else (),
-        )
-    for text in own.notes:
-        note(job, emit, "warning", "verify.startup", text)
+    refuse_unless_loads(job, emit, own, f"LMI {release.version}")
     return [
         {"lmi": row.lmi, "outcome": row.outcome, "reason": row.reason}
         for row in neuron_startup_everywhere(folder)

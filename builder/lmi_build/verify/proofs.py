@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from tokenizers import Tokenizer
 
+    from lmi_build.backends.verdicts import Verdict
     from lmi_build.digest import JSONValue
     from lmi_build.errors import Problem
     from lmi_build.events import Emit
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING:
     Report: TypeAlias = dict[str, JSONValue]
+_LOADS = "loads"
 # What a rehearsal of graphs is told.
 REHEARSED = (
     "the graphs were rehearsed, not compiled: the call stands in rehearsal.json, and"
@@ -112,6 +114,30 @@ def finish(
 def note(job: Job, emit: Emit, level: str, code: str, message: str) -> None:
     """Say something that ends nothing."""
     emit(StageNote(stage=job.stage, level=level, code=code, message=message))
+
+
+def refuse_unless_loads(job: Job, emit: Emit, verdict: Verdict, server: str) -> None:
+    """
+    End where a release's container would not take the artifact as it is.
+
+    Args:
+        job: For notes.
+        emit: Told of what can still go wrong.
+        verdict: What the container does with the folder.
+        server: What messages call it, such as `LMI 0.30.0`.
+
+    Raises:
+        VerifyFailed: `verify.compiles-at-start`.
+    """
+    if verdict.outcome != _LOADS:
+        raise VerifyFailed(
+            f"{server} would not load the artifact as it is"
+            f" ({verdict.outcome}): {verdict.reason}",
+            code="verify.compiles-at-start",
+            hints=(verdict.fix,) if verdict.fix else (),
+        )
+    for text in verdict.notes:
+        note(job, emit, "warning", "verify.startup", text)
 
 
 def measure_weights(

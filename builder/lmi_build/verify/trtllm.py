@@ -26,9 +26,15 @@ from lmi_build.backends.trtllm.engine_folder import (
 from lmi_build.backends.trtllm.startup import startup, startup_everywhere
 from lmi_build.catalog.releases import releases
 from lmi_build.checkpoint.formats.dequantized import DequantizedReader
-from lmi_build.errors import VerifyFailed
 from lmi_build.verify.integrity import refuse_if_damaged
-from lmi_build.verify.proofs import finish, measure_weights, note, refuse, report_head
+from lmi_build.verify.proofs import (
+    finish,
+    measure_weights,
+    note,
+    refuse,
+    refuse_unless_loads,
+    report_head,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,8 +46,6 @@ if TYPE_CHECKING:
     from lmi_build.numerics.compare import Drift
     from lmi_build.spi import Job
     from lmi_build.values.manifest import Manifest
-
-_LOADS = "loads"
 
 
 def run(job: Job, emit: Emit) -> None:
@@ -145,15 +149,7 @@ def _startup(job: Job, emit: Emit, folder: Folder, release: Release) -> list[JSO
     if job.params["kind"] == "checkpoint" or not release.lmi:
         return []
     own = startup(folder, release.lmi, trtllm=release.trtllm)
-    if own.outcome != _LOADS:
-        raise VerifyFailed(
-            f"LMI {release.lmi} would not load the artifact as it is"
-            f" ({own.outcome}): {own.reason}",
-            code="verify.compiles-at-start",
-            hints=(own.fix,) if own.fix else (),
-        )
-    for text in own.notes:
-        note(job, emit, "warning", "verify.startup", text)
+    refuse_unless_loads(job, emit, own, f"LMI {release.lmi}")
     return [
         {"lmi": row.lmi, "outcome": row.outcome, "reason": row.reason}
         for row in startup_everywhere(folder)
