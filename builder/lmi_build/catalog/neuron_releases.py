@@ -8,7 +8,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-from lmi_build.catalog.tables import read_row, read_tables
+from lmi_build.catalog.tables import read_row, read_tables, refuse_unknown
 
 FILE = "neuron_releases.toml"
 CONTAINERS = ("djl-neuronx", "huggingface-vllm-neuronx")
@@ -124,14 +124,13 @@ def neuron_releases() -> Mapping[str, NeuronRelease]:
 def _release(name: str, table: Mapping[str, Any]) -> NeuronRelease:
     where = f"{FILE}: [{name}]"
     row = read_row(NeuronRelease, {"name": name, **table}, where=where)
-    for what, values, allowed in (
+    refuse_unknown(
+        where,
         ("container", (row.container,), CONTAINERS),
         ("layout", (row.layout,), LAYOUTS),
         ("loaders", row.loaders, LOADERS),
-        ("options", tuple(row.options.values()), row.properties),
-    ):
-        if unknown := sorted(set(values) - set(allowed)):
-            raise ValueError(f"{where}, `{what}` has {unknown}; known: {list(allowed)}")
+        ("options", row.options.values(), row.properties),
+    )
     return row
 
 

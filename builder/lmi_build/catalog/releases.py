@@ -8,7 +8,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-from lmi_build.catalog.tables import read_row, read_tables
+from lmi_build.catalog.tables import read_row, read_tables, refuse_unknown
 
 FILE = "releases.toml"
 CONTAINERS = ("djl-tensorrtllm", "tensorrt-llm")
@@ -134,15 +134,12 @@ def newest(container: str = "djl-tensorrtllm") -> Release:
 def _release(name: str, table: Mapping[str, Any]) -> Release:
     where = f"{FILE}: [{name}]"
     row = read_row(Release, {"name": name, **table}, where=where)
-    allowed = (
+    refuse_unknown(
+        where,
         ("container", (row.container,), CONTAINERS),
         ("layout", (row.layout,), LAYOUTS),
         ("builder", (row.builder,), BUILDERS),
         ("artifacts", row.artifacts, ARTIFACTS),
         ("properties", tuple(row.properties), BOUNDS),
     )
-    for key, values, known in allowed:
-        wrong = [value for value in values if value not in known]
-        if wrong:
-            raise ValueError(f"{where}, `{key}` has {wrong}; known: {list(known)}")
     return row

@@ -18,6 +18,8 @@ from typing import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
     from _typeshed import DataclassInstance
 
 if sys.version_info >= (3, 11):
@@ -145,3 +147,21 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
 
 def _words(hint: Any) -> str:
     return getattr(hint, "__name__", "") if isinstance(hint, type) else str(hint)
+
+
+def refuse_unknown(
+    where: str, *rows: tuple[str, Iterable[str], Collection[str]]
+) -> None:
+    """
+    Hold words of a row against those that are known.
+
+    Args:
+        where: File and table, for the error.
+        rows: Key, its words, and the words that it may have.
+
+    Raises:
+        ValueError: A word is another one; it names the key and what is known.
+    """
+    for key, words, known in rows:
+        if wrong := sorted(set(words) - set(known)):
+            raise ValueError(f"{where}, `{key}` has {wrong}; known: {list(known)}")

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from lmi_build.backends.neuronx import PACKAGE
-from lmi_build.catalog.tables import read_row, read_tables
+from lmi_build.catalog.tables import read_row, read_tables, refuse_unknown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -111,15 +111,13 @@ def neuron_front_ends() -> Mapping[str, NeuronFrontEnd]:
     for lmi, table in read_tables(FILE, package=PACKAGE).items():
         where = f"{FILE}: [{lmi}]"
         row = read_row(NeuronFrontEnd, {"lmi": lmi, **table}, where=where)
-        known = (
-            (row.layout, ("split", "presharded")),
-            (row.model_class, CLASSES),
-            (row.context_rule, CONTEXT_RULES),
-            (row.context_default, CONTEXT_DEFAULTS),
-            (row.root_weights, ROOT_WEIGHTS),
+        refuse_unknown(
+            where,
+            ("layout", (row.layout,), ("split", "presharded")),
+            ("model_class", (row.model_class,), CLASSES),
+            ("context_rule", (row.context_rule,), CONTEXT_RULES),
+            ("context_default", (row.context_default,), CONTEXT_DEFAULTS),
+            ("root_weights", (row.root_weights,), ROOT_WEIGHTS),
         )
-        for value, allowed in known:
-            if value not in allowed:
-                raise ValueError(f"{where} has {value!r}; known: {allowed}")
         found[lmi] = row
     return MappingProxyType(found)
