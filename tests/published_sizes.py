@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmi_build import registry
+from lmi_build.catalog.runtimes import Interval, runtimes
 from lmi_build.plan.sizes import subject_of
 from lmi_build.sizing.cache import cache_bytes
 from lmi_build.sizing.memory import memory_lines, rotary_line, total, weight_lines
-from lmi_build.sizing.runtimes import RUNTIMES, Interval
 from lmi_build.values.bounds import Bounds
 from lmi_build.values.model import ModelFacts, TensorFact, geometry_from_config
 from lmi_build.values.recipe import QuantSpec
@@ -151,7 +151,7 @@ def comparisons() -> list[Comparison]:
 
 def _compare(run: dict[str, Any]) -> list[Comparison]:
     found, tp = subject(run), run.get("tp", 1)
-    runtime = RUNTIMES[run.get("runtime", "vllm")]
+    runtime = runtimes()[run.get("runtime", "vllm")]
     rows: dict[str, Interval] = {}
     if "weights_gib" in run:
         lines = (*weight_lines(found, runtime, tp=tp), rotary_line(found, runtime))

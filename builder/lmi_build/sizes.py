@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmi_build import registry
+from lmi_build.catalog.runtimes import runtimes
 from lmi_build.errors import DoesNotFit, Problem, RecipeInvalid, UsageInvalid
 from lmi_build.plan.sizes import (
     advise,
@@ -25,7 +26,6 @@ from lmi_build.plan.sizes import (
     subject_of,
 )
 from lmi_build.sizing.fit import CANNOT, FITS
-from lmi_build.sizing.runtimes import RUNTIMES
 from lmi_build.units import format_bytes
 from lmi_build.values.quant import PACKINGS
 from lmi_build.values.recipe import COMPILER
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
     from lmi_build.catalog.instances import Instance
     from lmi_build.catalog.market import Market
+    from lmi_build.catalog.runtimes import Runtime
     from lmi_build.plan.sizes import SizeReport
     from lmi_build.sizing.fit import FitReport, Place
     from lmi_build.sizing.memory import Subject
-    from lmi_build.sizing.runtimes import Runtime
     from lmi_build.spi import Host
     from lmi_build.values.bounds import Bounds
     from lmi_build.values.model import ModelFacts
@@ -142,7 +142,7 @@ def size_model(
         bounds: What is served.
         name: Of the report.
         target: An instance type or its name, or `cpu`.
-        runtime: A key of `sizing.runtimes.RUNTIMES`.
+        runtime: A key of `catalog.runtimes.runtimes()`.
         tp: Devices that a layer is split over.
         memory_bytes: What a device has, instead of what the target says.
 
@@ -163,13 +163,13 @@ def _instance(
 
 
 def _runtime(name: str) -> Runtime:
-    if name not in RUNTIMES:
+    if name not in runtimes():
         raise UsageInvalid(
             f"memory of `{name}` is not known",
             code="size.unknown-runtime",
-            hints=(f"use one of {', '.join(RUNTIMES)}",),
+            hints=(f"use one of {', '.join(runtimes())}",),
         )
-    return RUNTIMES[name]
+    return runtimes()[name]
 
 
 def _size(
@@ -314,7 +314,7 @@ def size_lines(recipe: Recipe, facts: ModelFacts) -> tuple[str, ...]:
         The verdict, and up to three changes that fit; nothing for a backend whose
         memory is not known.
     """
-    if recipe.compile.backend not in RUNTIMES:
+    if recipe.compile.backend not in runtimes():
         return ()
     report = size_recipe(recipe, facts)
     ways = (f"it fits if you {change.text}" for change in report.changes[:3])

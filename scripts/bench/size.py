@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from lmi_build import registry
 from lmi_build.catalog.instances import instances
+from lmi_build.catalog.runtimes import runtimes
 from lmi_build.plan.sizes import place_of, subject_of
 from lmi_build.sizing.fit import fit
-from lmi_build.sizing.runtimes import RUNTIMES
 from lmi_build.values.bounds import Bounds
 from lmi_build.values.model import ModelFacts, TensorFact, geometry_from_config
 from lmi_build.values.recipe import QuantSpec
@@ -110,7 +110,7 @@ def main() -> None:
     begin = time.perf_counter()
     for row, tp, batch, subject in combinations:
         bounds = Bounds(max_input_len=4096, max_output_len=1024, max_batch_size=batch)
-        report = fit(subject, bounds, place_of(row, RUNTIMES["vllm"], tp=tp))
+        report = fit(subject, bounds, place_of(row, runtimes()["vllm"], tp=tp))
         verdicts[report.verdict] = verdicts.get(report.verdict, 0) + 1
     seconds = time.perf_counter() - begin
     count = len(combinations)

@@ -11,6 +11,7 @@ import pytest
 import tiny_architectures
 from bench.folder_facts import folder_facts
 from lmi_build import registry
+from lmi_build.catalog.runtimes import runtimes
 from lmi_build.checkpoint.formats.layout import checkpoint_plans, kv_cache_plans
 from lmi_build.checkpoint.header import read_header
 from lmi_build.plan.sizes import subject_of
@@ -18,7 +19,6 @@ from lmi_build.quantizers.builtin import PROVIDER, normal, worker_options
 from lmi_build.quantizers.builtin_checks import check, linears_of
 from lmi_build.quantizers.targets import find_architecture
 from lmi_build.sizing.memory import total, weight_lines
-from lmi_build.sizing.runtimes import RUNTIMES
 from lmi_build.sizing.weights import checkpoint_bytes
 from lmi_build.values.recipe import CalibrationSpec, QuantSpec
 from stage_jobs import quantize
@@ -173,7 +173,7 @@ def test_the_table_says_what_the_layout_plans(name: str, folders: Folders) -> No
 def test_ranks_hold_the_whole_and_what_they_repeat(name: str, folders: Folders) -> None:
     """One rank holds everything; more ranks hold no less together."""
     facts = folder_facts(folders(name))
-    runtime = replace(RUNTIMES["vllm"], vocabulary_multiple=1, narrows=False)
+    runtime = replace(runtimes()["vllm"], vocabulary_multiple=1, narrows=False)
     for spec in (QuantSpec(), *FREE):
         subject = subject_of(facts, spec, registry.quantizer)
         whole = total(weight_lines(subject, runtime, tp=1))

@@ -10,10 +10,10 @@ import pytest
 import tiny_architectures
 from bench.folder_facts import folder_facts
 from lmi_build import registry
+from lmi_build.catalog.runtimes import runtimes
 from lmi_build.checkpoint.header import read_header
 from lmi_build.plan.sizes import subject_of
 from lmi_build.sizing.memory import total, weight_lines
-from lmi_build.sizing.runtimes import RUNTIMES
 from lmi_build.values.recipe import QuantSpec
 from make_tiny_model import _write_tokenizer
 from stage_jobs import quantize
@@ -64,7 +64,7 @@ def test_each_rank_has_the_predicted_bytes(name: str, tp: int, tmp_path: Path) -
     subject = subject_of(
         folder_facts(tmp_path / "model"), QuantSpec(), registry.quantizer
     )
-    predicted = total(weight_lines(subject, RUNTIMES["tensorrt-llm"], tp=tp))
+    predicted = total(weight_lines(subject, runtimes()["tensorrt-llm"], tp=tp))
     assert rank_sizes(out) == {predicted.high - LEFT_OUT.get(name, 0)}
     assert predicted.low <= predicted.high
     if not subject.table.tied and name != "mixtral":
@@ -92,7 +92,7 @@ def test_each_rank_of_codes_has_the_predicted_bytes(name: str, tmp_path: Path) -
             tp=tp,
             algorithm=algorithm,
         )
-        predicted = total(weight_lines(subject, RUNTIMES["tensorrt-llm"], tp=tp))
+        predicted = total(weight_lines(subject, runtimes()["tensorrt-llm"], tp=tp))
 
         assert rank_sizes(out) == {predicted.low}
         assert predicted.low <= predicted.high

@@ -7,11 +7,11 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmi_build.catalog.runtimes import Interval, runtimes
 from lmi_build.sizing.cache import CacheShape
 from lmi_build.sizing.change import changes
 from lmi_build.sizing.fit import CANNOT, FITS, QUESTIONS, Place, fit, largest
 from lmi_build.sizing.memory import Subject, memory_lines
-from lmi_build.sizing.runtimes import RUNTIMES, Interval
 from lmi_build.sizing.weights import (
     COLUMNS,
     FUSED,
@@ -147,12 +147,12 @@ BOUNDS = st.builds(
 )
 PLACES = st.builds(
     lambda name, tp, pp, low, more: Place(
-        runtime=RUNTIMES[name],
+        runtime=runtimes()[name],
         tp=tp,
         pp=pp,
         capacity=Interval(low=low * MIB, high=(low + more) * MIB),
     ),
-    st.sampled_from(sorted(RUNTIMES)),
+    st.sampled_from(sorted(runtimes())),
     st.sampled_from([1, 2, 3, 4, 8]),
     st.sampled_from([1, 1, 2, 3]),
     st.integers(200, 6000),

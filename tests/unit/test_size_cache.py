@@ -8,9 +8,9 @@ import pytest
 
 import tiny_architectures
 from lmi_build.catalog.architectures import architectures
+from lmi_build.catalog.runtimes import runtimes
 from lmi_build.quantizers.decoder_config import read_config
 from lmi_build.sizing.cache import cache_bytes, cache_shape
-from lmi_build.sizing.runtimes import RUNTIMES
 from lmi_build.values.bounds import Bounds
 from lmi_build.values.model import geometry_from_config
 
@@ -70,7 +70,7 @@ def test_blocks_are_whole_and_beams_have_their_own() -> None:
     config = config_of("llama")
     shape = cache_shape(config, geometry_from_config(config))
     found = {
-        name: cache_bytes(shape, BOUNDS, RUNTIMES[name], dtype_bits=16, tp=1).high
+        name: cache_bytes(shape, BOUNDS, runtimes()[name], dtype_bits=16, tp=1).high
         for name in ("vllm", "tensorrt-llm", "neuronx")
     }
     token = 3 * 2 * 2 * 32 * 2
@@ -86,7 +86,7 @@ def test_key_heads_are_copied_where_ranks_are_more() -> None:
     """Two heads over 1, 2, 4 and 8 ranks: each rank has at least one."""
     config = config_of("llama")
     shape = cache_shape(config, geometry_from_config(config))
-    runtime = RUNTIMES["vllm"]
+    runtime = runtimes()["vllm"]
     values = [shape.token_layer_values(runtime, tp).high for tp in (1, 2, 4, 8)]
 
     assert values == [2 * 2 * 32, 2 * 32, 2 * 32, 2 * 32]
@@ -96,7 +96,7 @@ def test_a_window_bounds_the_lower_end_only() -> None:
     """A runtime may drop what a window does not see, and need not."""
     config = {**config_of("mistral"), "sliding_window": 21}
     shape = cache_shape(config, geometry_from_config(config))
-    found = cache_bytes(shape, BOUNDS, RUNTIMES["vllm"], dtype_bits=16, tp=1)
+    found = cache_bytes(shape, BOUNDS, runtimes()["vllm"], dtype_bits=16, tp=1)
 
     assert found.low * 112 == found.high * 32
 
@@ -104,8 +104,8 @@ def test_a_window_bounds_the_lower_end_only() -> None:
 def test_a_latent_cache_is_split_over_no_ranks() -> None:
     """576 channels, 640 with vLLM's padding; else 16 heads of 320, shared by ranks."""
     shape = cache_shape(LATENT, geometry_from_config(LATENT))
-    latent = shape.token_layer_values(RUNTIMES["vllm"], 4)
-    expanded = shape.token_layer_values(RUNTIMES["tensorrt-llm"], 4)
+    latent = shape.token_layer_values(runtimes()["vllm"], 4)
+    expanded = shape.token_layer_values(runtimes()["tensorrt-llm"], 4)
 
     assert (latent.low, latent.high) == (576, 640)
     assert (expanded.low, expanded.high) == (576, 4 * 320)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import tiny_architectures
+from lmi_build.catalog.runtimes import runtimes
 from lmi_build.cli.main import run
-from lmi_build.sizing.runtimes import RUNTIMES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -121,7 +121,7 @@ def test_a_model_without_a_recipe_is_sized_for_an_instance(
     assert found["changes"] == []
 
 
-@pytest.mark.parametrize("runtime", sorted(RUNTIMES))
+@pytest.mark.parametrize("runtime", sorted(runtimes()))
 def test_every_runtime_has_its_lines(
     runtime: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

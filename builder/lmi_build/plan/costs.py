@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lmi_build.catalog.instances import instances
+from lmi_build.catalog.runtimes import runtimes
 from lmi_build.plan.neuron_sizes import loader_of, neuron_fit
 from lmi_build.plan.sizes import float_scheme, place_of, subject_of
 from lmi_build.sizing.cost import Engine
 from lmi_build.sizing.fit import FITS, fit
 from lmi_build.sizing.roofline import Decoder, Machine
-from lmi_build.sizing.runtimes import RUNTIMES
 from lmi_build.sizing.weights import rank_bytes
 from lmi_build.values.recipe import COMPILER
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from lmi_build.catalog.devices import Device
     from lmi_build.catalog.instances import Instance
+    from lmi_build.catalog.runtimes import Runtime
     from lmi_build.sizing.memory import Subject
-    from lmi_build.sizing.runtimes import Runtime
     from lmi_build.spi import Backend, Quantizer
     from lmi_build.values.bounds import Bounds
     from lmi_build.values.model import ModelFacts
@@ -102,7 +102,7 @@ class Served:
 
 def runtime_of(name: str) -> Runtime:
     """How a runtime lays weights out; vLLM's way for those that are not known."""
-    return RUNTIMES.get(name, RUNTIMES[_LIKE])
+    return runtimes().get(name, runtimes()[_LIKE])
 
 
 def product_of(subject: Subject) -> str:

@@ -16,10 +16,10 @@ from lmi_build.backends.neuronx.loader_tnx import tnx_request
 from lmi_build.backends.neuronx.loaders import Request
 from lmi_build.backends.neuronx.target import find_target
 from lmi_build.backends.neuronx.tnx_request import tnx_core_memory
+from lmi_build.catalog.runtimes import Interval
 from lmi_build.sizing.change import BOUND_PATHS, Change, lowered
 from lmi_build.sizing.fit import FitReport, Largest, largest_by
 from lmi_build.sizing.memory import MemoryLine
-from lmi_build.sizing.runtimes import Interval
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

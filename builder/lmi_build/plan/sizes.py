@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from lmi_build.backends.neuronx.encoders import is_encoder
 from lmi_build.catalog.instances import instances
+from lmi_build.catalog.runtimes import Interval
 from lmi_build.quantizers.builtin_checks import linears_of
 from lmi_build.quantizers.targets import find_architecture
 from lmi_build.sizing.cache import cache_shape
 from lmi_build.sizing.change import Change, Option, changes
 from lmi_build.sizing.fit import FITS, FitReport, Largest, Place, fit, largest
 from lmi_build.sizing.memory import Subject
-from lmi_build.sizing.runtimes import Interval
 from lmi_build.sizing.tables import weight_table
 from lmi_build.sizing.weights import checkpoint_bytes
 from lmi_build.values.quant import QuantScheme
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from lmi_build.catalog.instances import Instance
-    from lmi_build.sizing.runtimes import Runtime
+    from lmi_build.catalog.runtimes import Runtime
     from lmi_build.spi import Backend, Host, Quantizer
     from lmi_build.values.bounds import Bounds
     from lmi_build.values.model import ModelFacts

@@ -16,7 +16,7 @@ from lmi_build.backends.trtllm.target import find_target
 from lmi_build.values.recipe import COMPILER
 
 if TYPE_CHECKING:
-    from lmi_build.sizing.runtimes import Runtime
+    from lmi_build.catalog.runtimes import Runtime
     from lmi_build.values.model import ModelFacts
     from lmi_build.values.recipe import Recipe
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lmi_build.catalog.architectures import architectures
-from lmi_build.sizing.runtimes import Interval
+from lmi_build.catalog.runtimes import Interval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lmi_build.catalog.runtimes import Runtime
     from lmi_build.digest import JSONValue
-    from lmi_build.sizing.runtimes import Runtime
     from lmi_build.values.bounds import Bounds
     from lmi_build.values.model import ModelGeometry
 

@@ -16,9 +16,9 @@ from lmi_build.sizing.memory import memory_lines, total
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from lmi_build.catalog.runtimes import Interval, Runtime
     from lmi_build.digest import JSONValue
     from lmi_build.sizing.memory import MemoryLine, Subject
-    from lmi_build.sizing.runtimes import Interval, Runtime
     from lmi_build.values.bounds import Bounds
 
 FITS, CANNOT, UNPROVEN = "fits", "cannot fit", "unproven"

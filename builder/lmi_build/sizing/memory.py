@@ -10,15 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from lmi_build.catalog.runtimes import Interval
 from lmi_build.sizing.cache import cache_bytes
-from lmi_build.sizing.runtimes import Interval
 from lmi_build.sizing.weights import UNKNOWN, rank_bytes
 from lmi_build.values.model import DTYPE_BITS
 
 if TYPE_CHECKING:
+    from lmi_build.catalog.runtimes import Runtime
     from lmi_build.digest import JSONValue
     from lmi_build.sizing.cache import CacheShape
-    from lmi_build.sizing.runtimes import Runtime
     from lmi_build.sizing.weights import WeightClass, WeightTable
     from lmi_build.values.bounds import Bounds
     from lmi_build.values.model import ModelGeometry

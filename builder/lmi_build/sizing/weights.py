@@ -22,7 +22,7 @@ from lmi_build.values.model import DTYPE_BITS
 from lmi_build.values.quant import COMPRESSED_TENSORS
 
 if TYPE_CHECKING:
-    from lmi_build.sizing.runtimes import Runtime
+    from lmi_build.catalog.runtimes import Runtime
     from lmi_build.values.quant import QuantScheme
 
 COLUMNS = "columns"

@@ -11,14 +11,19 @@ Sources: vLLM 0.6 to 0.11 `config/cache.py` (`block_size`, `gpu_memory_utilizati
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from lmi_build.catalog.tables import read_tables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+FILE = "runtimes.toml"
 MIB = 1 << 20
 GIB = 1 << 30
+_INTERVALS = ("context", "communication", "graphs")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,83 +94,28 @@ class Runtime:
     source: str
 
 
-RUNTIMES: Mapping[str, Runtime] = MappingProxyType(
-    {
-        "vllm": Runtime(
-            name="vllm",
-            block_tokens=16,
-            vocabulary_multiple=64,
-            splits_embedding=True,
-            shares_tied=True,
-            latent_multiple=128,
-            rotary_bytes=(2, 4),
-            narrows=True,
-            computes_wide=False,
-            wide_routers=False,
-            float_zeros=False,
-            max_num_tokens=8192,
-            context=Interval(low=200 * MIB, high=GIB),
-            communication=Interval(low=64 * MIB, high=GIB),
-            graphs=Interval(low=0, high=3 * GIB // 2),
-            free_share=(0.1, 0.0),
-            source="vLLM: block_size 16, gpu_memory_utilization 0.9",
-        ),
-        "tensorrt-llm": Runtime(
-            name="tensorrt-llm",
-            block_tokens=64,
-            vocabulary_multiple=1,
-            splits_embedding=False,
-            shares_tied=False,
-            latent_multiple=0,
-            rotary_bytes=(0, 4),
-            narrows=True,
-            computes_wide=False,
-            wide_routers=True,
-            float_zeros=True,
-            max_num_tokens=8192,
-            context=Interval(low=300 * MIB, high=3 * GIB // 2),
-            communication=Interval(low=64 * MIB, high=GIB),
-            graphs=Interval(low=0, high=GIB // 2),
-            free_share=(0.0, 0.1),
-            source="TensorRT-LLM: free_gpu_memory_fraction 0.9, blocks by release",
-        ),
-        "neuronx": Runtime(
-            name="neuronx",
-            block_tokens=1,
-            vocabulary_multiple=1,
-            splits_embedding=True,
-            shares_tied=False,
-            latent_multiple=0,
-            rotary_bytes=(0, 4),
-            narrows=False,
-            computes_wide=False,
-            wide_routers=False,
-            float_zeros=False,
-            max_num_tokens=1 << 30,
-            context=Interval(low=0, high=GIB // 2),
-            communication=Interval(low=0, high=GIB // 2),
-            graphs=Interval(low=0, high=2 * GIB),
-            free_share=(0.0, 0.0),
-            source="NxD Inference: one contiguous cache for each request",
-        ),
-        "onnxruntime": Runtime(
-            name="onnxruntime",
-            block_tokens=1,
-            vocabulary_multiple=1,
-            splits_embedding=False,
-            shares_tied=False,
-            latent_multiple=0,
-            rotary_bytes=(0, 4),
-            narrows=False,
-            computes_wide=True,
-            wide_routers=False,
-            float_zeros=False,
-            max_num_tokens=8192,
-            context=Interval(low=64 * MIB, high=GIB),
-            communication=Interval(low=0, high=0),
-            graphs=Interval(low=0, high=0),
-            free_share=(0.0, 0.0),
-            source="onnxruntime-genai: one contiguous cache, shared past and present",
-        ),
-    }
-)
+@cache
+def runtimes() -> Mapping[str, Runtime]:
+    """
+    Every known runtime by name.
+
+    Raises:
+        ValueError: The data file is wrong; a fault of the package.
+    """
+    return MappingProxyType(
+        {name: _runtime(name, table) for name, table in read_tables(FILE).items()}
+    )
+
+
+def _runtime(name: str, table: Mapping[str, Any]) -> Runtime:
+    """One table, whose intervals are in MiB."""
+    values = {"name": name, **table}
+    for key in _INTERVALS:
+        low, high = values.pop(f"{key}_mib")
+        values[key] = Interval(low=low * MIB, high=high * MIB)
+    for key in ("rotary_bytes", "free_share"):
+        values[key] = tuple(values[key])
+    try:
+        return Runtime(**values)
+    except TypeError as error:
+        raise ValueError(f"{FILE}: [{name}]: {error}") from error
