@@ -137,14 +137,7 @@ def cost_recipe(
     """
     market = question.market
     instance = _instance(question.instance or recipe.compile.target, market)
-    device = market.device(instance)
-    if device is None:
-        raise UsageInvalid(
-            f"the catalogue has no peak rates of `{instance.device or 'a CPU'}`, the"
-            f" device of `{instance.name}`",
-            code="cost.no-rates",
-            hints=(f"add `[devices.{instance.rates}]` with `--catalog FILE`",),
-        )
+    device = _device(instance, market)
     price = _price(instance, question)
     traffic = _traffic(recipe.bounds, question)
     spec = registry.backend(recipe.compile.backend).quantization(recipe, facts)
@@ -165,13 +158,7 @@ def cost_recipe(
         experts=experts_of(facts),
         pipeline_parallel_size=recipe.compile.pipeline_parallel_size,
     )
-    if served.num_ranks > instance.num_cores:
-        raise UsageInvalid(
-            f"the recipe has {served.num_ranks} ranks, `{instance.name}` can be split"
-            f" into {instance.num_cores}",
-            code="cost.too-many-ranks",
-            hints=("lower `compile.tensor_parallel_size`, or name `--instance`",),
-        )
+    _refuse_many_ranks(served)
     engine = engine_of(served)
     found = cost(engine, traffic, price.usd_per_hour, utilisation=question.utilisation)
     return CostReport(
@@ -200,6 +187,30 @@ def cost_recipe(
         ),
         notes=tuple(_notes(served, price, question)),
     )
+
+
+def _device(instance: Instance, market: Market) -> Device:
+    """The peak rates of an instance's device."""
+    found = market.device(instance)
+    if found is None:
+        raise UsageInvalid(
+            f"the catalogue has no peak rates of `{instance.device or 'a CPU'}`, the"
+            f" device of `{instance.name}`",
+            code="cost.no-rates",
+            hints=(f"add `[devices.{instance.rates}]` with `--catalog FILE`",),
+        )
+    return found
+
+
+def _refuse_many_ranks(served: Served) -> None:
+    instance = served.instance
+    if served.num_ranks > instance.num_cores:
+        raise UsageInvalid(
+            f"the recipe has {served.num_ranks} ranks, `{instance.name}` can be split"
+            f" into {instance.num_cores}",
+            code="cost.too-many-ranks",
+            hints=("lower `compile.tensor_parallel_size`, or name `--instance`",),
+        )
 
 
 def _instance(name: str, market: Market) -> Instance:

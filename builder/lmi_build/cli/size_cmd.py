@@ -95,26 +95,12 @@ def size(
         recipes = api.load_recipe(recipe, overrides=state.overrides)
         facts = api.resolve(recipes, settings)
         reports = [
-            (
-                each,
-                sizes.size_recipe(
-                    each,
-                    facts[each.name],
-                    memory_bytes=told["memory_bytes"],
-                    host=api.host(settings),
-                    market=told["market"],
-                ),
-            )
+            (each, _size_recipe(each, facts[each.name], told, settings))
             for each in recipes
         ]
     if largest is not None:
         reports = [
-            (
-                owner,
-                sizes.largest(
-                    report, largest, owner, facts.get(owner.name) if owner else None
-                ),
-            )
+            (owner, sizes.largest(report, largest, owner, _of(owner, facts)))
             for owner, report in reports
         ]
     if state.output == "text":
@@ -124,6 +110,24 @@ def size(
     if check:
         for owner, report in reports:
             sizes.refuse(report, owner)
+
+
+def _size_recipe(
+    recipe: Recipe, facts: ModelFacts, told: dict[str, Any], settings: Any
+) -> SizeReport:
+    from lmi_build import api, sizes
+
+    return sizes.size_recipe(
+        recipe,
+        facts,
+        memory_bytes=told["memory_bytes"],
+        host=api.host(settings),
+        market=told["market"],
+    )
+
+
+def _of(owner: Recipe | None, facts: dict[str, ModelFacts]) -> ModelFacts | None:
+    return facts.get(owner.name) if owner else None
 
 
 def _size_model(model: str, told: dict[str, Any], settings: Any) -> SizeReport:
