@@ -45,7 +45,7 @@ def test_job_round_trip() -> None:
 )
 def test_other_documents_are_refused(text: bytes) -> None:
     """What is not a job document is a ValueError, never a guess."""
-    with pytest.raises(ValueError, match="it lacks|its schema|its kind"):
+    with pytest.raises(ValueError, match=r"it lacks|its schema|its kind"):
         job_from_json(text)
 
 

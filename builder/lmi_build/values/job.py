@@ -136,9 +136,8 @@ def result_from_json(text: bytes) -> JobResult:
         fields = json.loads(text)
         if not isinstance(fields, dict) or fields.pop("schema", None) != RESULT_SCHEMA:
             raise ValueError(f"its schema is not {RESULT_SCHEMA}")
-        rows = {
-            name: tuple(fields.pop(name)) for name in ("hints", "stages", "artifacts")
-        }
-        return JobResult(**fields, **rows)
+        for name in ("hints", "stages", "artifacts"):
+            fields[name] = tuple(fields[name])
+        return JobResult(**fields)
     except (KeyError, TypeError) as error:
         raise ValueError(f"it lacks a part ({error})") from error
