@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from lmi_build.digest import Digest
 from lmi_build.errors import LmiBuildError, RemoteFailed, UsageInvalid, VerifyFailed
-from lmi_build.publishers.crc import CRC32, best_checksum, crc64nvme
 from lmi_build.publishers.destination import make_place
 from lmi_build.publishers.folder import FolderPlace
 from lmi_build.publishers.layout import (
@@ -25,8 +24,9 @@ from lmi_build.publishers.layout import (
     parse_latest,
     version_prefix,
 )
-from lmi_build.publishers.s3_client import endpoint_of, explain, make_client
-from lmi_build.publishers.s3_parts import part_length, part_table
+from lmi_build.remote.crc import CRC32, best_checksum, crc64nvme
+from lmi_build.remote.s3_client import endpoint_of, explain, make_client
+from lmi_build.remote.s3_parts import part_length, part_table
 from lmi_build.units import MiB
 from lmi_build.values.publish import MIN_PART_BYTES, Transfer
 from lmi_build.values.recipe import PublishSpec
@@ -283,7 +283,7 @@ def test_modules_stay_light() -> None:
     code = (
         "import sys, lmi_build.publishers.destination, lmi_build.publishers.reader, "
         "lmi_build.publishers.download, lmi_build.publishers.check, "
-        "lmi_build.publishers.s3; "
+        "lmi_build.remote.s3_place; "
         "print([m for m in ('boto3', 'botocore', 'awscrt') if m in sys.modules])"
     )
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from lmi_build.digest import Digest
     from lmi_build.events import Emit
-    from lmi_build.publishers.place import Place
+    from lmi_build.remote.place import Place
     from lmi_build.values.recipe import PublishSpec
     from lmi_build.values.settings import Settings
 
@@ -100,7 +100,7 @@ def make_place(
     segments = prefix.rstrip("/").split("/")
     if prefix.strip("/") and any(s in {"", ".", ".."} for s in segments):
         raise _bad(uri, "its prefix has an empty or dotted segment")
-    from lmi_build.publishers.s3 import S3Place
+    from lmi_build.remote.s3_place import S3Place
 
     return S3Place(
         bucket,

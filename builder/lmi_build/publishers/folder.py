@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmi_build.digest import CHUNK_BYTES, digest_bytes, digest_file
-from lmi_build.errors import PublishFailed, RemoteFailed, is_disk_full
-from lmi_build.publishers.place import Stopped, Stored
+from lmi_build.errors import RemoteFailed, is_disk_full
+from lmi_build.remote.place import Stopped, Stored, content_differs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -173,15 +173,6 @@ class FolderPlace:
             yield
         except OSError as error:
             raise _explain(error, self.uri(key)) from error
-
-
-def content_differs(source: Path, found: str, entry: FileEntry) -> PublishFailed:
-    """The error for a local file that is not what its manifest says."""
-    return PublishFailed(
-        f"{source} hashes to sha256:{found}, its manifest says {entry.digest}",
-        code="publish.content-differs",
-        hints=("run `lmi-build cache verify`, then build again",),
-    )
 
 
 def _make_temporary(folder: Path) -> tuple[int, Path]:

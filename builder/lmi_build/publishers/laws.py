@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from lmi_build.publishers.place import Place
+    from lmi_build.remote.place import Place
 
 # A swap is lost at most once per other publisher; more than this many within one
 # publish means that something rewrites `latest.json` all the time.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from lmi_build.publishers.place import Place
+    from lmi_build.remote.place import Place
     from lmi_build.values.settings import Settings
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from lmi_build.errors import PublishFailed
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
@@ -24,6 +26,15 @@ class Stored:
 
     data: bytes
     tag: str
+
+
+def content_differs(source: Path, found: str, entry: FileEntry) -> PublishFailed:
+    """The error for a local file that is not what its manifest says."""
+    return PublishFailed(
+        f"{source} hashes to sha256:{found}, its manifest says {entry.digest}",
+        code="publish.content-differs",
+        hints=("run `lmi-build cache verify`, then build again",),
+    )
 
 
 class Stopped(Exception):

@@ -22,10 +22,9 @@ from dataclasses import dataclass, field
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from lmi_build.publishers.folder import content_differs
-from lmi_build.publishers.place import Stopped
-from lmi_build.publishers.s3_client import error_code
-from lmi_build.publishers.s3_parts import (
+from lmi_build.remote.place import Stopped, content_differs
+from lmi_build.remote.s3_client import error_code
+from lmi_build.remote.s3_parts import (
     Buffers,
     Listed,
     Once,
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from io import FileIO
     from pathlib import Path
 
-    from lmi_build.publishers.crc import Checksum
+    from lmi_build.remote.crc import Checksum
     from lmi_build.values.manifest import FileEntry
 
 METADATA = "lmi-build-sha256"

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from lmi_build.errors import PublishFailed
-from lmi_build.publishers.crc import best_checksum
-from lmi_build.publishers.place import Stored
-from lmi_build.publishers.s3_client import error_code, explained, make_client
-from lmi_build.publishers.s3_parts import Buffers
-from lmi_build.publishers.s3_upload import METADATA, Uploader
+from lmi_build.remote.crc import best_checksum
+from lmi_build.remote.place import Stored
+from lmi_build.remote.s3_client import error_code, explained, make_client
+from lmi_build.remote.s3_parts import Buffers
+from lmi_build.remote.s3_upload import METADATA, Uploader
 from lmi_build.units import MiB
 
 if TYPE_CHECKING:
