@@ -1,0 +1,1 @@
+"""Jobs on SageMaker, seen from the machine that submits them."""
