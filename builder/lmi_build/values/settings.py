@@ -78,6 +78,9 @@ class Settings:
 
     Args:
         cache_dir: Root of the store.
+        store: `s3://bucket/prefix` of the shared store behind it; empty for none.
+        store_kms_key_id: Key that encrypts what is written there; empty takes the
+            bucket's own.
         hf_endpoint: Base URL of the model hub.
         offline: Whether the network may be used at all.
         threads: Threads of a worker; 0 takes every core this process may use.
@@ -90,9 +93,12 @@ class Settings:
         toolchains_file: Toolchains of the user's own, over those that are shipped.
         worker_environment: Variables every worker gets.
         secrets: Group name to variables; never printed, logged or hashed.
+        hidden_values: Further values that must never be shown.
     """
 
     cache_dir: Path
+    store: str = ""
+    store_kms_key_id: str = ""
     hf_endpoint: str = DEFAULT_HF_ENDPOINT
     offline: bool = False
     threads: int = 0
@@ -103,6 +109,7 @@ class Settings:
     toolchains_file: Path | None = None
     worker_environment: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+    hidden_values: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def hf_token(self) -> str | None:
@@ -118,7 +125,7 @@ class Settings:
             for group in self.secrets.values()
             for name, value in group.items()
             if name in names and value
-        }
+        } | set(self.hidden_values)
         return tuple(sorted(found, key=len, reverse=True))
 
 
@@ -126,6 +133,7 @@ def settings_from_environ(
     environ: Mapping[str, str],
     *,
     cache_dir: Path | None = None,
+    store: str | None = None,
     offline: bool | None = None,
     memory_bytes: int | None = None,
 ) -> Settings:
@@ -136,6 +144,7 @@ def settings_from_environ(
         environ: Usually `os.environ`.
         cache_dir: Overrides `LMI_BUILD_CACHE`; by default `$XDG_CACHE_HOME/lmi-build`,
             else `~/.cache/lmi-build`.
+        store: Overrides `LMI_BUILD_STORE`.
         offline: Overrides `LMI_BUILD_OFFLINE` and `HF_HUB_OFFLINE`.
         memory_bytes: Overrides `LMI_BUILD_MEMORY`.
 
@@ -154,6 +163,8 @@ def settings_from_environ(
         offline = any(flag.lower() in truthy for flag in flags)
     return Settings(
         cache_dir=cache_dir.expanduser().absolute(),
+        store=store if store is not None else environ.get("LMI_BUILD_STORE") or "",
+        store_kms_key_id=environ.get("LMI_BUILD_STORE_KMS_KEY_ID") or "",
         hf_endpoint=(environ.get("HF_ENDPOINT") or DEFAULT_HF_ENDPOINT).rstrip("/"),
         offline=offline,
         threads=_read(environ, "LMI_BUILD_THREADS", _count, "2"),
