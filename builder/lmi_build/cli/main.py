@@ -44,6 +44,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("convert", "Write a quantized checkpoint in another format, exactly."),
     "why": ("plan", "Say which field makes a stage build anew."),
     "toolchain": ("toolchain", "Install, list or try the libraries that quantize."),
+    "job": ("job", "Build as SageMaker jobs: render, submit, wait and simulate."),
     "cache": ("cache", "List, verify, prune or locate the store."),
     "doctor": ("doctor", "Say which providers work here, with evidence and fixes."),
     "schema": ("start", "Print the JSON Schema of recipes."),

@@ -118,11 +118,12 @@ def portable_document(
     """
     The recipe without paths of this machine and without what shapes no byte.
 
-    `publish` says where an artifact goes, `verify` how it is judged; neither may make
-    it another artifact. The verification report holds its own settings.
+    `publish` says where an artifact goes, `verify` how it is judged, `job` where it is
+    built; none may make it another artifact. The verification report holds its own
+    settings.
     """
     copy = cast("dict[str, JSONValue]", json.loads(canonical_json(document)))
-    for section in ("publish", "verify"):
+    for section in ("publish", "verify", "job"):
         copy.pop(section, None)
     model = copy.get("model")
     if isinstance(model, dict) and isinstance(model.get("source"), str):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lmi_build.errors import Problem, Span
 from lmi_build.recipe.edit import get
+from lmi_build.recipe.job_forms import is_reference
 from lmi_build.recipe.nodes import Node, walk
 from lmi_build.recipe.words import show
 
@@ -42,6 +43,13 @@ _HINT = (
     "remove it, and renew it if the file was shared; secrets reach an endpoint by "
     "reference, from AWS Secrets Manager"
 )
+_BY_VALUE = "recipe.job-secret"
+_HINTS = {
+    _BY_VALUE: "keep it in AWS Secrets Manager and write `secretsmanager:NAME#KEY`, or"
+    " in the Parameter Store and write `ssm:/NAME`; renew it if the file was shared",
+}
+# Where the variables of a section end up.
+_PLACES = {"serve": "the artifact", "job": "the request of every job"}
 _Rows = dict[tuple[str, int], str]
 
 
@@ -68,22 +76,34 @@ def mark_secrets(root: Node) -> _Rows:
         File and line to the text that may be shown instead.
     """
     rows: _Rows = {}
-    environment = get(root, ("serve", "environment"))
-    if environment and isinstance(environment.value, dict):
-        for name, node in environment.value.items():
+    for section, place in _PLACES.items():
+        for name, node in _entries(root, section, "environment"):
             if is_secret_name(name):
-                what = (
-                    f"the variable `{show(name)}` would put a secret into the artifact"
-                )
+                what = f"the variable `{show(name)}` would put a secret into {place}"
                 _mark(node, what, node.key_span or node.span, rows)
+    for name, node in _entries(root, "job", "secrets"):
+        if isinstance(node.value, str) and not is_reference(node.value):
+            what = f"`job.secrets.{show(name)}` is a value, not where one is kept"
+            _mark(node, what, node.span, rows, code=_BY_VALUE)
     for _, node in walk(root):
         if isinstance(node.value, str) and is_secret_value(node.text):
             _mark(node, "this text is a credential", node.span, rows)
     return rows
 
 
-def _mark(node: Node, message: str, place: Span, rows: _Rows) -> None:
-    node.fault = Problem(code="recipe.secret", message=message, hint=_HINT, span=place)
+def _entries(root: Node, *path: str) -> list[tuple[str, Node]]:
+    """The names and values of a mapping; none where there is no mapping."""
+    found = get(root, path)
+    if found is None or not isinstance(found.value, dict):
+        return []
+    return list(found.value.items())
+
+
+def _mark(
+    node: Node, message: str, place: Span, rows: _Rows, *, code: str = "recipe.secret"
+) -> None:
+    hint = _HINTS.get(code, _HINT)
+    node.fault = Problem(code=code, message=message, hint=hint, span=place)
     span = node.span
     row = rows.get((span.file, span.line), span.source)
     start = span.column - 1

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from lmi_build.errors import Problem, Span
 from lmi_build.recipe.model import METHODS, RecipeModel, Section
-from lmi_build.recipe.spellings import DERIVED, LATER, RENAMED
+from lmi_build.recipe.spellings import DERIVED, RENAMED, RENAMED_IN
 from lmi_build.recipe.words import child_path, nearest, show
 from lmi_build.text import join_words
 
@@ -16,7 +16,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # Sections whose keys the user makes up.
-FREE = ("compile.options", "serve.options", "serve.environment", "publish.tags")
+FREE = (
+    "compile.options",
+    "serve.options",
+    "serve.environment",
+    "publish.tags",
+    "job.instances",
+    "job.images",
+    "job.tags",
+    "job.environment",
+    "job.secrets",
+)
 
 
 def _sections(annotation: object) -> Iterator[type[Section]]:
@@ -66,6 +76,11 @@ def all_paths() -> list[str]:
     ]
 
 
+def renamed(section: str, key: str) -> str:
+    """Our path for another tool's key; empty where we know no such key."""
+    return RENAMED_IN.get(section, RENAMED).get(key) or RENAMED.get(key, "")
+
+
 def unknown_key(section: str, key: str, method: str, span: Span | None) -> Problem:
     """
     Explain a key that its section does not have.
@@ -82,7 +97,7 @@ def unknown_key(section: str, key: str, method: str, span: Span | None) -> Probl
         if key in known[section]:
             return _unused_option(path, key, method, span)
         known = {**known, section: method_keys(method)}
-    code, message, hint = _explain(section, key, path, known)
+    code, message, hint = _explain(section, key, known)
     return Problem(code=code, message=message, path=path, hint=hint, span=span)
 
 
@@ -98,12 +113,10 @@ def _unused_option(path: str, key: str, method: str, span: Span | None) -> Probl
 
 
 def _explain(
-    section: str, key: str, path: str, known: dict[str, list[str]]
+    section: str, key: str, known: dict[str, list[str]]
 ) -> tuple[str, str, str]:
     shown = show(key)
     keys = known[section]
-    if path in LATER:
-        return "recipe.later-version", f"`{path}` is not known yet", LATER[path]
     if key in DERIVED and section in {"", "bounds", "compile", "serve"}:
         return (
             "recipe.derived-key",
@@ -117,11 +130,12 @@ def _explain(
             f"unknown key `{shown}`: dotted paths are for `--set` and `matrix`",
             f"write `{last}` in section `{parent}`",
         )
-    if key in RENAMED:
+    ours = renamed(section, key)
+    if ours:
         return (
             "recipe.renamed-key",
             f"`{shown}` is another tool's word",
-            _our_word(section, RENAMED[key], inverted=key == "zero_point"),
+            _our_word(section, ours, inverted=key == "zero_point"),
         )
     elsewhere = [place for place, names in known.items() if key in names]
     if elsewhere and key != "method":

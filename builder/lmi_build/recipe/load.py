@@ -20,6 +20,7 @@ from lmi_build.recipe.model import (
     METHODS,
     BoundsSection,
     CompileSection,
+    JobSection,
     ModelSection,
     PublishSection,
     RecipeModel,
@@ -48,6 +49,7 @@ _SECTIONS = {
     "compile": CompileSection,
     "verify": VerifySection,
     "publish": PublishSection,
+    "job": JobSection,
 }
 
 
@@ -184,6 +186,7 @@ def _sections_of(model: RecipeModel) -> Sections:
         compile=model.compile,
         verify=model.verify,
         publish=model.publish,
+        job=model.job,
     )
 
 

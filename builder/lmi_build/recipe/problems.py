@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from lmi_build.errors import Problem
 from lmi_build.recipe.forms import check_enum_hint
-from lmi_build.recipe.keys import grammar, unknown_key
+from lmi_build.recipe.keys import grammar, renamed, unknown_key
 from lmi_build.recipe.model import METHODS, RecipeModel
-from lmi_build.recipe.spellings import RENAMED, VALUES, YAML_1_1_BOOLEANS
+from lmi_build.recipe.spellings import VALUES, YAML_1_1_BOOLEANS
 from lmi_build.recipe.words import child_path, nearest, show
 from lmi_build.text import join_words
 
@@ -68,7 +68,7 @@ def translate(root: Node, errors: Sequence[ErrorDetails]) -> list[Problem]:
 def _meant_by(code: str, path: str) -> tuple[str, ...]:
     section, _, key = path.rpartition(".")
     if code == "recipe.renamed-key":
-        return (RENAMED[key],)
+        return (renamed(section, key),)
     if code == "recipe.unknown-key":
         near = nearest(key, grammar().get(section, []))
         return (child_path(section, near),) if near else ()

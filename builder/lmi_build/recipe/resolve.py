@@ -10,6 +10,7 @@ from lmi_build.values.recipe import (
     CalibrationSpec,
     CompileSpec,
     Gates,
+    JobSpec,
     ModelSpec,
     PackageSpec,
     PublishSpec,
@@ -70,6 +71,7 @@ def to_recipe(
         overrides=overrides,
         spans=spans,
         variant=variant,
+        job=_job(document["job"]) if "job" in document else None,
     )
 
 
@@ -83,6 +85,15 @@ def _document(model: RecipeModel) -> dict[str, Any]:
     if source_kind(document["model"]["source"]) == "hub":
         document["model"].setdefault("revision", "main")
     return document
+
+
+def _job(section: Mapping[str, Any]) -> JobSpec:
+    values = dict(section)
+    if values["volume_size_gb"] == "auto":
+        del values["volume_size_gb"]
+    for name in ("subnets", "security_group_ids"):
+        values[name] = tuple(values[name])
+    return JobSpec(**values)
 
 
 def _quantize(section: Mapping[str, Any]) -> QuantSpec:

@@ -21,6 +21,7 @@ from lmi_build.recipe.model import (
     CompileSection,
     Fp8Method,
     Int8Method,
+    JobSection,
     ModelSection,
     PublishSection,
     Section,
@@ -43,6 +44,7 @@ class Sections:
     compile: CompileSection | None = None
     verify: VerifySection | None = None
     publish: PublishSection | None = None
+    job: JobSection | None = None
 
 
 Rule = Callable[[Sections], Iterator[Problem]]
@@ -200,6 +202,45 @@ def _publish(sections: Sections) -> Iterator[Problem]:
             )
 
 
+def _job(sections: Sections) -> Iterator[Problem]:
+    """The API takes these only together, or only for one kind of job."""
+    job = sections.job
+    if job is None:
+        return
+    if bool(job.subnets) is not bool(job.security_group_ids):
+        missing = "security_group_ids" if job.subnets else "subnets"
+        given = "subnets" if job.subnets else "security_group_ids"
+        yield Problem(
+            code="recipe.job-network",
+            message=f"`{given}` without `{missing}`; the API takes both or neither",
+            path=f"job.{given}",
+            hint=f"add `{missing}`",
+        )
+    if job.spot and job.kind == "processing":
+        yield Problem(
+            code="recipe.unused-option",
+            message="SageMaker runs no processing job on spare capacity",
+            path="job.spot",
+            hint="remove it, or write `kind: training`",
+        )
+    wait, runtime = job.max_wait_seconds, job.max_runtime_seconds
+    if wait and not job.spot:
+        yield Problem(
+            code="recipe.unused-option",
+            message="`max_wait_seconds` means nothing without `spot`",
+            path="job.max_wait_seconds",
+            hint="remove it, or write `spot: true`",
+        )
+    elif wait and runtime and wait < runtime:
+        yield Problem(
+            code="recipe.out-of-range",
+            message=f"`max_wait_seconds` is {wait}, less than the {runtime} of"
+            " `max_runtime_seconds`, which it contains",
+            path="job.max_wait_seconds",
+            hint=f"raise it to {runtime} or more",
+        )
+
+
 RULES: tuple[Rule, ...] = (
     _source,
     _calibration,
@@ -209,4 +250,5 @@ RULES: tuple[Rule, ...] = (
     _num_tokens,
     _verify_lengths,
     _publish,
+    _job,
 )

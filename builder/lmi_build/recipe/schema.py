@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
-from lmi_build.recipe.keys import all_paths
+from lmi_build.recipe.keys import FREE, all_paths
 from lmi_build.recipe.matrix import MAX_VARIANTS
 from lmi_build.recipe.model import RecipeModel
 
@@ -42,7 +43,7 @@ def schema_text() -> str:
 def _matrix_schema() -> dict[str, Any]:
     paths = [p for p in all_paths() if p not in {"schema", "name", "matrix"}]
     values = {"type": "array", "minItems": 1, "items": _SCALAR_OR_SECTION}
-    free = "^(compile\\.options|serve\\.environment|publish\\.tags)\\..+$"
+    free = f"^({'|'.join(map(re.escape, FREE))})\\..+$"
     cells = {
         "type": "array",
         "items": {

@@ -82,6 +82,29 @@ RENAMED: Mapping[str, str] = {
     "version": "schema",
 }
 
+# The same within one section, before those above: words of SageMaker's API and SDKs.
+RENAMED_IN: Mapping[str, Mapping[str, str]] = {
+    "job": {
+        "instance_type": "job.instance",
+        "instance_count": "job.num_hosts",
+        "hosts": "job.num_hosts",
+        "image_uri": "job.image",
+        "role_arn": "job.role",
+        "volume_size": "job.volume_size_gb",
+        "volume_size_in_gb": "job.volume_size_gb",
+        "volume_kms_key": "job.volume_kms_key_id",
+        "output_kms_key": "job.output_kms_key_id",
+        "max_runtime_in_seconds": "job.max_runtime_seconds",
+        "max_run": "job.max_runtime_seconds",
+        "max_wait": "job.max_wait_seconds",
+        "use_spot_instances": "job.spot",
+        "env": "job.environment",
+        "base_job_name": "job.name_prefix",
+        "enable_network_isolation": "job.network_isolation",
+        "encrypt_inter_container_traffic": "job.encrypt_traffic",
+    },
+}
+
 # Prompt and output together: derived, so it cannot disagree with its parts.
 DERIVED = frozenset(
     [
@@ -92,12 +115,6 @@ DERIVED = frozenset(
         "sequence_length",
     ]
 )
-
-# Sections and keys of later versions of this grammar.
-LATER: Mapping[str, str] = {
-    "job": "remote builds are not in this version; run `lmi-build build` on the "
-    "machine itself",
-}
 
 # Other spellings of values, by the last part of the path.
 VALUES: Mapping[str, Mapping[str, str]] = {

@@ -235,6 +235,64 @@ class PublishSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class JobSpec:
+    """
+    How the same build runs as SageMaker jobs; in no key.
+
+    Args:
+        store: `s3://bucket/prefix` of the shared store; None leaves it to the settings.
+        role: ARN or name of the role the jobs run as.
+        region: AWS region of the jobs.
+        kind: `auto`, `processing` or `training`.
+        instance: Instance type, or `auto`.
+        instances: Kind of stage to its instance type.
+        num_hosts: Hosts of one job.
+        max_jobs: Jobs at once.
+        image: URI or digest; None takes the catalogue's.
+        images: Kind of stage to its URI or digest.
+        volume_size_gb: Disk of one host in GB; None takes what the plan needs.
+        volume_kms_key_id: Key of that disk.
+        output_kms_key_id: Key of what jobs write to S3.
+        max_runtime_seconds: When SageMaker stops a job; None takes it from the plan.
+        spot: Whether training jobs run on spare capacity.
+        max_wait_seconds: Longest time of such a job, waiting included.
+        subnets: Of the user's VPC.
+        security_group_ids: Of the user's VPC.
+        network_isolation: No network in the jobs.
+        encrypt_traffic: Between the hosts of one job.
+        tags: Of the jobs.
+        environment: Further variables.
+        secrets: Variable to the reference of its secret.
+        name_prefix: What jobs' names start with; None takes the recipe's name.
+    """
+
+    store: str | None = None
+    role: str | None = None
+    region: str | None = None
+    kind: str = "auto"
+    instance: str = "auto"
+    instances: Mapping[str, str] = field(default_factory=dict)
+    num_hosts: int = 1
+    max_jobs: int = 4
+    image: str | None = None
+    images: Mapping[str, str] = field(default_factory=dict)
+    volume_size_gb: int | None = None
+    volume_kms_key_id: str | None = None
+    output_kms_key_id: str | None = None
+    max_runtime_seconds: int | None = None
+    spot: bool = False
+    max_wait_seconds: int | None = None
+    subnets: tuple[str, ...] = ()
+    security_group_ids: tuple[str, ...] = ()
+    network_isolation: bool = False
+    encrypt_traffic: bool = False
+    tags: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    name_prefix: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
     """
     One artifact's recipe (a `matrix` file makes several).
@@ -246,6 +304,7 @@ class Recipe:
         overrides: `--set` arguments, as given.
         spans: Dotted path to its place in the text.
         variant: The matrix values that made this variant.
+        job: How it runs as SageMaker jobs; None where the recipe does not say.
     """
 
     name: str
@@ -262,6 +321,7 @@ class Recipe:
     overrides: tuple[str, ...] = ()
     spans: Mapping[str, Span] = field(default_factory=dict)
     variant: Mapping[str, JSONValue] = field(default_factory=dict)
+    job: JobSpec | None = None
 
     def locate(self, problem: Problem) -> Problem:
         """Give a problem the place of its dotted path, or of the nearest parent."""
