@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -233,10 +234,17 @@ def _common_name(recipes: Sequence[Recipe]) -> str:
 
 
 def open_store(settings: Settings) -> Store:
-    """The store of these settings; nothing is created before it is needed."""
-    from lmi_build.store.store import Store
+    """
+    The store of these settings, with the shared one behind it where they name one.
 
-    return Store(settings.cache_dir)
+    Nothing is created or connected before it is needed; close it at the end.
+
+    Raises:
+        UsageInvalid: `store.bad-url`.
+    """
+    from lmi_build.execute.stores import open_store as open_it
+
+    return open_it(settings)
 
 
 def build(
@@ -260,8 +268,8 @@ def build(
     """
     from lmi_build.execute.executor import execute
 
-    store = open_store(settings)
-    return execute(plan, store=store, settings=settings, emit=emit, until=until)
+    with closing(open_store(settings)) as store:
+        return execute(plan, store=store, settings=settings, emit=emit, until=until)
 
 
 def write_artifact(
@@ -289,7 +297,8 @@ def write_artifact(
     from lmi_build.execute.checkout import check_out
 
     results = result.artifacts[name]
-    return check_out(open_store(settings), results, out / name)
+    with closing(open_store(settings)) as store:
+        return check_out(store, results, out / name)
 
 
 def check_offline(recipes: Sequence[Recipe], settings: Settings) -> bool:

@@ -32,6 +32,7 @@ class State:
     offline: bool | None = None
     overrides: list[str] = field(default_factory=list)
     cache_dir: Path | None = None
+    store: str | None = None
     memory: str | None = None
     runner: str | None = None
     rehearse: bool = False
@@ -64,6 +65,7 @@ class State:
         found = settings_from_environ(
             self.environ,
             cache_dir=self.cache_dir,
+            store=self.store,
             offline=self.offline,
             memory_bytes=self._memory_bytes(),
         )
@@ -127,6 +129,13 @@ _COMMON = (
         default=None,
         help="Root of the store [default: ~/.cache/lmi-build].",
     ),
+    click.option(
+        "--store",
+        metavar="URL",
+        default=None,
+        help="Shared store behind it, such as `s3://bucket/prefix` "
+        "[default: $LMI_BUILD_STORE, or none].",
+    ),
     click.option("--no-color", is_flag=True, default=None, help="Plain text."),
     click.option("-q", "--quiet", is_flag=True, default=None, help="Only errors."),
     click.option("-v", "--verbose", is_flag=True, default=None, help="More lines."),
@@ -140,7 +149,7 @@ def with_common_options(function: F) -> F:
     for option in reversed(_COMMON):
         wrapped = option(wrapped)
     for param in wrapped.__click_params__:
-        names = {"output", "offline", "overrides", "cache_dir", "no_color"}
+        names = {"output", "offline", "overrides", "cache_dir", "store", "no_color"}
         if param.name in names | {"quiet", "verbose", "debug"}:
             param.expose_value = False
             param.callback = _keep

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from lmi_build.digest import Digest
     from lmi_build.events import Emit
-    from lmi_build.store.store import Store
+    from lmi_build.store.interface import BuildStore
     from lmi_build.values.settings import Settings
     from lmi_build.values.stage import Plan, Stage
 
@@ -45,7 +46,7 @@ class Context:
         emit: Where events go.
     """
 
-    store: Store
+    store: BuildStore
     settings: Settings
     record: RunRecord
     emit: Emit
@@ -55,7 +56,7 @@ class Context:
 def execute(
     plan: Plan,
     *,
-    store: Store,
+    store: BuildStore,
     settings: Settings,
     emit: Emit,
     until: str | None = None,
@@ -75,7 +76,7 @@ def execute(
     """
     started = time.monotonic()
     stages = _wanted(plan, until)
-    cached = {stage.key: store.lookup(stage.key) for stage in stages}
+    cached = store.lookup_all(stage.key for stage in stages)
     missing = [stage for stage in stages if cached[stage.key] is None]
     refuse_blocked(missing)
     _refuse_without_space(missing, store.root)
@@ -94,6 +95,7 @@ def execute(
     try:
         with store.in_use() if missing else nullcontext():
             rows.extend(_stage(stage, context) for stage in stages)
+            _bring_wanted(plan, rows, context)
     except BaseException:
         context.emit(_finished(rows, ok=False, seconds=time.monotonic() - started))
         # A record that cannot be written must not hide why the build failed.
@@ -109,6 +111,42 @@ def execute(
         seconds=seconds,
         record_dir=record.folder,
     )
+
+
+# What is laid out for the user; everything else is read where it lies.
+_WANTED_HERE = frozenset({"package", "verify"})
+
+
+def _bring_wanted(plan: Plan, rows: list[StageRow], context: Context) -> None:
+    """Fetch what the user will be given, where it was found in a shared store."""
+    wanted = {
+        key
+        for artifact in plan.artifacts
+        for kind, key in artifact.stages.items()
+        if kind in _WANTED_HERE
+    }
+    for row in rows:
+        if row.result.key in wanted:
+            _bring(row.result, row.name, context)
+
+
+def _bring(result: StageResult, name: str, context: Context) -> None:
+    """Make sure that a result lies on this machine, and tell of its bytes."""
+    if context.store.is_here(result):
+        return
+    lock, done = threading.Lock(), 0
+
+    def got(num_bytes: int) -> None:
+        nonlocal done
+        with lock:
+            done += num_bytes
+            context.emit(
+                events.StageProgress(
+                    stage=name, done=done, total=result.out_bytes, unit="bytes"
+                )
+            )
+
+    context.store.bring([result], got)
 
 
 def _by_artifact(plan: Plan, rows: list[StageRow]) -> dict[str, dict[str, StageResult]]:
@@ -181,6 +219,8 @@ def _stage(stage: Stage, context: Context) -> StageRow:
             result = store.lookup(stage.key)
             if result is None:
                 return _build(stage, scratch, context)
+    # What only this machine has is sent, so that others find it.
+    store.share(result)
     context.emit(
         events.StageCached(
             stage=stage.name,
@@ -249,6 +289,7 @@ def _attempt(stage: Stage, scratch: Path, log: Path, context: Context) -> StageR
                 hints=("run the same command again; it is built anew",),
             )
         inputs[role] = scratch / "in" / role
+        _bring(found, stage.name, context)
         store.materialize(found, inputs[role])
     attempt = Attempt(
         stage=stage,

@@ -22,10 +22,12 @@ class Stored:
     Args:
         data: Its bytes.
         tag: Changes whenever the bytes do.
+        age_seconds: Since it was written, by the clock of the place alone.
     """
 
     data: bytes
     tag: str
+    age_seconds: float = 0.0
 
 
 def content_differs(source: Path, found: str, entry: FileEntry) -> PublishFailed:

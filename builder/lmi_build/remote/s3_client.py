@@ -4,18 +4,44 @@ from __future__ import annotations
 
 import ipaddress
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
 from lmi_build.errors import LmiBuildError, RemoteFailed
 from lmi_build.remote.aws import make_session, s3_endpoint
+from lmi_build.values.recipe import PublishSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from lmi_build.values.publish import Transfer
-    from lmi_build.values.recipe import PublishSpec
     from lmi_build.values.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreAccess:
+    """
+    How a shared store is reached.
+
+    Args:
+        to: `s3://bucket/prefix`.
+        kms_key_id: Key for server-side encryption.
+        tags: Object tags.
+        expected_bucket_owner: Account that must own the bucket.
+        endpoint_url: Another S3 endpoint than the environment's.
+        region: AWS region before the environment's.
+    """
+
+    to: str
+    kms_key_id: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    expected_bucket_owner: str | None = None
+    endpoint_url: str | None = None
+    region: str | None = None
+
+
+Access: TypeAlias = PublishSpec | StoreAccess
 
 # botocore needs one to sign with even where the server does not care.
 _FALLBACK_REGION = "us-east-1"
@@ -23,6 +49,8 @@ _ACTIONS = (
     "s3:ListBucket, s3:GetObject, s3:PutObject, s3:AbortMultipartUpload, "
     "s3:ListMultipartUploadParts, s3:ListBucketMultipartUploads"
 )
+# A shared store also ends leases and half-done work.
+_STORE_ACTIONS = f"{_ACTIONS}, s3:DeleteObject"
 _HTTP_SERVER_ERROR = 500
 
 # S3's error code (or the bare HTTP status of a HEAD) to ours.
@@ -80,7 +108,7 @@ _BOTOCORE = {
 }
 
 
-def make_client(access: PublishSpec, settings: Settings, transfer: Transfer) -> Any:
+def make_client(access: Access, settings: Settings, transfer: Transfer) -> Any:
     """
     Connect nothing yet, but know how.
 
@@ -100,7 +128,10 @@ def make_client(access: PublishSpec, settings: Settings, transfer: Transfer) -> 
         raise RemoteFailed(
             f"{access.to} is remote, and the network is switched off",
             code="remote.offline",
-            hints=("leave out --offline, or publish to a folder",),
+            hints=(
+                "leave out --offline, or "
+                + ("--store" if isinstance(access, StoreAccess) else "use a folder"),
+            ),
         )
     try:
         session = make_session(settings, region=access.region)
@@ -126,7 +157,7 @@ def make_client(access: PublishSpec, settings: Settings, transfer: Transfer) -> 
         raise explain(error, uri=access.to, access=access) from error
 
 
-def endpoint_of(access: PublishSpec, settings: Settings) -> str | None:
+def endpoint_of(access: Access, settings: Settings) -> str | None:
     """The recipe's endpoint, else the environment's, else None for AWS itself."""
     return access.endpoint_url or s3_endpoint(settings)
 
@@ -146,7 +177,7 @@ def error_code(error: Exception) -> str:
 
 
 @contextmanager
-def explained(uri: str, access: PublishSpec) -> Iterator[None]:
+def explained(uri: str, access: Access) -> Iterator[None]:
     """Turn botocore's faults into ours; leave ours alone."""
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -156,7 +187,7 @@ def explained(uri: str, access: PublishSpec) -> Iterator[None]:
         raise explain(error, uri=uri, access=access) from error
 
 
-def explain(error: Exception, *, uri: str, access: PublishSpec) -> LmiBuildError:
+def explain(error: Exception, *, uri: str, access: Access) -> LmiBuildError:
     """
     Say what a fault of S3 means and what to do about it.
 
@@ -195,20 +226,35 @@ def _detail(error: Exception, code: str) -> str:
     return f"{code}: {message}{again}" if message else f"{code}{again}"
 
 
-def _hints(slug: str, access: PublishSpec) -> tuple[str, ...]:
+def _names(access: Access) -> dict[str, str]:
+    """Where the user says what of a place, for hints."""
+    if isinstance(access, StoreAccess):
+        return {
+            "to": "`--store`",
+            "region": "AWS_REGION",
+            "endpoint_url": "AWS_ENDPOINT_URL_S3",
+            "kms_key_id": "LMI_BUILD_STORE_KMS_KEY_ID",
+        }
+    names = ("to", "region", "endpoint_url", "kms_key_id")
+    return {name: f"`publish.{name}`" for name in names}
+
+
+def _hints(slug: str, access: Access) -> tuple[str, ...]:
+    said = _names(access)
+    actions = _STORE_ACTIONS if isinstance(access, StoreAccess) else _ACTIONS
     bucket = urlsplit(access.to).netloc
     resumes = "run the same command again: what has arrived is kept and not sent twice"
     owner = access.expected_bucket_owner
     return {
         "remote.no-bucket": (
             f"create it: aws s3 mb s3://{bucket}",
-            "or correct `publish.to`, `publish.region` or `publish.endpoint_url`",
+            f"or correct {said['to']}, {said['region']} or {said['endpoint_url']}",
         ),
         "remote.not-found": (
-            f"list what is published: aws s3 ls {access.to.rstrip('/')}/",
+            f"list what is there: aws s3 ls {access.to.rstrip('/')}/",
         ),
         "remote.access-denied": (
-            f"allow this identity {_ACTIONS} on s3://{bucket}"
+            f"allow this identity {actions} on s3://{bucket}"
             + (", and s3:PutObjectTagging" if access.tags else "")
             + (", and kms:GenerateDataKey, kms:Decrypt" if access.kms_key_id else ""),
             f"check that account {owner} owns the bucket"
@@ -228,7 +274,7 @@ def _hints(slug: str, access: PublishSpec) -> tuple[str, ...]:
         ),
         "remote.wrong-region": (
             (
-                f"set `publish.region` to what aws s3api get-bucket-location "
+                f"set {said['region']} to what aws s3api get-bucket-location "
                 f"--bucket {bucket} says"
             ),
         ),
@@ -236,7 +282,7 @@ def _hints(slug: str, access: PublishSpec) -> tuple[str, ...]:
         "remote.server-error": (resumes,),
         "remote.unreachable": (
             (
-                f"check the network and `publish.endpoint_url` "
+                f"check the network and {said['endpoint_url']} "
                 f"({access.endpoint_url or 'AWS'})"
             ),
             resumes,
@@ -250,7 +296,7 @@ def _hints(slug: str, access: PublishSpec) -> tuple[str, ...]:
         ),
         "remote.kms-refused": (
             (
-                f"check `publish.kms_key_id` ({access.kms_key_id}): it must exist, be "
+                f"check {said['kms_key_id']} ({access.kms_key_id}): it must exist, be "
                 "enabled, and be in the bucket's region"
             ),
         ),

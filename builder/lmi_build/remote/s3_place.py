@@ -7,6 +7,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    from lmi_build.remote.s3_client import Access
     from lmi_build.values.manifest import FileEntry
     from lmi_build.values.publish import Transfer
-    from lmi_build.values.recipe import PublishSpec
     from lmi_build.values.settings import Settings
 
 # Each costs a part of memory; more gain nothing on one host.
@@ -47,6 +48,8 @@ class S3Place:
         access: Encryption, tags, owner, endpoint, region.
         settings: Credentials.
         transfer: Parts, parallelism, patience.
+        exclusive: Whether an upload yields to one of the same content that came
+            first (`If-None-Match`), for keys that are named by their content.
     """
 
     def __init__(
@@ -54,9 +57,10 @@ class S3Place:
         bucket: str,
         prefix: str,
         *,
-        access: PublishSpec,
+        access: Access,
         settings: Settings,
         transfer: Transfer,
+        exclusive: bool = False,
     ) -> None:
         self._bucket = bucket
         self._prefix = prefix
@@ -79,6 +83,7 @@ class S3Place:
             pool=self._pool,
             # One more is read while the others are sent.
             buffers=Buffers(concurrency + 1, transfer.part_bytes),
+            exclusive=exclusive,
         )
         self.num_files_at_once = concurrency
 
@@ -160,6 +165,10 @@ class S3Place:
         """Uploads end after the parts in flight; S3 keeps those for the next run."""
         self._uploader.stopped.set()
 
+    def go_on(self) -> None:
+        """Allow uploads again after `stop`."""
+        self._uploader.stopped.clear()
+
     def read(self, key: str) -> Stored | None:
         """A small object and its ETag."""
         from botocore.exceptions import BotoCoreError, ClientError
@@ -180,7 +189,9 @@ class S3Place:
                     if not left:
                         raise
                 else:
-                    return Stored(data=data, tag=answer["ETag"])
+                    return Stored(
+                        data=data, tag=answer["ETag"], age_seconds=_age_seconds(answer)
+                    )
         raise AssertionError("the last attempt returns or raises")
 
     def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
@@ -248,6 +259,21 @@ class S3Place:
                     return True
         raise AssertionError("the last attempt returns or raises")
 
+    def copy(self, source: str, key: str) -> None:
+        """Copy an object inside the bucket, with its metadata; no bytes pass here."""
+        with explained(self.uri(key), self._access):
+            self._client.copy_object(
+                Key=self._prefix + key,
+                CopySource={"Bucket": self._bucket, "Key": self._prefix + source},
+                **self._where,
+                **_storing(self._access),
+            )
+
+    def remove(self, key: str) -> None:
+        """Delete an object; that there is none is as good."""
+        with explained(self.uri(key), self._access):
+            self._client.delete_object(Key=self._prefix + key, **self._where)
+
     def tidy(self, prefix: str) -> None:
         """Abort uploads in progress below a prefix."""
         with explained(self.uri(prefix), self._access):
@@ -264,11 +290,19 @@ def _default_concurrency() -> int:
     return min(_MAX_CONNECTIONS, 4 * len(os.sched_getaffinity(0)))
 
 
+def _age_seconds(answer: Mapping[str, Any]) -> float:
+    """How old an object is by the server's own clock; ours may be wrong."""
+    headers = answer["ResponseMetadata"]["HTTPHeaders"]
+    now = parsedate_to_datetime(headers["date"])
+    age: float = (now - answer["LastModified"]).total_seconds()
+    return max(0.0, age)
+
+
 def _chunks(body: Any) -> Iterator[bytes]:
     yield from body.iter_chunks(MiB)
 
 
-def _storing(access: PublishSpec) -> dict[str, str]:
+def _storing(access: Access) -> dict[str, str]:
     """Parameters of every call that makes an object."""
     params: dict[str, str] = {}
     if access.kms_key_id:

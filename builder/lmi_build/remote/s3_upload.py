@@ -55,6 +55,8 @@ _DAMAGE = frozenset(
 )
 # Another publisher of the same bytes completed, aborted or overtook our upload.
 _GONE = frozenset({"NoSuchUpload", "InvalidPart", "InvalidPartOrder"})
+# A conditional write met an object, or another conditional write.
+_TAKEN = frozenset({"PreconditionFailed", "ConditionalRequestConflict"})
 _GONE_ATTEMPTS = 4
 
 
@@ -69,7 +71,7 @@ def _gone_is_told() -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        if error_code(error) in _GONE:
+        if error_code(error) in _GONE | _TAKEN:
             raise _UploadGone from error
         raise
 
@@ -87,6 +89,7 @@ class Uploader:
         part_bytes: Length of a part.
         pool: Threads that send parts.
         buffers: Memory for parts.
+        exclusive: Whether an object that is there already is left alone.
         stopped: Set when no further part may be begun.
     """
 
@@ -97,6 +100,7 @@ class Uploader:
     part_bytes: int
     pool: ThreadPoolExecutor
     buffers: Buffers
+    exclusive: bool = False
     stopped: Event = field(default_factory=Event)
 
     def send(
@@ -116,15 +120,24 @@ class Uploader:
             botocore.exceptions.ClientError: S3 refuses.
         """
         if entry.size <= self.part_bytes:
-            self._send_whole(source, key, entry, sent)
+            try:
+                self._send_whole(source, key, entry, sent, exclusive=self.exclusive)
+            except _UploadGone:
+                # What is there in its place has the name of this content.
+                if not holds():
+                    self._send_whole(source, key, entry, sent, exclusive=False)
             return
-        told, fresh = Once(sent), False
+        told, fresh, exclusive = Once(sent), False, self.exclusive
         for attempt in range(1, _GONE_ATTEMPTS + 1):
             try:
-                resumed = self._send_parts(source, key, entry, told, fresh=fresh)
+                resumed = self._send_parts(
+                    source, key, entry, told, fresh=fresh, exclusive=exclusive
+                )
             except _UploadGone as gone:
                 if holds():
                     return
+                # What is there in its place has the name of this content.
+                exclusive = False
                 if attempt == _GONE_ATTEMPTS and gone.__cause__ is not None:
                     raise gone.__cause__ from None
             else:
@@ -132,10 +145,16 @@ class Uploader:
                 # gives the right bytes without ours, and is done again.
                 if not resumed or holds():
                     return
-                fresh = True
+                fresh, exclusive = True, False
 
     def _send_whole(
-        self, source: Path, key: str, entry: FileEntry, sent: Callable[[int], None]
+        self,
+        source: Path,
+        key: str,
+        entry: FileEntry,
+        sent: Callable[[int], None],
+        *,
+        exclusive: bool,
     ) -> None:
         sha = hashlib.sha256()
         buffer = self.buffers.take(entry.size)
@@ -154,6 +173,7 @@ class Uploader:
                 Body=buffer,
                 ChecksumSHA256=base64.b64encode(sha.digest()).decode(),
                 Metadata={METADATA: entry.sha256},
+                **({"IfNoneMatch": "*"} if exclusive else {}),
                 **self.where,
                 **self.storing,
             )
@@ -163,7 +183,14 @@ class Uploader:
             sent(entry.size)
 
     def _send_parts(
-        self, source: Path, key: str, entry: FileEntry, told: Once, *, fresh: bool
+        self,
+        source: Path,
+        key: str,
+        entry: FileEntry,
+        told: Once,
+        *,
+        fresh: bool,
+        exclusive: bool,
     ) -> bool:
         """Returns whether an upload in progress was taken up."""
         resumed = None if fresh else self._resume(key)
@@ -196,7 +223,8 @@ class Uploader:
         if not whole or sha.hexdigest() != entry.sha256:
             self._abort(key, upload.upload_id)
             raise content_differs(source, sha.hexdigest(), entry)
-        self._complete(key, upload, parts, self.checksum.join(summed), entry.size)
+        crc = self.checksum.join(summed)
+        self._complete(key, upload, parts, crc, entry.size, exclusive=exclusive)
         return resumed is not None
 
     def _read_part(
@@ -318,6 +346,8 @@ class Uploader:
         parts: list[dict[str, Any]],
         crc: int,
         num_bytes: int,
+        *,
+        exclusive: bool,
     ) -> None:
         with _gone_is_told():
             self.client.complete_multipart_upload(
@@ -327,6 +357,7 @@ class Uploader:
                 ChecksumType="FULL_OBJECT",
                 MpuObjectSize=num_bytes,
                 **{self.checksum.field: self.checksum.encode(crc)},
+                **({"IfNoneMatch": "*"} if exclusive else {}),
                 **self.where,
             )
 

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 from lmi_build.digest import digest_file
 from lmi_build.errors import StoreUnusable
 from lmi_build.store import files
-from lmi_build.store.store import Store, hex_of, record_fault
+from lmi_build.store.record import hex_of, record_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from lmi_build.store.store import Store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

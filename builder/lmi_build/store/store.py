@@ -34,26 +34,22 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from lmi_build.digest import Digest, digest_file, digest_json, digest_tree
+from lmi_build.digest import Digest, digest_file, digest_tree
 from lmi_build.errors import StageFailed
 from lmi_build.store import files
+from lmi_build.store.files import BLOB_MTIME_NS
+from lmi_build.store.record import RECORD_SCHEMA, hex_of, record_fault, result_of
 from lmi_build.values.result import Entry, Measure, StageResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from lmi_build.digest import JSONValue
 
-RECORD_SCHEMA = 1
-# Every blob carries this modification time, so that a later write in place (root
-# ignores the read-only mode) shows without reading the bytes. 1980-01-01 UTC.
-BLOB_MTIME_NS = 315_532_800 * 10**9
 
-
-def hex_of(digest: str) -> str:
-    """The bare hexadecimal digits of a digest or key."""
-    return digest.removeprefix("sha256:")
+def _ignore(_num_bytes: int) -> None:
+    """Nobody watches."""
 
 
 class Store:
@@ -127,7 +123,7 @@ class Store:
         document = self.read_record(key)
         if document is None:
             return None
-        result = _result(document)
+        result = result_of(document)
         if any(not self._present(entry) for entry in result.entries):
             return None
         with suppress(OSError):  # a read-only store still answers
@@ -139,6 +135,40 @@ class Store:
             return self.blob_path(entry.digest).stat().st_size == entry.size
         except OSError:
             return False
+
+    def lookup_all(self, keys: Iterable[Digest]) -> dict[Digest, StageResult | None]:
+        """The result of each key."""
+        return {key: self.lookup(key) for key in keys}
+
+    def is_here(self, result: StageResult) -> bool:
+        """Whether every file of a result lies in this folder."""
+        return all(self._present(entry) for entry in result.entries)
+
+    def bring(
+        self, results: Iterable[StageResult], got: Callable[[int], None] = _ignore
+    ) -> None:
+        """Make sure that every file of these results lies in this folder."""
+
+    def share(
+        self,
+        result: StageResult,  # noqa: ARG002 - nobody is there to have it
+        *,
+        thorough: bool = False,  # noqa: ARG002
+    ) -> int:
+        """Let others have a result; returns the bytes that were sent."""
+        return 0
+
+    def read_blob(self, digest: Digest) -> bytes:
+        """
+        A small content.
+
+        Raises:
+            OSError: It is not here.
+        """
+        return self.blob_path(digest).read_bytes()
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
     def materialize(self, result: StageResult, dest: Path) -> None:
         """
@@ -262,10 +292,7 @@ class Store:
             if status.st_nlink > 1:  # somebody else's file: never made read-only
                 path = files.private_copy(path)
             files.sync_file(path)
-            path.chmod(0o444)
-            os.utime(path, ns=(BLOB_MTIME_NS, BLOB_MTIME_NS))
-            path.replace(blob)
-            files.sync_dir(blob.parent)
+            files.make_blob(path, blob)
         relative = path.relative_to(staged).as_posix()
         return Entry(path=relative, digest=digest, size=status.st_size)
 
@@ -289,39 +316,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except ValueError:
         return None
     return document if isinstance(document, dict) else None
-
-
-def record_fault(key: str, document: object) -> str | None:
-    """
-    What is wrong with a record, or None.
-
-    A record proves itself: its key is the digest of its key document, its digest
-    that of its entries.
-    """
-    if not isinstance(document, dict) or document.get("schema") != RECORD_SCHEMA:
-        return "it is not a record of this version"
-    try:
-        entries = [(str(p), Digest(d), int(s)) for p, d, s in document["entries"]]
-        if digest_tree(entries) != document["digest"]:
-            return "its files do not make its digest"
-        if document["key"] != key or digest_json(document["key_document"]) != key:
-            return "its key document does not make its key"
-        Measure(**document["measure"])
-    except (KeyError, TypeError, ValueError) as error:
-        return f"it lacks a part ({type(error).__name__}: {error})"
-    return None
-
-
-def _result(document: Mapping[str, Any]) -> StageResult:
-    return StageResult(
-        key=Digest(document["key"]),
-        digest=Digest(document["digest"]),
-        entries=tuple(
-            Entry(path=path, digest=Digest(digest), size=size)
-            for path, digest, size in document["entries"]
-        ),
-        measure=Measure(**document["measure"]),
-    )
 
 
 def _walk(root: Path) -> list[Path]:

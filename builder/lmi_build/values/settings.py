@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 RUNNERS = ("local", "container")
+# What a lock beside a recipe is used for: followed where it fits; held against what is
+# so now; or the only thing that is asked.
+FOLLOW, LOCKED, FROZEN = "follow", "locked", "frozen"
 DEFAULT_HF_ENDPOINT = "https://huggingface.co"
 
 # Handed to every worker: what a process needs to start, and nothing that names a
@@ -51,6 +54,8 @@ _SECRET_VARIABLES: Mapping[str, tuple[str, ...]] = {
         "AWS_SHARED_CREDENTIALS_FILE",
         "AWS_ENDPOINT_URL",
         "AWS_ENDPOINT_URL_S3",
+        "AWS_ENDPOINT_URL_SAGEMAKER",
+        "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS",
         "AWS_CA_BUNDLE",
         "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
         "AWS_CONTAINER_CREDENTIALS_FULL_URI",
@@ -88,6 +93,7 @@ class Settings:
         runner: Where stages run whose toolchain is a container's: `local`, when this
             is that container, or `container`.
         rehearse: Stages that need another machine write down what they would do.
+        lock_mode: What locks of recipes are used for: `FOLLOW`, `LOCKED` or `FROZEN`.
         places: Names of this machine's that no key knows, such as the image of a
             container.
         toolchains_file: Toolchains of the user's own, over those that are shipped.
@@ -105,6 +111,7 @@ class Settings:
     memory_bytes: int = 0
     runner: str = "local"
     rehearse: bool = False
+    lock_mode: str = FOLLOW
     places: Mapping[str, str] = field(default_factory=dict)
     toolchains_file: Path | None = None
     worker_environment: Mapping[str, str] = field(default_factory=dict)

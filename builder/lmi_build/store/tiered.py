@@ -1,0 +1,224 @@
+"""
+A local store with a shared one behind it.
+
+Reading: a record that is not here is looked up there, and its files are fetched when
+something needs them. Writing: a result is kept here first, then its files are sent, and
+its record last; what somebody else has made known first is what stays.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from lmi_build.errors import LmiBuildError, PublishFailed, RemoteFailed, StoreCorrupt
+from lmi_build.store import files
+from lmi_build.store.far import FarStore, Found
+from lmi_build.store.store import Store, _ignore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+
+    from lmi_build.digest import Digest, JSONValue
+    from lmi_build.store.far import Remote
+    from lmi_build.values.result import Entry, Measure, StageResult
+
+# Records asked for at once; each is one short request.
+_LOOKUPS_AT_ONCE = 16
+
+
+class TieredStore(Store):
+    """
+    The store under one root folder, and a shared one behind it.
+
+    Args:
+        root: Created on first write.
+        connect: Makes the connection, when it is first needed.
+    """
+
+    def __init__(self, root: Path, connect: Callable[[], Remote]) -> None:
+        super().__init__(root)
+        self._connect = connect
+        self._far: FarStore | None = None
+        self._lock = threading.Lock()
+        # Records that this process has seen whole there, by key.
+        self._shared: dict[str, Found] = {}
+
+    @property
+    def far(self) -> FarStore:
+        """The shared store."""
+        with self._lock:
+            if self._far is None:
+                self._far = FarStore(self._connect())
+            return self._far
+
+    def close(self) -> None:
+        """Give connections back."""
+        with self._lock:
+            if self._far is not None:
+                self._far.remote.close()
+                self._far = None
+
+    # -- reading ---------------------------------------------------------------
+
+    def lookup(self, key: Digest) -> StageResult | None:
+        """
+        The result of a key: the one that is here, else the one that is there.
+
+        Raises:
+            RemoteFailed: It is not here, and the shared store cannot be asked.
+        """
+        return super().lookup(key) or self.find(key).result
+
+    def lookup_all(self, keys: Iterable[Digest]) -> dict[Digest, StageResult | None]:
+        """The result of each key; the shared store is asked for all of them at once."""
+        wanted = list(keys)
+        here = {key: super(TieredStore, self).lookup(key) for key in wanted}
+        with ThreadPoolExecutor(_LOOKUPS_AT_ONCE) as pool:
+            there = list(pool.map(self.find, wanted))
+        return {
+            key: here[key] or found.result
+            for key, found in zip(wanted, there, strict=True)
+        }
+
+    def find(self, key: Digest) -> Found:
+        """
+        What the shared store holds for a key, and if nothing, why.
+
+        Raises:
+            RemoteFailed: It cannot be asked.
+        """
+        known = self._shared.get(key)
+        if known is not None:
+            return known
+        found = self.far.find(key, self._present)
+        if found.result is not None:
+            self._shared[key] = found
+        return found
+
+    def bring(
+        self, results: Iterable[StageResult], got: Callable[[int], None] = _ignore
+    ) -> None:
+        """
+        Fetch the files of these results that are not here.
+
+        Args:
+            results: From `lookup`.
+            got: Told of bytes as they come, from several threads.
+
+        Raises:
+            RemoteFailed: A file cannot be had, or is not what its name says.
+            StoreUnusable: The folder cannot be written.
+        """
+        wanted = [result for result in results if not self.is_here(result)]
+        absent = {
+            entry.digest: entry
+            for result in wanted
+            for entry in result.entries
+            if not self._present(entry)
+        }
+        with files.explaining("fetching results", self.root):
+
+            def fetch(entry: Entry) -> None:
+                self.far.fetch(entry.digest, self.blob_path(entry.digest), got)
+
+            # Large ones first, so that no connection ends alone with one.
+            self.far.each(fetch, sorted(absent.values(), key=lambda e: -e.size))
+            for result in wanted:
+                found = self._shared.get(result.key)
+                if found is not None:
+                    files.write_atomic(self.record_path(result.key), found.data)
+
+    def lay_out(self, result: StageResult, dest: Path) -> None:
+        """Fetch what is missing, then lay the result out."""
+        self.bring([result])
+        super().lay_out(result, dest)
+
+    def read_blob(self, digest: Digest) -> bytes:
+        """A small content, from there when it is not here."""
+        path = self.blob_path(digest)
+        if not path.exists():
+            self.far.fetch(digest, path, _ignore)
+        return path.read_bytes()
+
+    # -- writing ---------------------------------------------------------------
+
+    def commit(
+        self,
+        key: Digest,
+        staged: Path,
+        *,
+        key_document: Mapping[str, JSONValue],
+        stage: str,
+        measure: Measure,
+    ) -> StageResult:
+        """
+        Keep a result here, then let others have it.
+
+        Returns:
+            The result that stays: of two, the one whose record came first.
+
+        Raises:
+            RemoteFailed: It is kept here but could not be shared.
+        """
+        result = super().commit(
+            key, staged, key_document=key_document, stage=stage, measure=measure
+        )
+        self.share(result)
+        found = self._shared[key]
+        assert found.result is not None  # noqa: S101 - only results are kept there
+        if found.result.digest != result.digest:
+            with files.explaining("keeping a result", self.root):
+                files.write_atomic(self.record_path(key), found.data)
+        return found.result
+
+    def share(self, result: StageResult, *, thorough: bool = False) -> int:
+        """
+        Send a result that is here, unless it is there.
+
+        Args:
+            result: It lies in this folder.
+            thorough: Also ask whether the files of a known record are still there.
+
+        Returns:
+            Bytes sent.
+
+        Raises:
+            RemoteFailed: The shared store refuses; what has arrived is kept, and the
+                result stays here.
+        """
+        try:
+            return self._share(result, thorough=thorough)
+        except PublishFailed as error:
+            raise StoreCorrupt(
+                error.message, code="store.corrupt", hints=error.hints
+            ) from error
+        except RemoteFailed as error:
+            raise _unshared(result, error) from error
+
+    def _share(self, result: StageResult, *, thorough: bool) -> int:
+        found = self.find(result.key)
+        sent = 0
+        if found.result is None or thorough:
+            sent = self.far.send(result.entries, self.blob_path)
+        while found.result is None:
+            data = self.record_path(result.key).read_bytes()
+            if self.far.put_record(result.key, data, tag=found.tag):
+                found = Found(result=result, data=data)
+                self._shared[result.key] = found
+            else:  # somebody else was first, or removed what we would replace
+                found = self.find(result.key)
+        return sent
+
+
+def _unshared(result: StageResult, error: LmiBuildError) -> RemoteFailed:
+    return RemoteFailed(
+        f"{result.key} could not be written to the shared store: {error.message}",
+        code=error.code,
+        hints=(
+            "what was built is kept on this machine: the same command only sends it",
+            *error.hints,
+        ),
+    )

@@ -1,0 +1,101 @@
+"""A shared store on a real S3 server, and hosts that build over it."""
+
+from __future__ import annotations
+
+import urllib.request
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import boto3
+
+from faulty_s3 import FaultyS3
+from lmi_build.events import Event, ignore
+from lmi_build.execute.executor import execute
+from lmi_build.execute.stores import open_store
+from lmi_build.store.tiered import TieredStore
+from lmi_build.values.publish import MIN_PART_BYTES, Transfer
+from stage_plans import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from lmi_build.values.result import BuildResult
+    from lmi_build.values.settings import Settings
+    from lmi_build.values.stage import Plan
+
+BUCKET = "shared-bucket"
+URL = f"s3://{BUCKET}/team/store"
+KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+QUICK = Transfer(
+    part_bytes=MIN_PART_BYTES,
+    concurrency=4,
+    attempts=3,
+    connect_timeout_seconds=2,
+    read_timeout_seconds=2,
+)
+
+
+def aws(server: FaultyS3) -> dict[str, str]:
+    """The `aws` group of settings that reach the server."""
+    return {**KEYS, "AWS_ENDPOINT_URL_S3": server.url, "AWS_REGION": "us-east-1"}
+
+
+@contextmanager
+def bucket_server() -> Iterator[FaultyS3]:
+    """A server that holds the bucket."""
+    with FaultyS3() as server:
+        # moto keeps what it holds beyond the server's end.
+        request = urllib.request.Request(f"{server.url}/moto-api/reset", method="POST")  # noqa: S310
+        urllib.request.urlopen(request).close()  # noqa: S310
+        client(server).create_bucket(Bucket=BUCKET)
+        server.forget()
+        yield server
+
+
+def client(server: FaultyS3) -> Any:
+    """A plain client, for a look behind the store's back."""
+    return boto3.client(
+        "s3",
+        endpoint_url=server.url,
+        region_name="us-east-1",
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+    )
+
+
+def objects(server: FaultyS3) -> dict[str, bytes]:
+    """Every object below the store's prefix."""
+    found = {}
+    s3 = client(server)
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
+        for row in page.get("Contents", []):
+            body = s3.get_object(Bucket=BUCKET, Key=row["Key"])["Body"].read()
+            found[row["Key"].removeprefix("team/store/")] = body
+    s3.close()
+    return found
+
+
+def host(root: Path, server: FaultyS3, url: str = URL) -> Settings:
+    """The settings of one machine that builds over the shared store."""
+    return replace(settings(root, aws=aws(server)), store=url)
+
+
+@contextmanager
+def opened(given: Settings) -> Iterator[TieredStore]:
+    """The store of a machine."""
+    store = open_store(given, transfer=QUICK)
+    assert isinstance(store, TieredStore)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def build(
+    item: Plan, given: Settings, emit: Callable[[Event], None] = ignore
+) -> BuildResult:
+    """Build a plan on one machine."""
+    with opened(given) as store:
+        return execute(item, store=store, settings=given, emit=emit)
