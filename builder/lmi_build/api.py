@@ -48,20 +48,29 @@ if TYPE_CHECKING:
     from lmi_build.values.stage import Plan, Stage
 
 
-def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> tuple[Recipe, ...]:
+def load_recipe(
+    path: Path, *, overrides: Sequence[str] = (), lock: bool = True
+) -> tuple[Recipe, ...]:
     """
     Read a recipe file; a `matrix` gives several recipes.
 
     Args:
         path: The YAML file.
         overrides: `dotted.path=value` pairs, as `--set` takes them.
+        lock: Whether the lock that lies beside it is read too.
 
     Raises:
-        RecipeInvalid: Every problem of the file and the overrides at once.
+        RecipeInvalid: Every problem of the file and the overrides at once; or of the
+            lock.
     """
     from lmi_build.recipe.load import load_recipe as load
 
-    return load(path, overrides=overrides)
+    recipes = load(path, overrides=overrides)
+    if not lock:
+        return recipes
+    from lmi_build.locks import with_lock
+
+    return with_lock(recipes, path)
 
 
 def resolve(recipes: Sequence[Recipe], settings: Settings) -> dict[str, ModelFacts]:
@@ -72,23 +81,29 @@ def resolve(recipes: Sequence[Recipe], settings: Settings) -> dict[str, ModelFac
         Recipe name to facts.
 
     Raises:
-        RecipeInvalid: The recipe names something that is not a model.
+        RecipeInvalid: The recipe names something that is not a model, or its lock asks
+            for something else than there is.
         RemoteFailed: The hub or S3 cannot be reached or refuses.
         SourceInvalid: The model's files are broken or refused.
     """
+    from lmi_build.locks import explain_lost, followed_model, refuse_changed
+    from lmi_build.plan.locked import require_locks
     from lmi_build.sources.resolve import resolve_model
 
+    require_locks(recipes, settings.lock_mode)
     found: dict[object, ModelFacts] = {}
     by_name: dict[str, ModelFacts] = {}
     for recipe in recipes:
         base = _base(recipe)
-        if (recipe.model, base) not in found:
+        spec, entry = followed_model(recipe, settings)
+        if (spec, base) not in found:
             try:
-                facts = resolve_model(recipe.model, settings=settings, base=base)
+                facts = resolve_model(spec, settings=settings, base=base)
             except SourceInvalid as error:
-                raise _placed(error, recipe) from error
-            found[recipe.model, base] = facts
-        by_name[recipe.name] = found[recipe.model, base]
+                raise _placed(explain_lost(error, recipe, entry), recipe) from error
+            found[spec, base] = facts
+        by_name[recipe.name] = found[spec, base]
+        refuse_changed(recipe, entry, found[spec, base])
     return by_name
 
 
@@ -147,14 +162,33 @@ def make_plan(
         settings: The user's environment.
         facts: Models already resolved, by recipe name.
 
+    A lock beside a recipe's file is followed; with `Settings.lock_mode` `LOCKED`
+    everything is looked at anew and held against it.
+
     Raises:
-        RecipeInvalid: The recipe does not fit the model or the providers.
+        RecipeInvalid: The recipe does not fit the model, the providers or its lock.
         Unsupported: A provider is not installed.
     """
-    from lmi_build.plan import planner
+    return plan_and_pins(recipes, settings, facts)[0]
 
-    pinned, world = _world(recipes, settings, facts)
-    return planner.make_plan(_common_name(recipes), pinned, world)
+
+def plan_and_pins(
+    recipes: Sequence[Recipe],
+    settings: Settings,
+    facts: Mapping[str, ModelFacts] | None = None,
+) -> tuple[Plan, list[Recipe], Mapping[str, ModelFacts]]:
+    """The plan, with the recipes and models that it was made of."""
+    from lmi_build.locks import refuse_stale
+    from lmi_build.plan import planner
+    from lmi_build.plan.locked import open_lock
+    from lmi_build.values.settings import LOCKED
+
+    opened = [open_lock(recipe, settings) for recipe in recipes]
+    pinned, world = _world(opened, settings, facts)
+    plan = planner.make_plan(_common_name(recipes), pinned, world)
+    if settings.lock_mode == LOCKED:
+        refuse_stale(recipes, pinned, world.facts, plan)
+    return plan, pinned, world.facts
 
 
 def _world(
@@ -198,8 +232,11 @@ def host(settings: Settings) -> Host:
 
 def _pin_calibration(recipes: Sequence[Recipe], settings: Settings) -> list[Recipe]:
     """Resolve the calibration data of every recipe; each is looked up once."""
+    from lmi_build.locks import explain_lost, followed_data, refuse_changed
+    from lmi_build.plan.locked import require_locks
     from lmi_build.sources.dataset import resolve_dataset
 
+    require_locks(recipes, settings.lock_mode)
     found: dict[object, DatasetFacts | None] = {}
     pinned = []
     for recipe in recipes:
@@ -208,13 +245,16 @@ def _pin_calibration(recipes: Sequence[Recipe], settings: Settings) -> list[Reci
             pinned.append(recipe)
             continue
         base = _base(recipe)
-        wanted = (spec.dataset, spec.num_samples * spec.max_seq_len, base)
+        asked, entry = followed_data(recipe, spec, settings)
+        wanted = (asked.dataset, spec.num_samples * spec.max_seq_len, base)
         if wanted not in found:
             try:
-                facts = resolve_dataset(spec, settings=settings, base=base)
+                facts = resolve_dataset(asked, settings=settings, base=base)
             except (SourceInvalid, Unsupported) as error:
-                raise _placed(error, recipe, _SAID_ABOUT_DATA) from error
-            found[wanted] = facts
+                lost = explain_lost(error, recipe, entry)
+                raise _placed(lost, recipe, _SAID_ABOUT_DATA) from error
+            found[wanted] = facts and replace(facts, source=spec.dataset)
+        refuse_changed(recipe, entry, found[wanted])
         placed = replace(spec, facts=found[wanted])
         quantize = replace(recipe.quantize, calibration=placed)
         pinned.append(replace(recipe, quantize=quantize))

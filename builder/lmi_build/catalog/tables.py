@@ -17,10 +17,14 @@ from typing import (
     get_type_hints,
 )
 
+from lmi_build.digest import digest_bytes, digest_tree
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from _typeshed import DataclassInstance
+
+    from lmi_build.digest import Digest
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -47,6 +51,17 @@ def read_tables(
     """
     text = files(package).joinpath(name).read_text("utf-8")
     return parse_tables(text, name)
+
+
+def catalog_digest(package: str = "lmi_build.catalog") -> Digest:
+    """Name the whole catalogue: every data file that is shipped with it."""
+    rows = [
+        (path.name, digest_bytes(data), len(data))
+        for path in files(package).iterdir()
+        if path.name.endswith(".toml")
+        for data in (path.read_bytes(),)
+    ]
+    return digest_tree(rows)
 
 
 def parse_tables(text: str, name: str) -> dict[str, dict[str, Any]]:

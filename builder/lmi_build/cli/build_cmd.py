@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmi_build import api, artifacts
-from lmi_build.cli.options import State, with_common_options
+from lmi_build.cli.options import State, with_common_options, with_lock_options
 from lmi_build.cli.progress import watching
 from lmi_build.cli.render import data, say, table
 from lmi_build.digest import short
@@ -67,6 +67,7 @@ _KINDS = ("fetch", "quantize", "checkpoint", "compile", "package", "verify")
     "cannot be published.",
 )
 @click.option("--no-publish", is_flag=True, help="Build and verify only.")
+@with_lock_options
 @with_common_options
 @click.pass_obj
 def build(  # noqa: PLR0913 - each is an option

@@ -34,6 +34,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "size": ("size", "Show what a model takes on each device, and whether it fits."),
     "bounds": ("bounds", "Choose an engine's bounds from a log of requests."),
     "cost": ("cost", "Show what a million tokens cost, and what would be cheaper."),
+    "lock": ("lock", "Write down what a recipe is resolved to; --check, --upgrade."),
     "build": ("build", "Build what is missing, verify it, and publish if asked."),
     "verify": ("artifact", "Check every byte of an artifact, in a folder or in S3."),
     "publish": ("artifact", "Publish a built artifact to a folder or to S3."),

@@ -36,6 +36,7 @@ class State:
     memory: str | None = None
     runner: str | None = None
     rehearse: bool = False
+    lock_mode: str | None = None
     no_color: bool = False
     quiet: bool = False
     verbose: bool = False
@@ -70,7 +71,12 @@ class State:
             memory_bytes=self._memory_bytes(),
         )
         runner = self.runner or found.runner
-        return replace(found, rehearse=self.rehearse, runner=runner)
+        return replace(
+            found,
+            rehearse=self.rehearse,
+            runner=runner,
+            lock_mode=self.lock_mode or found.lock_mode,
+        )
 
     def _memory_bytes(self) -> int | None:
         """The size that `--memory` gave."""
@@ -141,6 +147,43 @@ _COMMON = (
     click.option("-v", "--verbose", is_flag=True, default=None, help="More lines."),
     click.option("--debug", is_flag=True, default=None, help="Tracebacks."),
 )
+
+
+def _keep_mode(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    """Store what a recipe's lock is used for; two wishes at once are refused."""
+    state = ctx.find_object(State)
+    assert state is not None  # noqa: S101 - `run` made it
+    if not value:
+        return
+    if state.lock_mode not in {None, param.name}:
+        raise click.UsageError("give `--locked` or `--frozen`, not both", ctx)
+    state.lock_mode = param.name
+
+
+_LOCK = (
+    click.option(
+        "--locked",
+        is_flag=True,
+        expose_value=False,
+        callback=_keep_mode,
+        help="Look at everything anew; fail where the recipe's lock says otherwise.",
+    ),
+    click.option(
+        "--frozen",
+        is_flag=True,
+        expose_value=False,
+        callback=_keep_mode,
+        help="Take what the recipe's lock says, and ask for nothing that moves.",
+    ),
+)
+
+
+def with_lock_options(function: F) -> F:
+    """Let a command say what the lock of its recipe is used for."""
+    wrapped: Any = function
+    for option in reversed(_LOCK):
+        wrapped = option(wrapped)
+    return wrapped  # type: ignore[no-any-return]
 
 
 def with_common_options(function: F) -> F:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmi_build import api
-from lmi_build.cli.options import State, with_common_options
+from lmi_build.cli.options import State, with_common_options, with_lock_options
 from lmi_build.cli.render import data, data_line, say, style, table
 from lmi_build.units import format_bytes
 
@@ -54,6 +54,7 @@ def validate(state: State, recipe: Path) -> None:
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Save the plan for `build --plan`."
 )
+@with_lock_options
 @click.option(
     "--exit-code", "want_status", is_flag=True, help="Exit with 10 if there is work."
 )

@@ -16,6 +16,7 @@ from lmi_build.package.stage import ENTRY as PACKAGE_ENTRY
 from lmi_build.package.stage import PACKAGE_SALT, package_params
 from lmi_build.plan.checks import check_model
 from lmi_build.plan.hessian import calibration_notes
+from lmi_build.plan.locked import as_locked, hold, other_processor, threads
 from lmi_build.quantizers.calibration import calibration_distributions
 from lmi_build.sources import dataset as data
 from lmi_build.sources import resolve as fetch
@@ -73,6 +74,7 @@ class World:
         num_cores: Cores this process may use: the threads of a worker by default.
         settings: The user's environment.
         toolchain: Pins of a private environment by name, installed or not.
+        planned_on: This machine's processor where a lock names another; else empty.
     """
 
     facts: Mapping[str, ModelFacts]
@@ -84,6 +86,7 @@ class World:
     num_cores: int
     settings: Settings
     toolchain: Callable[[str], Pinned] | None = None
+    planned_on: str = ""
 
     @property
     def architecture(self) -> str:
@@ -137,6 +140,7 @@ def _unique(problems: Sequence[Problem]) -> tuple[Problem, ...]:
 
 def _problems(recipe: Recipe, world: World) -> Iterable[Problem]:
     facts = world.facts[recipe.name]
+    world = as_locked(recipe, world)
     found = [*check_model(recipe, facts)]
     missing = check_providers(recipe, world.quantizer, world.backend)
     if missing:
@@ -156,7 +160,9 @@ def _problems(recipe: Recipe, world: World) -> Iterable[Problem]:
     backend = world.backend(recipe.compile.backend)
     refused = [*backend.check(recipe, facts, scheme)]
     if not refused:
-        versions = _known(world.versions(backend.info.distributions))
+        here = dict(world.versions(backend.info.distributions))
+        hold(recipe, "compile", "", here)
+        versions = _known(here)
         serving = backend.serving(recipe, facts, scheme, world.host, versions)
         refused += layout_problems(recipe, serving)
     found += refused
@@ -250,6 +256,7 @@ def _float_facts(facts: ModelFacts) -> ModelFacts:
 def _chain(recipe: Recipe, world: World) -> list[Stage]:
     """The stages of one artifact, in order."""
     facts = world.facts[recipe.name]
+    world = as_locked(recipe, world)
     recipe = _settled(recipe, world)
     chain = [_fetch(recipe, facts, world)]
     scheme = float_scheme(facts)
@@ -297,6 +304,8 @@ def _stage(  # noqa: PLR0913 - one place makes stages; the names say the rest
         blocker = missing_blocker(versions) or blocker
         # What a release brings is the same wherever the stage is planned.
         versions |= pinned or {}
+    moved = hold(recipe, kind, toolchain, versions)
+    blocker = blocker or moved or other_processor(recipe, platform, world)
     if blocker is None and secrets and world.settings.offline:
         blocker = Blocker(
             code="tool.offline",
@@ -376,7 +385,7 @@ def _quantize(
         inputs["calibration"] = dataset.key
     params = quantizer.lower(recipe.quantize, facts)
     if recipe.quantize.method in quantizer.info.threaded_methods:
-        params = {**params, "threads": world.settings.threads or world.num_cores}
+        params = {**params, "threads": threads(recipe, world)}
     return _stage(
         recipe,
         "quantize",

@@ -116,6 +116,19 @@ def data_suffix(name: str) -> str:
     raise ValueError(f"{name!r} is no data file")
 
 
+def at_commit(text: str, commit: str) -> str:
+    """
+    The name of a hub's data set at a commit instead of a branch.
+
+    Raises:
+        ValueError: As for `parse_dataset`.
+    """
+    name = parse_dataset(text)
+    if name.kind != "hub":
+        return text
+    return f"hub:{name.location}@{commit}{f'/{name.path}' if name.path else ''}"
+
+
 def parse_dataset(text: str) -> DatasetName:
     """
     Take the name of a data set apart.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lmi_build.errors import Problem, Span
     from lmi_build.values.bounds import Bounds
     from lmi_build.values.dataset import DatasetFacts
+    from lmi_build.values.lock import Lock
 
 
 # A provider that no recipe names: the backend's toolchain rounds weights as it loads
@@ -305,6 +306,7 @@ class Recipe:
         spans: Dotted path to its place in the text.
         variant: The matrix values that made this variant.
         job: How it runs as SageMaker jobs; None where the recipe does not say.
+        lock: What the file was resolved to before, where a lock lies beside it.
     """
 
     name: str
@@ -322,6 +324,7 @@ class Recipe:
     spans: Mapping[str, Span] = field(default_factory=dict)
     variant: Mapping[str, JSONValue] = field(default_factory=dict)
     job: JobSpec | None = None
+    lock: Lock | None = None
 
     def locate(self, problem: Problem) -> Problem:
         """Give a problem the place of its dotted path, or of the nearest parent."""
