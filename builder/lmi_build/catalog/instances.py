@@ -42,6 +42,8 @@ class Instance:
         rates: Row of `devices.toml` with the device's peak rates; there need be none.
         network_gbps: Network of the host in Gbit/s, all cards together, at its best;
             None where it is not known.
+        local_disk_gb: NVMe disks of the host together in GB, which jobs use instead of
+            a volume; None without any.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Instance:
     source: str
     rates: str = ""
     network_gbps: float | None = None
+    local_disk_gb: int | None = None
 
     @property
     def num_cores(self) -> int:
@@ -81,6 +84,7 @@ class _Family:
     own_disk: bool = False
     rates: str = ""
     network_gbps: Mapping[str, int | float] = field(default_factory=dict)
+    local_disk_gb: Mapping[str, int] = field(default_factory=dict)
 
 
 @cache
@@ -171,7 +175,7 @@ def family_rows(
     for words in (family.uses, *family.other_uses.values()):
         if unknown := sorted(set(words) - set(USES)):
             raise ValueError(f"{where}, `uses` has {unknown}; known: {sorted(USES)}")
-    for key in ("other_uses", "network_gbps"):
+    for key in ("other_uses", "network_gbps", "local_disk_gb"):
         if strange := sorted(set(getattr(family, key)) - set(family.sizes)):
             raise ValueError(f"{where}, `{key}` has {strange}, which are no sizes")
     return tuple(
@@ -213,4 +217,5 @@ def _size(name: str, size: str, family: _Family, *, where: str) -> Instance:
         source=family.source,
         rates=family.rates or family.device,
         network_gbps=family.network_gbps.get(size),
+        local_disk_gb=family.local_disk_gb.get(size),
     )

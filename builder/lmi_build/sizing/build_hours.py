@@ -61,3 +61,30 @@ def build_hours(
     base, each = _COMPILE[backend]
     copied = _COPY_BYTES_PER_SECOND.over(num_bytes / _HOUR_SECONDS)
     return copied + _QUANTIZE[method].times(billions) + base + each.times(billions)
+
+
+def stage_hours(
+    kind: str, *, num_params: int, num_bytes: int, method: str, backend: str
+) -> Range | None:
+    """
+    Hours of one stage, by the same rules of thumb.
+
+    Args:
+        kind: Of the stage. What is neither `quantize` nor `compile` only copies.
+        num_params: Weights of the model.
+        num_bytes: Bytes that it reads or writes.
+        method: Of `QuantSpec.method`.
+        backend: Name of a backend.
+
+    Returns:
+        None for a method or a backend that the table has not.
+    """
+    billions = num_params / _BILLION
+    copied = _COPY_BYTES_PER_SECOND.over(num_bytes / _HOUR_SECONDS)
+    if kind == "quantize":
+        rule = _QUANTIZE.get(method)
+        return None if rule is None else copied + rule.times(billions)
+    if kind == "compile":
+        rules = _COMPILE.get(backend)
+        return None if rules is None else copied + rules[0] + rules[1].times(billions)
+    return copied

@@ -1,0 +1,211 @@
+"""
+Stages of a plan become jobs, by the machine that each needs.
+
+A stage's depth is how often the machine changes on the longest way to it. Stages of
+one depth on one machine make one job; hosts that share work take it together, and
+without them each part that shares nothing becomes a job of its own. An edge between two
+jobs always leads to a greater depth, so there are no circles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from lmi_build.catalog.instances import instances
+from lmi_build.errors import Problem, RecipeInvalid
+from lmi_build.jobs.finish import finish
+from lmi_build.jobs.graph import JobGraph
+from lmi_build.jobs.images import choose_image
+from lmi_build.jobs.machines import choose_machine
+from lmi_build.jobs.needs import AUTO, is_local, need_of, owners
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from lmi_build.digest import Digest
+    from lmi_build.jobs.union import Work
+    from lmi_build.values.recipe import Recipe
+    from lmi_build.values.stage import Stage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placed:
+    """
+    One stage with its machine.
+
+    Args:
+        stage: Of the plan.
+        key: Its key.
+        recipe: That tells it.
+        kind: Of job.
+        instance: Instance type, or `auto` for a host without a device.
+        image: URI.
+        reason: Why this machine, in words.
+        instance_path: Dotted path of what says the instance.
+    """
+
+    stage: Stage
+    key: Digest
+    recipe: Recipe
+    kind: str
+    instance: str
+    image: str
+    reason: str
+    instance_path: str
+
+    @property
+    def machine(self) -> tuple[str, str, str]:
+        """What a job has one of."""
+        return self.kind, self.instance, self.image
+
+
+def cut(work: Work, *, single: bool = False, salt: str = "") -> JobGraph:
+    """
+    Cut a plan into jobs.
+
+    Args:
+        work: The plan, with what it came from.
+        single: Keep everything in one job, on the machine of the stage that needs most.
+        salt: What else makes another job of the same stages: digest of the package.
+
+    Raises:
+        RecipeInvalid: Every reason why a stage cannot run as the recipes say, by place.
+    """
+    keys = {stage.key: stage for stage in work.plan.stages}
+    local = tuple(key for key, stage in keys.items() if is_local(stage, work.spec))
+    placed, problems = _place(work, {k: s for k, s in keys.items() if k not in local})
+    if single and not problems:
+        placed, problems = _on_one_machine(placed, work)
+    groups = [] if problems else _groups(placed, work.spec.num_hosts, single=single)
+    jobs, more = finish(groups, work, keys, salt=salt)
+    problems += more
+    if problems:
+        raise RecipeInvalid(_unique(problems))
+    return JobGraph(
+        plan=work.plan,
+        local=local,
+        jobs=jobs,
+        spec=work.spec,
+        store=work.store,
+        region=work.region,
+        publish=work.publish,
+    )
+
+
+def _place(
+    work: Work, stages: Mapping[Digest, Stage]
+) -> tuple[list[Placed], list[Problem]]:
+    """Each stage's machine, or why it has none."""
+    owned = owners(work.plan, work.recipes)
+    placed, problems = [], []
+    for key, stage in stages.items():
+        recipe = owned[key]
+        spec = recipe.job or work.spec
+        need = need_of(stage, spec)
+        choice = choose_machine(stage, need, spec.kind)
+        if isinstance(choice, Problem):
+            problems.append(recipe.locate(choice))
+            continue
+        image = choose_image(stage, need, work.region)
+        if isinstance(image, Problem):
+            problems.append(recipe.locate(image))
+            continue
+        placed.append(
+            Placed(
+                stage=stage,
+                key=key,
+                recipe=recipe,
+                kind=choice.kind,
+                instance=choice.instance,
+                image=image,
+                reason=choice.reason,
+                instance_path=need.instance_path,
+            )
+        )
+    return placed, problems
+
+
+def _on_one_machine(
+    placed: Sequence[Placed], work: Work
+) -> tuple[list[Placed], list[Problem]]:
+    """Everything on the machine of the stage that needs a device."""
+    fixed = {p.machine: p for p in placed if p.instance != AUTO and _has_device(p)}
+    fixed = fixed or {p.machine: p for p in placed if p.instance != AUTO}
+    fixed = fixed or {p.machine: p for p in placed if p.stage.kind == "compile"}
+    if len(fixed) > 1:
+        first, second = list(fixed.values())[:2]
+        problem = Problem(
+            code="job.not-single",
+            message=f"one job cannot be both {_words(first)} and {_words(second)}",
+            path=second.instance_path,
+            hint="leave out `--single`, or submit the recipes one by one",
+        )
+        return [], [second.recipe.locate(problem)]
+    one = next(iter(fixed.values()), placed[0])
+    image = work.spec.image or one.image
+    return [
+        replace(p, kind=one.kind, instance=one.instance, image=image, reason=one.reason)
+        for p in placed
+    ], []
+
+
+def _has_device(placed: Placed) -> bool:
+    return instances()[placed.instance].num_devices > 0
+
+
+def _words(placed: Placed) -> str:
+    where = "a host" if placed.instance == AUTO else f"`{placed.instance}`"
+    return f"{where} with `{placed.image.rpartition('/')[2]}` for {placed.stage.name}"
+
+
+def _groups(
+    placed: Sequence[Placed], num_hosts: int, *, single: bool
+) -> list[list[Placed]]:
+    """Stages of one job each, in an order that respects their inputs."""
+    if single:
+        return [list(placed)] if placed else []
+    depth: dict[Digest, int] = {}
+    by_key = {p.key: p for p in placed}
+    groups: dict[tuple[int, tuple[str, str, str]], list[Placed]] = {}
+    for p in placed:
+        before = [by_key[key] for key in p.stage.inputs.values() if key in by_key]
+        depth[p.key] = max(
+            (depth[q.key] + (q.machine != p.machine) for q in before), default=0
+        )
+        groups.setdefault((depth[p.key], p.machine), []).append(p)
+    ordered = [groups[name] for name in sorted(groups, key=lambda name: name[0])]
+    if num_hosts > 1:
+        return ordered
+    return [part for group in ordered for part in _parts(group)]
+
+
+def _parts(group: Sequence[Placed]) -> list[list[Placed]]:
+    """The parts of a group that share nothing, each in the plan's order."""
+    leader: dict[Digest, Digest] = {}
+
+    def find(key: Digest) -> Digest:
+        while leader[key] != key:
+            leader[key] = leader[leader[key]]
+            key = leader[key]
+        return key
+
+    for p in group:
+        leader[p.key] = p.key
+        for key in p.stage.inputs.values():
+            if key in leader:
+                leader[find(key)] = p.key
+    parts: dict[Digest, list[Placed]] = {}
+    for p in group:
+        parts.setdefault(find(p.key), []).append(p)
+    return list(parts.values())
+
+
+def _unique(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """Each problem once, in the order of the texts."""
+
+    def place(problem: Problem) -> tuple[str, int, int]:
+        span = problem.span
+        return (span.file, span.line, span.column) if span else ("", 0, 0)
+
+    return tuple(sorted(dict.fromkeys(problems), key=place))

@@ -1,0 +1,97 @@
+"""Which image a stage's job runs in, with its registry in the job's region."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lmi_build.catalog.images import REPOSITORY, image_uri, regions
+from lmi_build.catalog.job_images import default_image
+from lmi_build.catalog.neuron_releases import neuron_releases
+from lmi_build.catalog.releases import releases
+from lmi_build.errors import Problem
+from lmi_build.text import did_you_mean, join_words
+
+if TYPE_CHECKING:
+    from lmi_build.jobs.needs import Need
+    from lmi_build.values.stage import Stage
+
+_DIGEST = "sha256:"
+# What a plan writes for a package that is not there; the stage does without it.
+_ABSENT = "absent"
+_MOST_REGIONS = 6
+
+
+def choose_image(stage: Stage, need: Need, region: str) -> str | Problem:
+    """
+    The image of a stage, or why there is none.
+
+    The recipe's own comes first; then that of the release that compiles; then the
+    catalogue's for stages without a device, if it has what the stage needs. A digest
+    alone pins the one that the catalogue names.
+
+    Args:
+        stage: Of a plan.
+        need: What it asks of its machine.
+        region: Of the job.
+    """
+    if need.image and not need.image.startswith(_DIGEST):
+        return need.image
+    found = _release_image(need) if need.release else _plain_image(stage, need)
+    if isinstance(found, Problem):
+        return found
+    repository, tag = found
+    try:
+        uri = image_uri(tag, region, repository=repository)
+    except KeyError:
+        return _no_region(repository, tag, region)
+    return f"{uri.rpartition(':')[0]}@{need.image}" if need.image else uri
+
+
+def _release_image(need: Need) -> tuple[str, str] | Problem:
+    """Repository and tag of the image that compiles."""
+    row = releases().get(need.release) or neuron_releases().get(need.release)
+    if row is not None and row.tag:
+        return getattr(row, "repository", REPOSITORY), row.tag
+    return Problem(
+        code="job.no-image",
+        message=f"no image of `{need.release}` was published where jobs can pull it",
+        path=need.image_path,
+        hint="push one of your own to ECR and name it: `job: {images: {compile: URI}}`,"
+        " or choose another `compile.release`",
+        unsupported=True,
+    )
+
+
+def _plain_image(stage: Stage, need: Need) -> tuple[str, str] | Problem:
+    """Repository and tag of the image for stages that need no device."""
+    image = default_image()
+    lacking = [
+        name
+        for name, version in sorted(stage.tools.items())
+        if version != _ABSENT and not image.has(name)
+    ]
+    if not lacking or stage.toolchain:
+        return image.repository, image.tag
+    return Problem(
+        code="job.image-lacks",
+        message=f"stage `{stage.kind}` needs {join_words(lacking, last='and')}, which"
+        " no image of AWS in the catalogue has",
+        path=need.image_path,
+        hint=f"build one from `{image.repository}:{image.tag}` with these packages,"
+        " push it to ECR, and name it: `job: {image: URI}`",
+    )
+
+
+def _no_region(repository: str, tag: str, region: str) -> Problem:
+    having = regions(tag, repository=repository)
+    near = did_you_mean(region, having)
+    few = join_words(having[:_MOST_REGIONS])
+    return Problem(
+        code="job.region-without-image",
+        message=f"region `{region}` has no image `{repository}:{tag}`",
+        path="job.region",
+        hint=f"did you mean `{near}`?"
+        if near and near != region
+        else f"use another of its {len(having)} regions, such as {few}, or name a copy"
+        " of your own: `job: {image: URI}`",
+    )

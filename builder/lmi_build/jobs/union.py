@@ -1,0 +1,192 @@
+"""Many recipes as one plan: each model looked up once, each shared stage once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from lmi_build import api
+from lmi_build.errors import Problem, RecipeInvalid, UsageInvalid
+from lmi_build.values.recipe import JobSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from lmi_build.digest import JSONValue
+    from lmi_build.values.model import ModelFacts
+    from lmi_build.values.recipe import Recipe
+    from lmi_build.values.settings import Settings
+    from lmi_build.values.stage import Plan
+
+# What each recipe may say for its own stages; all else holds for every job.
+_PER_STAGE = frozenset({"instance", "instances", "image", "images", "kind"})
+_REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """
+    A plan, with what it came from.
+
+    Args:
+        plan: Every stage of every recipe, each once.
+        recipes: By the name of their artifact.
+        facts: Their models, by the same name.
+        spec: The job section that all recipes agree on.
+        store: `s3://bucket/prefix` of the shared store.
+        region: AWS region of the jobs.
+        publish: Artifact to the `publish` section of its recipe.
+    """
+
+    plan: Plan
+    recipes: Mapping[str, Recipe]
+    facts: Mapping[str, ModelFacts]
+    spec: JobSpec
+    store: str
+    region: str
+    publish: Mapping[str, Mapping[str, JSONValue]] = field(default_factory=dict)
+
+
+def load_many(files: Iterable[Path], *, overrides: Sequence[str] = ()) -> list[Recipe]:
+    """
+    Every recipe of every file, a matrix as its variants.
+
+    Raises:
+        RecipeInvalid: Every problem of every file, and names that two recipes have.
+    """
+    found: list[Recipe] = []
+    problems: list[Problem] = []
+    for file in files:
+        try:
+            found += api.load_recipe(file, overrides=overrides)
+        except RecipeInvalid as error:
+            problems += error.problems
+    first: dict[str, Recipe] = {}
+    for recipe in found:
+        other = first.setdefault(recipe.name, recipe)
+        if other is not recipe:
+            problems.append(_same_name(recipe, other))
+    if problems:
+        raise RecipeInvalid(tuple(problems))
+    return found
+
+
+def _same_name(recipe: Recipe, other: Recipe) -> Problem:
+    return recipe.locate(
+        Problem(
+            code="job.same-name",
+            message=f"two recipes are named `{recipe.name}`: {other.file} and"
+            f" {recipe.file}",
+            path="name",
+            hint=f"rename one, such as `name: {recipe.name}-2`",
+        )
+    )
+
+
+def gather(recipes: Sequence[Recipe], settings: Settings) -> Work:
+    """
+    Plan recipes together.
+
+    Args:
+        recipes: From `load_many`.
+        settings: The user's environment; its store and region go before the recipe's.
+
+    Raises:
+        RecipeInvalid: A recipe does not fit its model or providers, or recipes disagree
+            about their jobs.
+        UsageInvalid: `job.no-store` or `job.no-region`: nobody says where.
+        RemoteFailed: A model cannot be looked up.
+    """
+    spec = common_spec(recipes)
+    facts = api.resolve(recipes, settings)
+    plan = api.make_plan(recipes, settings, facts=facts)
+    return Work(
+        plan=plan,
+        recipes={recipe.name: recipe for recipe in recipes},
+        facts=facts,
+        spec=spec,
+        store=_store(spec, settings),
+        region=_region(spec, settings),
+        publish=_wishes(recipes),
+    )
+
+
+def common_spec(recipes: Sequence[Recipe]) -> JobSpec:
+    """
+    The job section that holds for all.
+
+    Recipes without one take that of the others.
+
+    Raises:
+        RecipeInvalid: `job.disagree`: two recipes say different things of what only all
+            jobs together can have.
+    """
+    saying = [recipe for recipe in recipes if recipe.job is not None]
+    if not saying:
+        return JobSpec()
+    first = saying[0]
+    problems = [
+        _disagree(first, recipe, item.name)
+        for recipe in saying[1:]
+        for item in fields(JobSpec)
+        if item.name not in _PER_STAGE
+        and _said(recipe, item.name) != _said(first, item.name)
+    ]
+    if problems:
+        raise RecipeInvalid(tuple(problems))
+    spec = first.job
+    return spec if spec is not None else JobSpec()
+
+
+def _said(recipe: Recipe, name: str) -> Any:
+    return getattr(recipe.job, name)
+
+
+def _disagree(first: Recipe, recipe: Recipe, name: str) -> Problem:
+    return recipe.locate(
+        Problem(
+            code="job.disagree",
+            message=f"`job.{name}` differs from that of {first.file}: jobs of recipes"
+            " that are submitted together have one",
+            path=f"job.{name}",
+            hint=f"write the same in both, or for all: `--set job.{name}=...`",
+        )
+    )
+
+
+def _wishes(recipes: Sequence[Recipe]) -> dict[str, Mapping[str, JSONValue]]:
+    found: dict[str, Mapping[str, JSONValue]] = {}
+    for recipe in recipes:
+        section = recipe.document.get("publish")
+        if isinstance(section, dict):
+            found[recipe.name] = section
+    return found
+
+
+def _store(spec: JobSpec, settings: Settings) -> str:
+    """The shared store, without a slash at its end."""
+    found = settings.store or spec.store
+    if found:
+        return found.rstrip("/")
+    raise UsageInvalid(
+        "nobody says where jobs share their results",
+        code="job.no-store",
+        hints=(
+            "write `job: {store: s3://BUCKET/PREFIX}` into the recipe",
+            "or give `--store s3://BUCKET/PREFIX`",
+        ),
+    )
+
+
+def _region(spec: JobSpec, settings: Settings) -> str:
+    """The recipe's region, else the environment's."""
+    known = settings.secrets.get("aws", {})
+    found = spec.region or next((known[n] for n in _REGIONS if known.get(n)), None)
+    if found:
+        return found
+    raise UsageInvalid(
+        "nobody says in which AWS region the jobs run",
+        code="job.no-region",
+        hints=("write `job: {region: us-east-1}` into the recipe, or set AWS_REGION",),
+    )
