@@ -270,7 +270,9 @@ def model_config(model: str, settings: Settings) -> Mapping[str, Any]:
     from lmi_build.sources.resolve import resolve_model
     from lmi_build.values.recipe import ModelSpec
 
-    facts = resolve_model(ModelSpec(source=model), settings=settings, base=Path.cwd())
+    facts = resolve_model(
+        ModelSpec(source=model), settings=settings, base=Path.cwd(), hashed=False
+    )
     return facts.config
 
 

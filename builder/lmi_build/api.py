@@ -73,9 +73,16 @@ def load_recipe(
     return with_lock(recipes, path)
 
 
-def resolve(recipes: Sequence[Recipe], settings: Settings) -> dict[str, ModelFacts]:
+def resolve(
+    recipes: Sequence[Recipe], settings: Settings, *, hashed: bool = True
+) -> dict[str, ModelFacts]:
     """
     Pin down the model of every recipe; each distinct model is looked up once.
+
+    Args:
+        recipes: Checked recipes.
+        settings: The user's environment.
+        hashed: Whether local weights are named by their content, as a plan needs it.
 
     Returns:
         Recipe name to facts.
@@ -98,7 +105,9 @@ def resolve(recipes: Sequence[Recipe], settings: Settings) -> dict[str, ModelFac
         spec, entry = followed_model(recipe, settings)
         if (spec, base) not in found:
             try:
-                facts = resolve_model(spec, settings=settings, base=base)
+                # A lock is held against what the files are, so they are read.
+                hashes = hashed or entry is not None
+                facts = resolve_model(spec, settings=settings, base=base, hashed=hashes)
             except SourceInvalid as error:
                 raise _placed(explain_lost(error, recipe, entry), recipe) from error
             found[spec, base] = facts

@@ -398,9 +398,14 @@ def report_page(spec: PublishSpec, settings: Settings) -> tuple[str, str]:
     return render_report(page), manifest.name
 
 
-def write_page(page: str, path: Path) -> None:
+def write_page(page: str, path: Path, *, option: str = "--out FILE") -> None:
     """
     Write a report page where the user wants it.
+
+    Args:
+        page: HTML.
+        path: The file.
+        option: What named it, for hints.
 
     Raises:
         UsageInvalid: The folder is missing or cannot be written.
@@ -412,7 +417,7 @@ def write_page(page: str, path: Path) -> None:
         files.write_atomic(path, page.encode())
     except OSError as error:
         raise files.explain_output_error(
-            error, "writing the report", path, option="--out FILE"
+            error, "writing the report", path, option=option
         ) from error
 
 

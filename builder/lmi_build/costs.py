@@ -19,24 +19,28 @@ from lmi_build.catalog.prices import DEFAULT_REGION, TRAINING
 from lmi_build.errors import UsageInvalid
 from lmi_build.plan.alternatives import METHODS, Search, find_alternatives
 from lmi_build.plan.costs import Served, engine_of, experts_of, fits, subjects_of
+from lmi_build.plan.places import cost_ways, thinned
 from lmi_build.sizing.build_hours import build_hours
-from lmi_build.sizing.cost import Traffic, cost
+from lmi_build.sizing.cost import MONTH_HOURS, Traffic, cost
 from lmi_build.text import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from lmi_build.catalog.devices import Device
     from lmi_build.catalog.instances import Instance
     from lmi_build.catalog.market import Market
     from lmi_build.catalog.prices import Price
+    from lmi_build.plan.places import Way
     from lmi_build.sizing.cost import Alternative, Cost
+    from lmi_build.sizing.memory import Subject
     from lmi_build.sizing.roofline import Range
     from lmi_build.values.bounds import Bounds
     from lmi_build.values.model import ModelFacts
     from lmi_build.values.recipe import QuantSpec, Recipe
 
 _CPU = "cpu"
+_MILLISECONDS = 1e3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +58,7 @@ class CostQuestion:
         utilisation: Share of the time that requests take, where no rate is known.
         build_instance: Where the build runs; empty for the instance that serves.
         num_alternatives: How many cheaper ways are wanted.
+        ways: Whether every place is wanted, too, for a page.
     """
 
     market: Market
@@ -65,6 +70,7 @@ class CostQuestion:
     utilisation: float | None = None
     build_instance: str = ""
     num_alternatives: int = 5
+    ways: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +109,7 @@ class CostReport:
         build: What the build costs; None where a number is missing.
         alternatives: Cheaper ways, the cheapest first.
         notes: What a reader must know.
+        ways: Other places at the same bounds, where they were asked for.
     """
 
     name: str
@@ -117,6 +124,7 @@ class CostReport:
     build: BuildCost | None
     alternatives: tuple[Alternative, ...]
     notes: tuple[str, ...]
+    ways: tuple[Way, ...] = ()
 
 
 def cost_recipe(
@@ -186,7 +194,62 @@ def cost_recipe(
             backend=registry.backend,
         ),
         notes=tuple(_notes(served, price, question)),
+        ways=_ways(served, subjects, traffic, question) if question.ways else (),
     )
+
+
+def _ways(
+    served: Served,
+    subjects: Mapping[str, Subject],
+    traffic: Traffic,
+    question: CostQuestion,
+) -> tuple[Way, ...]:
+    """Every place, the best way of each instance and format."""
+    found = cost_ways(
+        served,
+        subjects,
+        traffic,
+        market=question.market,
+        region=question.region,
+        utilisation=question.utilisation,
+    )
+    return thinned(found)
+
+
+def cost_lines(found: Cost) -> list[tuple[str, Range, str]]:
+    """
+    What a cost says, line by line: name, from and to, unit.
+
+    Args:
+        found: What was found; what is not known is left out.
+    """
+    speed = found.speed
+    month = found.reserved_usd_per_hour.times(MONTH_HOURS)
+    lines: list[tuple[str, Range | None, str]] = [
+        ("first token", speed.prefill_seconds.times(_MILLISECONDS), "ms"),
+        ("each further token", speed.step_seconds.times(_MILLISECONDS), "ms"),
+        ("capacity", speed.requests_per_second, "requests/s an instance"),
+        ("input tokens", found.usd_per_million_input, "USD/million, busy"),
+        ("output tokens", found.usd_per_million_output, "USD/million, busy"),
+        ("all tokens", found.usd_per_million, "USD/million, busy"),
+        ("instances", found.num_instances, ""),
+        ("busy", found.utilisation and found.utilisation.times(100), "% of the time"),
+        ("all tokens", found.reserved_usd_per_million, "USD/million, always on"),
+        ("always on", month, f"USD a month of {MONTH_HOURS} hours"),
+    ]
+    return [(name, ends, unit) for name, ends, unit in lines if ends is not None]
+
+
+def paid_of(found: Cost) -> tuple[Range, str]:
+    """
+    What is compared: reserved hours where a rate is known, else tokens; with its unit.
+
+    Args:
+        found: What was found.
+    """
+    if found.num_instances is not None:
+        return found.reserved_usd_per_hour, "USD an hour"
+    return found.usd_per_million, "USD/million"
 
 
 def _device(instance: Instance, market: Market) -> Device:

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmi_build import registry
+from lmi_build.catalog.market import shipped_market
 from lmi_build.catalog.runtimes import runtimes
 from lmi_build.errors import DoesNotFit, Problem, RecipeInvalid, UsageInvalid
+from lmi_build.plan.places import size_ways, thinned
 from lmi_build.plan.sizes import (
     advise,
     answer,
@@ -31,13 +33,14 @@ from lmi_build.values.quant import PACKINGS
 from lmi_build.values.recipe import COMPILER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from lmi_build.catalog.instances import Instance
     from lmi_build.catalog.market import Market
     from lmi_build.catalog.runtimes import Runtime
+    from lmi_build.plan.places import Way
     from lmi_build.plan.sizes import SizeReport
-    from lmi_build.sizing.fit import FitReport, Place
+    from lmi_build.sizing.fit import FitReport
     from lmi_build.sizing.memory import Subject
     from lmi_build.spi import Host
     from lmi_build.values.bounds import Bounds
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
 _SMALLER = (("int8", 8, -1), ("gptq", 4, 128))
 # A target whose memory no catalogue has.
 _CPU = "cpu"
+_NEURONX = "neuronx"
 # Which line of a recipe makes a part of the memory smaller.
 _PLACES = {
     "key-value cache": "bounds.max_batch_size",
@@ -94,7 +98,14 @@ def size_recipe(
 
         runtime = trtllm_runtime(recipe, facts, runtime)
     place = place_of(instance, runtime, tp=tp, pp=pp, memory_bytes=memory_bytes)
-    report = _size(recipe.name, facts, recipe.quantize, recipe.bounds, place, instance)
+    report = size_of(
+        recipe.name,
+        subject_of(facts, recipe.quantize, registry.quantizer),
+        recipe.bounds,
+        place,
+        instance,
+    )
+    report = _advised(report, facts, recipe.quantize, market)
     if _counts_cores(recipe, facts):
         from lmi_build.plan.neuron_sizes import neuron_changes, neuron_fit
 
@@ -119,7 +130,7 @@ def resolve_facts(spec: ModelSpec, settings: Settings) -> ModelFacts:
     """
     from lmi_build.sources.resolve import resolve_model
 
-    return resolve_model(spec, settings=settings, base=Path.cwd())
+    return resolve_model(spec, settings=settings, base=Path.cwd(), hashed=False)
 
 
 def size_model(
@@ -127,11 +138,11 @@ def size_model(
     spec: QuantSpec,
     bounds: Bounds,
     *,
-    name: str,
     target: str | Instance,
     runtime: str,
     tp: int,
     memory_bytes: int = 0,
+    market: Market | None = None,
 ) -> SizeReport:
     """
     Size a model.
@@ -140,18 +151,20 @@ def size_model(
         facts: The model.
         spec: How its weights become smaller.
         bounds: What is served.
-        name: Of the report.
         target: An instance type or its name, or `cpu`.
         runtime: A key of `catalog.runtimes.runtimes()`.
         tp: Devices that a layer is split over.
         memory_bytes: What a device has, instead of what the target says.
+        market: Instances of the user's own beside those shipped.
 
     Raises:
         UsageInvalid: There is no such target or runtime, or too few devices.
     """
-    instance, row = _instance(target, tp), _runtime(runtime)
+    instance, row = _instance(target, tp, market), _runtime(runtime)
     place = place_of(instance, row, tp=tp, memory_bytes=memory_bytes)
-    return _size(name, facts, spec, bounds, place, instance)
+    subject = subject_of(facts, spec, registry.quantizer)
+    report = size_of(facts.source, subject, bounds, place, instance)
+    return _advised(report, facts, spec, market)
 
 
 def _instance(
@@ -172,18 +185,41 @@ def _runtime(name: str) -> Runtime:
     return runtimes()[name]
 
 
-def _size(
-    name: str,
+def _advised(
+    report: SizeReport, facts: ModelFacts, spec: QuantSpec, market: Market | None
+) -> SizeReport:
+    """A report with the changes that make it fit, where it does not."""
+    machines = (market or shipped_market()).instances.values()
+    forms = _other_forms(facts, spec, report.place.runtime.name)
+    return advise(report, forms, machines)
+
+
+def compare_places(
+    report: SizeReport,
     facts: ModelFacts,
     spec: QuantSpec,
-    bounds: Bounds,
-    place: Place,
-    instance: Instance | None,
-) -> SizeReport:
-    """Hold a model against a place, and look for changes where it does not fit."""
-    subject = subject_of(facts, spec, registry.quantizer)
-    report = size_of(name, subject, bounds, place, instance)
-    return advise(report, _other_forms(facts, spec, place.runtime.name))
+    *,
+    market: Market,
+    region: str,
+) -> tuple[Way, ...]:
+    """
+    The same model and bounds in every instance of the same kind of device.
+
+    Args:
+        report: From `size_recipe` or `size_model`.
+        facts: The model.
+        spec: How its weights become smaller.
+        market: Instances and prices.
+        region: Of the prices.
+
+    Returns:
+        The best way of each instance and format, the cheapest first; nothing where a
+        backend counts cores of its own way, or the kind of device is not known.
+    """
+    if report.place.runtime.name == _NEURONX:
+        return ()
+    forms = dict(_other_forms(facts, spec, report.place.runtime.name))
+    return thinned(size_ways(report, forms, market, region))
 
 
 def _other_forms(
@@ -302,21 +338,38 @@ def find_instance(target: str, tp: int, market: Market | None = None) -> Instanc
     return found
 
 
-def size_lines(recipe: Recipe, facts: ModelFacts) -> tuple[str, ...]:
+def plan_sizes(
+    recipes: Iterable[Recipe],
+    facts: Mapping[str, ModelFacts],
+    market: Market | None = None,
+) -> dict[str, SizeReport]:
+    """
+    Sizes of the recipes whose backend's memory is known.
+
+    Args:
+        recipes: Checked recipes.
+        facts: Recipe name to its model.
+        market: Instances of the user's own beside those shipped.
+    """
+    return {
+        recipe.name: size_recipe(recipe, facts[recipe.name], market=market)
+        for recipe in recipes
+        if recipe.compile.backend in runtimes()
+    }
+
+
+def size_lines(report: SizeReport | None) -> tuple[str, ...]:
     """
     A few lines about memory for a plan.
 
     Args:
-        recipe: A checked recipe.
-        facts: Its model.
+        report: From `plan_sizes`; None where the backend's memory is not known.
 
     Returns:
-        The verdict, and up to three changes that fit; nothing for a backend whose
-        memory is not known.
+        The verdict, and up to three changes that fit; nothing without a report.
     """
-    if recipe.compile.backend not in runtimes():
+    if report is None:
         return ()
-    report = size_recipe(recipe, facts)
     ways = (f"it fits if you {change.text}" for change in report.changes[:3])
     return (headline(report), *ways)
 

@@ -10,6 +10,7 @@ import click
 
 from lmi_build.cli.catalog_option import catalog_path, with_catalog
 from lmi_build.cli.options import State, with_common_options
+from lmi_build.cli.page_option import need_plots, with_page, write_page
 from lmi_build.cli.render import data, style, table
 
 if TYPE_CHECKING:
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from lmi_build.sizing.cost import Cost
     from lmi_build.sizing.roofline import Range
     from lmi_build.values.settings import Settings
-
-_MILLISECONDS = 1e3
-_MONTH_HOURS = 730
 
 
 @click.command()
@@ -41,6 +39,7 @@ _MONTH_HOURS = 730
     type=click.IntRange(min=0),
     help="How many cheaper ways to show.",
 )
+@with_page
 @with_catalog
 @with_common_options
 @click.pass_obj
@@ -51,6 +50,7 @@ def cost(
     recipe: Path,
     traffic: str | None,
     alternatives: int,
+    page: Path | None,
     catalog: Path | None,
     **told: Any,
 ) -> None:
@@ -65,14 +65,21 @@ def cost(
     from lmi_build.costs import CostQuestion, cost_recipe
 
     _check(told)
+    need_plots(page)
     settings = state.settings()
     recipes = api.load_recipe(recipe, overrides=state.overrides)
     market = read_market(catalog_path(state, catalog))
     if traffic is not None:
         told |= _from_log(traffic, told, settings)
-    facts = api.resolve(recipes, settings)
-    question = CostQuestion(market=market, num_alternatives=alternatives, **told)
+    facts = api.resolve(recipes, settings, hashed=False)
+    question = CostQuestion(
+        market=market, num_alternatives=alternatives, ways=page is not None, **told
+    )
     reports = [cost_recipe(each, facts[each.name], question) for each in recipes]
+    if page is not None:
+        from lmi_build.report.cost_page import render_costs
+
+        write_page(state, page, render_costs(reports))
     if state.output == "text":
         click.echo("\n\n".join(_text(state, report) for report in reports))
     else:
@@ -158,33 +165,20 @@ def _text(state: State, report: CostReport) -> str:
 
 
 def _rows(found: Cost) -> list[list[str]]:
-    speed = found.speed
-    month = found.reserved_usd_per_hour.times(_MONTH_HOURS)
-    rows: list[tuple[str, Range | None, str]] = [
-        ("first token", speed.prefill_seconds.times(_MILLISECONDS), "ms"),
-        ("each further token", speed.step_seconds.times(_MILLISECONDS), "ms"),
-        ("capacity", speed.requests_per_second, "requests/s an instance"),
-        ("input tokens", found.usd_per_million_input, "USD/million, busy"),
-        ("output tokens", found.usd_per_million_output, "USD/million, busy"),
-        ("all tokens", found.usd_per_million, "USD/million, busy"),
-        ("instances", found.num_instances, ""),
-        ("busy", found.utilisation and found.utilisation.times(100), "% of the time"),
-        ("all tokens", found.reserved_usd_per_million, "USD/million, always on"),
-        ("always on", month, "USD a month of 730 hours"),
-    ]
+    from lmi_build.costs import cost_lines
+
     return [
         [name, _number(ends.low), _number(ends.high), unit]
-        for name, ends, unit in rows
-        if ends is not None
+        for name, ends, unit in cost_lines(found)
     ]
 
 
 def _alternatives(report: CostReport) -> str:
-    by_hour = report.cost.num_instances is not None
-    unit = "USD an hour" if by_hour else "USD/million"
+    from lmi_build.costs import paid_of
+
     rows = []
     for item in report.alternatives:
-        ends = item.cost.reserved_usd_per_hour if by_hour else item.cost.usd_per_million
+        ends, unit = paid_of(item.cost)
         what = ", ".join(item.setup.changes) or "as it is"
         rows.append([what, _number(ends.low), _number(ends.high), unit])
     return table(["change", "from", "to", "unit"], rows)

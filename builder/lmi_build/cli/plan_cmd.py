@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmi_build import api
+from lmi_build.cli.catalog_option import catalog_path, with_catalog
 from lmi_build.cli.options import State, with_common_options, with_lock_options
+from lmi_build.cli.page_option import need_plots, with_page, write_page
 from lmi_build.cli.render import data, data_line, say, style, table
 from lmi_build.units import format_bytes
 
@@ -63,21 +65,35 @@ def validate(state: State, recipe: Path) -> None:
     is_flag=True,
     help="Plan what `build --rehearse` would do: no stage needs another machine.",
 )
+@with_page
+@with_catalog
 @with_common_options
 @click.pass_obj
 def plan(
-    state: State, *, recipe: Path, out: Path | None, want_status: bool, rehearse: bool
+    state: State,
+    /,
+    *,
+    recipe: Path,
+    out: Path | None,
+    want_status: bool,
+    rehearse: bool,
+    page: Path | None,
+    catalog: Path | None,
 ) -> int:
     """Show what a build would do, and what it would cost."""
-    from lmi_build.sizes import size_lines
+    from lmi_build.catalog.market import read_market
+    from lmi_build.sizes import plan_sizes, size_lines
 
+    need_plots(page)
+    market = read_market(catalog_path(state, catalog))
     state.rehearse = rehearse
     settings = state.settings()
     recipes = api.load_recipe(recipe, overrides=state.overrides)
     facts = api.resolve(recipes, settings)
     planned = api.make_plan(recipes, settings, facts=facts)
     outlook = api.outlook(planned, settings)
-    sizes = {item.name: size_lines(item, facts[item.name]) for item in recipes}
+    reports = plan_sizes(recipes, facts, market)
+    sizes = {item.name: size_lines(reports.get(item.name)) for item in recipes}
     if out is not None:
         from lmi_build.plan.saved import plan_to_json
         from lmi_build.store.files import explain_output_error, write_atomic
@@ -88,6 +104,12 @@ def plan(
             raise explain_output_error(
                 error, "saving the plan", out, option="--out FILE"
             ) from error
+    if page is not None:
+        from lmi_build.report.plan_page import render_plan
+
+        rows = [(item.stage, item.status, _reason(item)) for item in outlook]
+        found = tuple(reports.values())
+        write_page(state, page, render_plan(planned, rows, found))
     if state.output == "text":
         click.echo(_plan_text(state, planned, outlook))
         for name, lines in sizes.items():
@@ -125,16 +147,24 @@ def _plan_text(state: State, planned: Plan, outlook: Sequence[StageOutlook]) -> 
 def _why_line(item: StageOutlook) -> str:
     from lmi_build.digest import short
 
+    if item.status in {"cached", "build"}:
+        return f"{item.status}  {short(item.stage.key)}"
+    if item.status == "rebuild" and not item.changes:
+        return f"rebuild: {_reason(item)}  {short(item.stage.key)}"
+    return f"{'rebuild: ' * (item.status == 'rebuild')}{_reason(item)}"
+
+
+def _reason(item: StageOutlook) -> str:
+    """Why a stage is built anew, or cannot be built; nothing where that is plain."""
     if item.status == "blocked" and item.stage.blocker is not None:
         return f"cannot run here: {item.stage.blocker.message}"
     if item.status == "rebuild" and not item.changes:
-        return f"rebuild: its result is gone from the store  {short(item.stage.key)}"
+        return "its result is gone from the store"
     if item.status == "rebuild":
         first = item.changes[0]
         more = f" (+{len(item.changes) - 1} more)" if len(item.changes) > 1 else ""
-        return f"rebuild: {first.path} {_value(first.old)} -> {_value(first.new)}{more}"
-    word = "cached" if item.status == "cached" else "build"
-    return f"{word}  {short(item.stage.key)}"
+        return f"{first.path} {_value(first.old)} -> {_value(first.new)}{more}"
+    return ""
 
 
 def _value(value: Any) -> str:

@@ -10,6 +10,7 @@ import click
 
 from lmi_build.cli.catalog_option import catalog_path, with_catalog
 from lmi_build.cli.options import State, with_common_options
+from lmi_build.cli.page_option import need_plots, with_page, write_page
 from lmi_build.cli.render import data, style, table
 from lmi_build.units import format_bytes
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from lmi_build.plan.sizes import BuildNeed, SizeReport
     from lmi_build.sizing.fit import Largest
     from lmi_build.values.model import ModelFacts
-    from lmi_build.values.recipe import Recipe
+    from lmi_build.values.recipe import QuantSpec, Recipe
 
 _COLORS = {"fits": "green", "cannot fit": "red", "unproven": "yellow"}
 _METHODS = ("none", "rtn", "gptq", "awq", "smoothquant", "int8", "fp8")
@@ -51,6 +52,13 @@ _COUNT = click.IntRange(min=1)
     help="The most of a bound that fits.",
 )
 @click.option("--check", is_flag=True, help="Exit with 4 where it cannot fit.")
+@click.option(
+    "--region",
+    default="us-east-1",
+    show_default=True,
+    help="Of the prices of other places, on the page.",
+)
+@with_page
 @with_catalog
 @with_common_options
 @click.pass_obj
@@ -63,6 +71,7 @@ def size(
     memory: str | None,
     largest: str | None,
     check: bool,
+    page: Path | None,
     catalog: Path | None,
     **told: Any,
 ) -> None:
@@ -82,18 +91,18 @@ def size(
             code="size.no-subject",
             hints=("such as `lmi-build size recipe.yaml`",),
         )
+    need_plots(page)
     state.memory = memory
     settings = state.settings()
     told["memory_bytes"] = settings.memory_bytes if memory else 0
     told["market"] = read_market(catalog_path(state, catalog))
     facts: dict[str, ModelFacts] = {}
     if recipe is None:
-        reports: list[tuple[Recipe | None, SizeReport]] = [
-            (None, _size_model(str(model), told, settings))
-        ]
+        only, facts[str(model)] = _size_model(str(model), told, settings)
+        reports: list[tuple[Recipe | None, SizeReport]] = [(None, only)]
     else:
         recipes = api.load_recipe(recipe, overrides=state.overrides)
-        facts = api.resolve(recipes, settings)
+        facts = api.resolve(recipes, settings, hashed=False)
         reports = [
             (each, _size_recipe(each, facts[each.name], told, settings))
             for each in recipes
@@ -103,6 +112,8 @@ def size(
             (owner, sizes.largest(report, largest, owner, _of(owner, facts)))
             for owner, report in reports
         ]
+    if page is not None:
+        write_page(state, page, _page(reports, facts, told))
     if state.output == "text":
         click.echo("\n\n".join(_text(state, report) for _, report in reports))
     else:
@@ -126,11 +137,38 @@ def _size_recipe(
     )
 
 
+def _page(
+    reports: list[tuple[Recipe | None, SizeReport]],
+    facts: dict[str, ModelFacts],
+    told: dict[str, Any],
+) -> str:
+    """Every report on one page, each with other places."""
+    from lmi_build import sizes
+    from lmi_build.report.size_page import render_sizes
+
+    compared = [
+        (
+            report,
+            sizes.compare_places(
+                report,
+                facts[report.name],
+                owner.quantize if owner else _quant_spec(told),
+                market=told["market"],
+                region=told["region"],
+            ),
+        )
+        for owner, report in reports
+    ]
+    return render_sizes(compared, region=told["region"])
+
+
 def _of(owner: Recipe | None, facts: dict[str, ModelFacts]) -> ModelFacts | None:
     return facts.get(owner.name) if owner else None
 
 
-def _size_model(model: str, told: dict[str, Any], settings: Any) -> SizeReport:
+def _size_model(
+    model: str, told: dict[str, Any], settings: Any
+) -> tuple[SizeReport, ModelFacts]:
     from lmi_build import sizes
     from lmi_build.errors import UsageInvalid
     from lmi_build.values.bounds import Bounds
@@ -152,22 +190,20 @@ def _size_model(model: str, told: dict[str, Any], settings: Any) -> SizeReport:
     bounds = Bounds(
         **{name: told[name] for name in names}, max_num_tokens=told["max_num_tokens"]
     )
-    target = told["target"]
-    if target != "cpu":
-        target = sizes.find_instance(target, told["tp"], told["market"])
-    return sizes.size_model(
+    report = sizes.size_model(
         facts,
         _quant_spec(told),
         bounds,
-        name=model,
-        target=target,
+        target=told["target"],
         runtime=told["runtime"],
         tp=told["tp"],
         memory_bytes=told["memory_bytes"],
+        market=told["market"],
     )
+    return report, facts
 
 
-def _quant_spec(told: dict[str, Any]) -> Any:
+def _quant_spec(told: dict[str, Any]) -> QuantSpec:
     from lmi_build.values.recipe import QuantSpec
 
     method = told["method"]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lmi_build.values.recipe import Recipe
 
 _NEURON = "neuron"
+AS_IT_IS = "as it is"
 # What a float model could be instead; int8 is of weights alone.
 METHODS = (
     ("unquantized", QuantSpec()),
@@ -86,7 +87,7 @@ def find_alternatives(
     """
     ways: dict[Setup, tuple[Served, Price]] = {
         setup: (other, price)
-        for setup, other, price in _setups(
+        for setup, other, price in setups(
             served, subjects, search.market, search.region
         )
     }
@@ -135,10 +136,24 @@ def _is_built(served: Served, backend: Callable[[str], Backend]) -> bool:
     return is_buildable(served, backend(served.runtime))
 
 
-def _setups(
-    served: Served, subjects: Mapping[str, Subject], market: Market, region: str
+def setups(
+    served: Served,
+    subjects: Mapping[str, Subject],
+    market: Market,
+    region: str,
+    *,
+    parts: tuple[int, ...] = _BATCH_PARTS,
 ) -> Iterator[tuple[Setup, Served, Price]]:
-    """Every way that could be tried, with its price."""
+    """
+    Yield every way that could be tried, with its price.
+
+    Args:
+        served: The recipe.
+        subjects: Its model by number format.
+        market: Instances, devices and prices.
+        region: Of the prices.
+        parts: What the recipe's batch is divided by.
+    """
     heads = served.facts.geometry.num_attention_heads
     for instance in market.instances.values():
         device = market.device(instance)
@@ -155,7 +170,7 @@ def _setups(
             for name, subject in subjects.items():
                 if not _can(name, instance, served):
                     continue
-                for part in _BATCH_PARTS:
+                for part in parts:
                     bounds = _smaller(served.bounds, part)
                     other = replace(
                         served,
@@ -235,7 +250,7 @@ def _setup(served: Served, other: Served, method: str) -> Setup:
     return Setup(
         instance=other.instance.name,
         tensor_parallel_size=other.tensor_parallel_size,
-        method=method or "as it is",
+        method=method or AS_IT_IS,
         max_batch_size=batch,
         changes=tuple(changes),
     )

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lmi_build.catalog.devices import Device
     from lmi_build.catalog.instances import Instance
     from lmi_build.catalog.runtimes import Runtime
+    from lmi_build.sizing.fit import FitReport
     from lmi_build.sizing.memory import Subject
     from lmi_build.spi import Backend, Quantizer
     from lmi_build.values.bounds import Bounds
@@ -207,8 +208,13 @@ def _by_geometry(facts: ModelFacts) -> int:
 
 
 def fits(served: Served) -> bool:
+    """Whether a model fits for certain, at its bounds; see `fit_of`."""
+    return fit_of(served).verdict == FITS
+
+
+def fit_of(served: Served) -> FitReport:
     """
-    Whether a model fits for certain, at its bounds.
+    Hold a model against its place, at its bounds.
 
     Cores of Transformers NeuronX are counted by their backend; a runtime that sizing
     does not know fits where vLLM would.
@@ -221,8 +227,8 @@ def fits(served: Served) -> bool:
     )
     counted = served.runtime == NEURONX and served.instance.name in instances()
     if counted and loader_of(served.recipe, served.facts) == "tnx":
-        return neuron_fit(served.recipe, served.facts, place).verdict == FITS
-    return fit(served.subject, served.bounds, place).verdict == FITS
+        return neuron_fit(served.recipe, served.facts, place)
+    return fit(served.subject, served.bounds, place)
 
 
 def is_buildable(served: Served, backend: Backend) -> bool:

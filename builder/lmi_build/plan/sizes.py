@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lmi_build.backends.neuronx.encoders import is_encoder
-from lmi_build.catalog.instances import instances
 from lmi_build.catalog.runtimes import Interval
 from lmi_build.quantizers.builtin_checks import linears_of
 from lmi_build.quantizers.targets import find_architecture
@@ -26,7 +25,7 @@ from lmi_build.values.recipe import COMPILER
 from lmi_build.values.stage import Estimate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from lmi_build.catalog.instances import Instance
     from lmi_build.catalog.runtimes import Runtime
@@ -199,7 +198,11 @@ def answer(report: SizeReport, question: str) -> SizeReport:
     return replace(report, largest=found)
 
 
-def advise(report: SizeReport, forms: Iterator[tuple[str, Subject]]) -> SizeReport:
+def advise(
+    report: SizeReport,
+    forms: Iterator[tuple[str, Subject]],
+    machines: Iterable[Instance],
+) -> SizeReport:
     """
     The same report with the changes that fit, unless it fits already.
 
@@ -207,10 +210,11 @@ def advise(report: SizeReport, forms: Iterator[tuple[str, Subject]]) -> SizeRepo
         report: What was found.
         forms: Other forms of the model by the recipe's words for them, such as
             `gptq, bits 4`, largest first.
+        machines: Instances that could be taken instead.
     """
     if report.fit.verdict == FITS or report.place.capacity is None:
         return report
-    options = (*_forms(report, forms), *_places(report))
+    options = (*_forms(report, forms), *_places(report, machines))
     found = changes(report.subject, report.bounds, report.place, options)
     return replace(report, changes=tuple(found))
 
@@ -229,13 +233,13 @@ def _forms(
             )
 
 
-def _places(report: SizeReport) -> Iterator[Option]:
+def _places(report: SizeReport, machines: Iterable[Instance]) -> Iterator[Option]:
     """More devices of this machine; then the next machines of its kind."""
     here, place = report.instance, report.place
     if here is None:
         return
     heads = report.subject.table.heads.num_heads
-    for tp in _splits(here, heads, place.pp):
+    for tp in splits(here, heads, place.pp):
         if tp > place.tp:
             yield Option(
                 path="compile.tensor_parallel_size",
@@ -244,14 +248,14 @@ def _places(report: SizeReport) -> Iterator[Option]:
                 place=place_of(here, place.runtime, tp=tp, pp=place.pp),
             )
     others = sorted(
-        (row for row in instances().values() if row.accelerator == here.accelerator),
+        (row for row in machines if row.accelerator == here.accelerator),
         key=lambda row: (row.num_devices * row.device_memory_bytes, row.memory_bytes),
     )
     for row in others:
         more = row.num_devices * row.device_memory_bytes
         if more <= here.num_devices * here.device_memory_bytes:
             continue
-        for tp in _splits(row, heads, place.pp):
+        for tp in splits(row, heads, place.pp):
             found = place_of(row, place.runtime, tp=tp, pp=place.pp)
             if fit(report.subject, report.bounds, found).verdict == FITS:
                 yield Option(
@@ -263,8 +267,15 @@ def _places(report: SizeReport) -> Iterator[Option]:
                 return
 
 
-def _splits(instance: Instance, num_heads: int, pp: int) -> tuple[int, ...]:
-    """Ranks that an instance has devices for and heads divide over."""
+def splits(instance: Instance, num_heads: int, pp: int) -> tuple[int, ...]:
+    """
+    Ranks that an instance has devices for and heads divide over.
+
+    Args:
+        instance: The machine.
+        num_heads: Attention heads of the model.
+        pp: Stages that the layers are split over.
+    """
     most = max(1, instance.num_cores)
     return tuple(
         tp for tp in (1, 2, 4, 8, 16) if tp * pp <= most and num_heads % tp == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lmi_build.report.charts import bar
-from lmi_build.report.markup import code, text
+from lmi_build.report.markup import prose, text
 from lmi_build.report.page import frame
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def _head(answer: Answer) -> str:
     return (
         f'<header><span class="badge {kind}">{text(verdict)}</span>'
         f"<h1>{text(_subject(answer.question))}</h1>"
-        f'<p class="lead">{_prose(detail)}</p>{_asked(answer.question)}</header>'
+        f'<p class="lead">{prose(detail)}</p>{_asked(answer.question)}</header>'
     )
 
 
@@ -71,7 +71,7 @@ def _asked(question: Question) -> str:
         else "",
     }
     pairs += [(name, value) for name, value in ranked.items() if value]
-    rows = "".join(f"<dt>{text(name)}</dt><dd>{_prose(x)}</dd>" for name, x in pairs)
+    rows = "".join(f"<dt>{text(name)}</dt><dd>{prose(x)}</dd>" for name, x in pairs)
     return f'<dl class="pairs">{rows}</dl>'
 
 
@@ -114,7 +114,7 @@ def _points(verdict: Verdict) -> str:
 def _finding(name: str, finding: Finding) -> str:
     read = f"{finding.source.text}, {finding.source.date}"
     return (
-        f"<td>{text(name)}</td><td>{_prose(finding.reason)}</td>"
+        f"<td>{text(name)}</td><td>{prose(finding.reason)}</td>"
         f'<td class="soft">{text(read)}</td>'
     )
 
@@ -123,7 +123,7 @@ def _relaxations(answer: Answer) -> str:
     if not answer.relaxations:
         return ""
     items = "".join(
-        f"<li>{_prose(_words(answer.question, each.wishes))}: then {text(each.winner)}"
+        f"<li>{prose(_words(answer.question, each.wishes))}: then {text(each.winner)}"
         "</li>"
         for each in answer.relaxations
     )
@@ -151,15 +151,6 @@ def _removed(answer: Answer) -> str:
         f"<th>Why</th><th>Read in</th></tr></thead><tbody>{rows}</tbody></table></div>"
         "</section>"
     )
-
-
-def _prose(value: str) -> str:
-    """A sentence whose literals stand in backticks."""
-    plain, *rest = value.split("`")
-    made = text(plain)
-    for index, part in enumerate(rest):
-        made += text(part) if index % 2 else code(part)
-    return made
 
 
 def _name(verdict: Verdict) -> str:

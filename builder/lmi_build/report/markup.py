@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import html
 import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # Controls, text direction marks and halves of a pair: what cannot be shown is shown
 # as a replacement mark, so that a name can neither hide nor turn what stands after it.
@@ -37,3 +41,22 @@ def number(value: float) -> str:
         digits = f"{value:#.3g}"
         return digits.rstrip(".")
     return f"{value:.2e}".replace("e-0", "e-").replace("e+0", "e")
+
+
+def prose(value: str) -> str:
+    """A sentence whose literals stand in backticks."""
+    plain, *rest = value.split("`")
+    made = text(plain)
+    for index, part in enumerate(rest):
+        made += text(part) if index % 2 else code(part)
+    return made
+
+
+def figures(cells: Iterable[tuple[str, str, str]]) -> str:
+    """The numbers that most readers came for: name, value and what it means."""
+    made = "".join(
+        f'<div><dt>{text(name)}</dt><dd class="value">{text(value)}</dd>'
+        f'<dd class="detail">{text(detail)}</dd></div>'
+        for name, value, detail in cells
+    )
+    return f'<dl class="figures">{made}</dl>'

@@ -8,12 +8,14 @@ STYLE = """
 --line:#e4e0d8;--faint:#efece5;--accent:#1f5fa8;--band:#a9c6e8;--good:#1b6e42;
 --good-ground:#e3f2e8;--bad:#a8281f;--bad-ground:#fbe7e4;--warn:#7a5200;
 --warn-ground:#fbf0d9;--p0:#1f5fa8;--p1:#c2762b;--p2:#5f8f6b;--p3:#8a63a6;--p4:#8c867b;
---p5:#b0506a}
+--p5:#b0506a;--p6:#2f8a99;--p7:#7d8a2e;
+--p8:#c9c3b8;--p9:#e4e0d8}
 @media (prefers-color-scheme:dark){:root{--ground:#161719;--card:#1d1f22;--ink:#ebe8e2;
 --soft:#a8a49b;--line:#34363a;--faint:#26282c;--accent:#7fb2ee;--band:#34587f;
 --good:#7fd0a0;--good-ground:#1b3126;--bad:#f39a8f;--bad-ground:#3d2220;--warn:#e5bd6b;
 --warn-ground:#37301d;--p0:#7fb2ee;--p1:#e0a05c;--p2:#8fc09b;--p3:#bd9bd6;--p4:#a39d92;
---p5:#dc8ba1}}
+--p5:#dc8ba1;--p6:#6fc3d1;--p7:#b9c46a;
+--p8:#5a5d61;--p9:#34363a}}
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--ground);color:var(--ink);font:16px/1.55 ui-sans-serif,
@@ -37,10 +39,9 @@ font-weight:600;background:var(--faint);color:var(--soft);white-space:nowrap}
 .badge.bad{background:var(--bad-ground);color:var(--bad)}
 .badge.warn{background:var(--warn-ground);color:var(--warn)}
 header .badge{margin-bottom:18px}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(190px,1fr));
-gap:1px;margin:36px 0 0;background:var(--line);border:1px solid var(--line);
-border-radius:10px;overflow:hidden}
-.figures div{background:var(--card);padding:18px 20px 16px}
+.figures{display:flex;flex-wrap:wrap;gap:1px;margin:36px 0 0;
+background:var(--line);border:1px solid var(--line);border-radius:10px;overflow:hidden}
+.figures div{background:var(--card);padding:18px 20px 16px;flex:1 1 190px}
 .figures dt{color:var(--soft);font-size:14px}
 .figures dd{margin:0}
 .figures .value{font-size:28px;line-height:1.25;font-weight:600;letter-spacing:-.02em}
@@ -85,7 +86,8 @@ caption{text-align:left;color:var(--soft);font-size:14px;padding-bottom:8px}
 th,td{text-align:left;padding:8px 14px 8px 0;border-bottom:1px solid var(--line);
 vertical-align:baseline}
 th{font-weight:500;color:var(--soft);font-size:13.5px;white-space:nowrap}
-tbody th{color:var(--ink);font-weight:400;font-size:inherit}
+tbody th{color:var(--ink);font-weight:400;font-size:inherit;white-space:normal;
+min-width:108px}
 td:last-child,th:last-child{padding-right:0}
 .n{text-align:right;white-space:nowrap}
 .w{width:26%;min-width:90px}
@@ -96,6 +98,19 @@ td:last-child,th:last-child{padding-right:0}
 .part4{fill:var(--p4)}.part5{fill:var(--p5)}
 .key{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:8px}
 .key svg{height:10px}
+.plot{margin:14px 0 4px}
+.plot.narrow{display:none}
+.legend{display:flex;flex-wrap:wrap;gap:4px 20px;list-style:none;margin:14px 0 0;
+padding:0;font-size:14px}
+.legend svg{display:inline-block;width:13px;height:13px;margin-right:7px;
+vertical-align:-1px}
+th small{display:block;font-size:12px}
+.memory small{display:block;font-size:12px;color:var(--soft)}
+.memory td:last-child{min-width:210px}
+.sum th,.sum td{border-bottom-color:transparent;padding-bottom:0;font-weight:600}
+ol.sources{margin:14px 0 0;padding-left:20px;font-size:13.5px;color:var(--soft)}
+sup{font-size:11px;color:var(--soft);line-height:0}
+section>h2+.note+.scroll{margin-top:18px}
 blockquote{margin:6px 0 0;padding:0;white-space:pre-wrap;overflow-wrap:anywhere}
 dl.pairs{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:7px 22px;
 margin:12px 0 0;font-size:14.5px}
@@ -111,11 +126,19 @@ border-radius:3px}
 ul.findings{padding-left:18px;margin:10px 0 0;font-size:14.5px}
 footer{margin-top:64px;color:var(--soft);font-size:13.5px}
 @media (max-width:560px){main{padding:32px 18px 48px}h1{font-size:27px}
-section{margin-top:46px}.card{padding:16px}.figures{grid-template-columns:1fr 1fr}
-.figures div{padding:14px}.figures .value{font-size:22px}.panels{
+section{margin-top:46px}.card{padding:16px}
+.figures div{padding:14px;flex-basis:40%}.figures .value{font-size:22px}.panels{
 grid-template-columns:repeat(auto-fill,minmax(160px,1fr));gap:16px 14px}
 dl.pairs{grid-template-columns:1fr;gap:0}dl.pairs dd{margin-bottom:9px}
 .opt{display:none}}
+@media (max-width:640px){.plot.wide{display:none}.plot.narrow{display:block}
+.memory thead{display:none}.memory tr{display:grid;grid-template-columns:1fr 1fr;
+border-bottom:1px solid var(--line);padding:9px 0}.memory th,.memory td{border:0;
+padding:0;text-align:left}.memory th,.memory td:last-child{grid-column:1/-1}
+.memory td:last-child{font-size:13.5px;color:var(--soft)}
+.memory .low::before,.memory .high::before{content:"at least";font-size:12px;
+color:var(--soft);display:block}.memory .high::before{content:"at most"}
+.memory small{display:inline;margin-left:6px}}
 @media print{:root{--ground:#fff;--card:#fff;--ink:#000;--soft:#4a4a4a;--line:#ccc;
 --faint:#eee;--accent:#1f5fa8;--band:#a9c6e8;--bad:#a8281f;--good:#1b6e42}
 main{padding:0;max-width:none}section{margin-top:30px}.card,figure,tr{

@@ -128,9 +128,18 @@ def _check_link(root: Path, link: Path, *, source: str) -> None:
         )
 
 
-def resolve_folder(root: Path, *, spec: ModelSpec, cache: FactsCache) -> ModelFacts:
+def resolve_folder(
+    root: Path, *, spec: ModelSpec, cache: FactsCache, hashed: bool = True
+) -> ModelFacts:
     """
     Facts of a folder; files that have not changed are not read again.
+
+    Args:
+        root: The folder.
+        spec: The recipe's `model` section.
+        cache: What was learnt before.
+        hashed: Whether weights are named by their content; else their digest is empty,
+            and nothing can be planned from the facts.
 
     Raises:
         SourceInvalid: See `assemble`, `distil` and `LocalFolder`.
@@ -138,6 +147,8 @@ def resolve_folder(root: Path, *, spec: ModelSpec, cache: FactsCache) -> ModelFa
     folder = LocalFolder(root, source=spec.source)
 
     def digest(name: str) -> str:
+        if not hashed and name.endswith(".safetensors"):
+            return ""
         try:
             return cached_digest(root / name, cache)
         except OSError as error:

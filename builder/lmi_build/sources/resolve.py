@@ -77,7 +77,9 @@ def local_path(source: str, *, base: Path) -> Path:
     return base / path
 
 
-def resolve_model(spec: ModelSpec, *, settings: Settings, base: Path) -> ModelFacts:
+def resolve_model(
+    spec: ModelSpec, *, settings: Settings, base: Path, hashed: bool = True
+) -> ModelFacts:
     """
     Learn everything the planner may know about a model.
 
@@ -85,6 +87,8 @@ def resolve_model(spec: ModelSpec, *, settings: Settings, base: Path) -> ModelFa
         spec: The recipe's `model` section.
         settings: Cache folder, endpoint, token, whether the network may be used.
         base: Folder of the recipe, for relative paths.
+        hashed: Whether the weights of a local folder are named by their content. To
+            count their bytes their headers are enough, and reading gigabytes is not.
 
     Raises:
         SourceInvalid: The model is missing, broken or refused.
@@ -112,7 +116,7 @@ def resolve_model(spec: ModelSpec, *, settings: Settings, base: Path) -> ModelFa
         _expect(path.is_file(), spec.source, path, what="file")
         return resolve_gguf(path, spec=spec, cache=cache)
     _expect(path.is_dir(), spec.source, path, what="folder")
-    return resolve_folder(path, spec=spec, cache=cache)
+    return resolve_folder(path, spec=spec, cache=cache, hashed=hashed)
 
 
 def _expect(found: bool, source: str, path: Path, *, what: str) -> None:  # noqa: FBT001
