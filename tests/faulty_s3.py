@@ -16,6 +16,7 @@ import socket
 import threading
 import time
 import zlib
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
@@ -90,6 +91,8 @@ class FaultyS3:
 
     def __enter__(self) -> Self:
         self._lock = threading.Lock()
+        # moto looks and writes in two steps; S3 does both at once.
+        self._condition = threading.Lock()
         self._parts: dict[str, dict[int, bytes]] = {}
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._server = make_server(
@@ -169,8 +172,10 @@ class FaultyS3:
         A part of an upload that another request ended in between is a KeyError to
         moto; S3 says what it is.
         """
+        conditional = {"HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"} & environ.keys()
         try:
-            found: Iterable[bytes] = self._moto(environ, start)
+            with self._condition if conditional else nullcontext():
+                found: Iterable[bytes] = self._moto(environ, start)
         except KeyError:
             if "uploadId=" not in environ.get("QUERY_STRING", ""):
                 raise

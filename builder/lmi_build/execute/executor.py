@@ -79,7 +79,7 @@ def execute(
     cached = store.lookup_all(stage.key for stage in stages)
     missing = [stage for stage in stages if cached[stage.key] is None]
     refuse_blocked(missing)
-    _refuse_without_space(missing, store.root)
+    refuse_without_space(missing, store.root)
     record = RunRecord.create(store.root, plan)
     context = Context(
         store=store,
@@ -97,17 +97,17 @@ def execute(
             rows.extend(_stage(stage, context) for stage in stages)
             _bring_wanted(plan, rows, context)
     except BaseException:
-        context.emit(_finished(rows, ok=False, seconds=time.monotonic() - started))
+        context.emit(finished(rows, ok=False, seconds=time.monotonic() - started))
         # A record that cannot be written must not hide why the build failed.
         with suppress(LmiBuildError):
             record.close(plan, rows, ok=False)
         raise
     seconds = time.monotonic() - started
-    context.emit(_finished(rows, ok=True, seconds=seconds))
+    context.emit(finished(rows, ok=True, seconds=seconds))
     record.close(plan, rows, ok=True)
     return BuildResult(
         rows=tuple(rows),
-        artifacts=_by_artifact(plan, rows),
+        artifacts=by_artifact(plan, rows),
         seconds=seconds,
         record_dir=record.folder,
     )
@@ -149,7 +149,8 @@ def _bring(result: StageResult, name: str, context: Context) -> None:
     context.store.bring([result], got)
 
 
-def _by_artifact(plan: Plan, rows: list[StageRow]) -> dict[str, dict[str, StageResult]]:
+def by_artifact(plan: Plan, rows: list[StageRow]) -> dict[str, dict[str, StageResult]]:
+    """The results of each artifact by kind, as far as there are any."""
     by_key = {row.result.key: row.result for row in rows}
     return {
         artifact.name: {
@@ -189,7 +190,13 @@ def refuse_blocked(stages: list[Stage]) -> None:
             )
 
 
-def _refuse_without_space(stages: list[Stage], root: Path) -> None:
+def refuse_without_space(stages: list[Stage], root: Path) -> None:
+    """
+    Refuse what the disk cannot hold, before it is begun.
+
+    Raises:
+        DoesNotFit: `store.disk-too-small`.
+    """
     if not stages:
         return
     existing = root
@@ -218,9 +225,14 @@ def _stage(stage: Stage, context: Context) -> StageRow:
             # Somebody else may have built it while we waited for the lock.
             result = store.lookup(stage.key)
             if result is None:
-                return _build(stage, scratch, context)
-    # What only this machine has is sent, so that others find it.
-    store.share(result)
+                return build_stage(stage, scratch, context)
+    return cached_row(stage, result, context)
+
+
+def cached_row(stage: Stage, result: StageResult, context: Context) -> StageRow:
+    """The row of a result that is there; others find it too, from now on."""
+    # What only this machine has is sent.
+    context.store.share(result)
     context.emit(
         events.StageCached(
             stage=stage.name,
@@ -232,7 +244,13 @@ def _stage(stage: Stage, context: Context) -> StageRow:
     return StageRow(name=stage.name, kind=stage.kind, result=result, cached=True)
 
 
-def _build(stage: Stage, scratch: Path, context: Context) -> StageRow:
+def build_stage(stage: Stage, scratch: Path, context: Context) -> StageRow:
+    """
+    Build a stage whose inputs are in the store; the caller holds its key.
+
+    Raises:
+        LmiBuildError: It failed, or could not be kept.
+    """
     log = context.record.log_path(stage)
     context.emit(events.StageStarted(stage=stage.name, key=stage.key, log=str(log)))
     for note in stage.notes:
@@ -345,7 +363,8 @@ def _failed(
     )
 
 
-def _finished(rows: list[StageRow], *, ok: bool, seconds: float) -> events.Event:
+def finished(rows: list[StageRow], *, ok: bool, seconds: float) -> events.Event:
+    """The last event of a run."""
     built = sum(not row.cached for row in rows)
     return events.BuildFinished(
         ok=ok,

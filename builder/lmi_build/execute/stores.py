@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from typing import TYPE_CHECKING
 
 from lmi_build.errors import UsageInvalid
+from lmi_build.store.lease import LEASE_SECONDS
+from lmi_build.store.mirror import LOOK_SECONDS
 from lmi_build.store.store import Store
 from lmi_build.store.tiered import TieredStore
 from lmi_build.values.publish import Transfer
@@ -18,7 +21,14 @@ if TYPE_CHECKING:
 _URL = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?\Z", re.DOTALL)
 
 
-def open_store(settings: Settings, *, transfer: Transfer | None = None) -> Store:
+def open_store(
+    settings: Settings,
+    *,
+    transfer: Transfer | None = None,
+    host: str = "",
+    lease_seconds: float = LEASE_SECONDS,
+    look_seconds: float = LOOK_SECONDS,
+) -> Store:
     """
     The local store, with the shared one behind it where there is one.
 
@@ -27,6 +37,9 @@ def open_store(settings: Settings, *, transfer: Transfer | None = None) -> Store
     Args:
         settings: The user's environment.
         transfer: Parts, parallelism, patience towards S3.
+        host: This machine's name among those that share the store.
+        lease_seconds: How long a key is kept for a machine that says nothing.
+        look_seconds: How often half-done work is looked at.
 
     Raises:
         UsageInvalid: `store.bad-url`.
@@ -50,7 +63,13 @@ def open_store(settings: Settings, *, transfer: Transfer | None = None) -> Store
             exclusive=True,
         )
 
-    return TieredStore(settings.cache_dir, connect)
+    return TieredStore(
+        settings.cache_dir,
+        connect,
+        host=host or platform.node(),
+        lease_seconds=lease_seconds,
+        look_seconds=look_seconds,
+    )
 
 
 def split_store_url(url: str) -> tuple[str, str]:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from lmi_build.errors import PublishFailed
+from lmi_build.values.publish import Stopped
+
+__all__ = ["Place", "Stopped", "Stored", "content_differs"]
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -37,10 +40,6 @@ def content_differs(source: Path, found: str, entry: FileEntry) -> PublishFailed
         code="publish.content-differs",
         hints=("run `lmi-build cache verify`, then build again",),
     )
-
-
-class Stopped(Exception):
-    """A send ended early because its place was told to stop."""
 
 
 class Place(Protocol):

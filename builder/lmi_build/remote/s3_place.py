@@ -221,22 +221,29 @@ class S3Place:
 
     def create(self, key: str, data: bytes) -> bool:
         """`If-None-Match: *`."""
-        return self._put_if(key, data, IfNoneMatch="*")
+        return self.put(key, data) is not None
 
     def swap(self, key: str, data: bytes, *, tag: str) -> bool:
         """`If-Match`."""
-        return self._put_if(key, data, IfMatch=tag)
+        return self.put(key, data, tag=tag) is not None
 
-    def _put_if(self, key: str, data: bytes, **condition: str) -> bool:
+    def put(self, key: str, data: bytes, *, tag: str = "") -> str | None:
+        """
+        Write a new small object, or overwrite one that still has this tag.
+
+        Returns:
+            The new tag, or None when somebody came between.
+        """
         from hashlib import sha256
 
         from botocore.exceptions import ClientError
 
         digest = sha256(data)
+        condition = {"IfMatch": tag} if tag else {"IfNoneMatch": "*"}
         with explained(self.uri(key), self._access):
             for left in range(_MET_ATTEMPTS - 1, -1, -1):
                 try:
-                    self._client.put_object(
+                    answer = self._client.put_object(
                         Key=self._prefix + key,
                         Body=data,
                         ContentType="application/json",
@@ -249,14 +256,13 @@ class S3Place:
                 except ClientError as error:
                     code = error_code(error)
                     # A swap of an object that was removed meanwhile gets a 404.
-                    removed = "IfMatch" in condition and code in _MISSING
-                    if code == _HAS_CHANGED or removed:
-                        return False
+                    if code == _HAS_CHANGED or (tag and code in _MISSING):
+                        return None
                     if code != _MET or not left:
                         raise
                     time.sleep(_MET_PAUSE_SECONDS)
                 else:
-                    return True
+                    return str(answer["ETag"])
         raise AssertionError("the last attempt returns or raises")
 
     def copy(self, source: str, key: str) -> None:

@@ -27,7 +27,7 @@ import hashlib
 import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -97,11 +97,13 @@ class Remote(Protocol):
     def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
         """An object's bytes; a broken connection is taken up where it broke."""
 
-    def create(self, key: str, data: bytes) -> bool:
-        """Write a new small object; False when one is there."""
+    def put(self, key: str, data: bytes, *, tag: str = "") -> str | None:
+        """
+        Write a new small object, or overwrite one that still has this tag.
 
-    def swap(self, key: str, data: bytes, *, tag: str) -> bool:
-        """Overwrite a small object that still has this tag; False otherwise."""
+        Returns:
+            The new tag, or None, and nothing written, when somebody came between.
+        """
 
     def listing(self, prefix: str) -> Mapping[str, int]:
         """Every key below a prefix, relative to it, with its length in bytes."""
@@ -226,24 +228,30 @@ class FarStore:
         Returns:
             False when another record came first.
         """
-        if tag:
-            return self.remote.swap(record_key(key), data, tag=tag)
-        return self.remote.create(record_key(key), data)
+        return self.remote.put(record_key(key), data, tag=tag) is not None
 
     def fetch(self, digest: str, dest: Path, got: Callable[[int], None]) -> None:
+        """Bring a content to its place in the local store; see `download`."""
+        with self.download(blob_key(digest), digest, dest, got) as partial:
+            files.make_blob(partial, dest)
+
+    @contextmanager
+    def download(
+        self, key: str, digest: str, dest: Path, got: Callable[[int], None]
+    ) -> Iterator[Path]:
         """
-        Bring a content to `dest`, which appears whole or not at all.
+        Bring an object into a synced file beside `dest`, for the body to rename.
 
         Args:
-            digest: Its name, which every byte of it is held against.
-            dest: Its place in the local store.
+            key: Where it lies.
+            digest: Its content, which every byte is held against.
+            dest: Where it shall be; nothing is there before the body renames it.
             got: Told of bytes as they come.
 
         Raises:
             RemoteFailed: It is not what its name says, twice.
             OSError: The disk refused.
         """
-        key = blob_key(digest)
         dest.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{dest.name}.", dir=dest.parent)
         partial = Path(name)
@@ -259,11 +267,10 @@ class FarStore:
                 else:
                     _refuse_damaged(self.remote.uri(key), found)
                 os.fsync(stream.fileno())
-            files.make_blob(partial, dest)
-        except BaseException:
+            yield partial
+        finally:
             with suppress(OSError):
                 partial.unlink()
-            raise
 
     def each(
         self, action: Callable[[_T], _R], items: Iterable[_T]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -45,6 +45,17 @@ class BuildStore(Protocol):
         self, key: Digest, on_wait: Callable[[], None]
     ) -> AbstractContextManager[Path]:
         """Hold a key while it is built, and give an empty scratch folder for it."""
+
+    def try_building(
+        self, key: Digest, *, run: str = ""
+    ) -> AbstractContextManager[Path | None]:
+        """Do what `building` does, but yield None where somebody else holds the key."""
+
+    def fail(self, key: Digest, *, run: str, error: Mapping[str, Any]) -> None:
+        """Remember that a key failed in a run, for those who share it."""
+
+    def failure(self, key: Digest) -> Mapping[str, Any] | None:
+        """The error that `try_building` found, or that `fail` was told of."""
 
     def state_dir(self, key: str) -> Path:
         """Where an attempt may leave what the next one can use."""

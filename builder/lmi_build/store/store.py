@@ -62,6 +62,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._failures: dict[str, dict[str, Any]] = {}
 
     # -- where things lie ------------------------------------------------------
 
@@ -213,6 +214,35 @@ class Store:
                 yield scratch
         except OSError as error:
             raise files.explain_os_error(error, "using the store", self.root) from error
+
+    @contextmanager
+    def try_building(self, key: Digest, *, run: str = "") -> Iterator[Path | None]:  # noqa: ARG002
+        """
+        Do what `building` does, but yield None where somebody else holds the key.
+
+        Args:
+            key: Name of the work.
+            run: What failed in this run is not yielded again in it.
+        """
+        lock = self.root / "locks" / f"{hex_of(key)}.lock"
+        try:
+            with files.locked(lock, wait=False) as held:
+                if held and self.failure(key) is None:
+                    with self._fresh_scratch(key) as scratch:
+                        yield scratch
+                else:
+                    yield None
+        except OSError as error:
+            raise files.explain_os_error(error, "using the store", self.root) from error
+
+    def fail(self, key: Digest, *, run: str, error: Mapping[str, Any]) -> None:
+        """Remember that a key failed in a run, for those who share it."""
+        self._failures[key] = {"run": run, "error": dict(error)}
+
+    def failure(self, key: Digest) -> Mapping[str, Any] | None:
+        """The error that `try_building` found, or that `fail` was told of."""
+        found = self._failures.get(key)
+        return found["error"] if found else None
 
     def _scratch(self, key: str) -> Path:
         return self.root / "scratch" / hex_of(key)

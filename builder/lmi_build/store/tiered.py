@@ -8,23 +8,34 @@ its record last; what somebody else has made known first is what stays.
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from lmi_build.errors import LmiBuildError, PublishFailed, RemoteFailed, StoreCorrupt
 from lmi_build.store import files
 from lmi_build.store.far import FarStore, Found
+from lmi_build.store.lease import LEASE_SECONDS, Lease, claim
+from lmi_build.store.mirror import LOOK_SECONDS, Mirror
+from lmi_build.store.record import hex_of
 from lmi_build.store.store import Store, _ignore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from lmi_build.digest import Digest, JSONValue
     from lmi_build.store.far import Remote
     from lmi_build.values.result import Entry, Measure, StageResult
 
+_LOG = logging.getLogger(__name__)
+
+# Between two looks at a lease that another machine holds.
+_FIRST_PAUSE_SECONDS = 0.5
+_MAX_PAUSE_SECONDS = 15.0
 # Records asked for at once; each is one short request.
 _LOOKUPS_AT_ONCE = 16
 
@@ -36,10 +47,25 @@ class TieredStore(Store):
     Args:
         root: Created on first write.
         connect: Makes the connection, when it is first needed.
+        host: This machine, for those who wait for it.
+        lease_seconds: How long a key is kept for a machine that says nothing.
+        look_seconds: How often half-done work is looked at.
     """
 
-    def __init__(self, root: Path, connect: Callable[[], Remote]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        connect: Callable[[], Remote],
+        *,
+        host: str = "",
+        lease_seconds: float = LEASE_SECONDS,
+        look_seconds: float = LOOK_SECONDS,
+    ) -> None:
         super().__init__(root)
+        self._host = host
+        self._lease_seconds = lease_seconds
+        self._look_seconds = look_seconds
+        self._mirrors: dict[str, Mirror] = {}
         self._connect = connect
         self._far: FarStore | None = None
         self._lock = threading.Lock()
@@ -145,6 +171,87 @@ class TieredStore(Store):
 
     # -- writing ---------------------------------------------------------------
 
+    @contextmanager
+    def building(self, key: Digest, on_wait: Callable[[], None]) -> Iterator[Path]:
+        """
+        Hold a key on this machine and, by a lease, among all that share the store.
+
+        What another machine left half-done is there, and what is done here is sent
+        as it grows. When somebody else made the result meanwhile, nothing is held.
+
+        Raises:
+            RemoteFailed: The shared store cannot be asked or refuses.
+        """
+        with super().building(key, on_wait) as scratch:
+            lease = self._wait_for_lease(key, on_wait)
+            if lease is None:
+                yield scratch
+                return
+            with self._holding(key, lease):
+                yield scratch
+
+    @contextmanager
+    def try_building(self, key: Digest, *, run: str = "") -> Iterator[Path | None]:
+        """Do what `building` does, but yield None where another holds the key."""
+        with super().try_building(key, run=run) as scratch:
+            if scratch is None:
+                yield None
+                return
+            lease, seen = claim(
+                self.far.remote,
+                key,
+                host=self._host,
+                run=run,
+                seconds=self._lease_seconds,
+            )
+            if lease is None:
+                if run and seen.failed.get("run") == run:
+                    self._failures[key] = dict(seen.failed)
+                yield None
+                return
+            with self._holding(key, lease):
+                yield scratch
+
+    def _wait_for_lease(self, key: Digest, on_wait: Callable[[], None]) -> Lease | None:
+        told, pause = False, _FIRST_PAUSE_SECONDS
+        while True:
+            lease, _ = claim(
+                self.far.remote, key, host=self._host, seconds=self._lease_seconds
+            )
+            if lease is not None:
+                return lease
+            if not told:
+                on_wait()
+                told = True
+            time.sleep(pause)
+            pause = min(2 * pause, _MAX_PAUSE_SECONDS)
+            if self.find(key).result is not None:
+                return None
+
+    @contextmanager
+    def _holding(self, key: Digest, lease: Lease) -> Iterator[None]:
+        mirror = Mirror(
+            self.far,
+            key,
+            folder=self.state_dir(key),
+            scratch=self.root / "scratch" / f"{hex_of(key)}.state",
+            holding=lambda: not lease.lost,
+        )
+        self._mirrors[key] = mirror
+        try:
+            mirror.restore()
+            mirror.start(self._look_seconds)
+            yield
+        finally:
+            done = key in self._shared
+            self._mirrors.pop(key)
+            try:
+                mirror.end(finished=done)
+                lease.end(done=done, failed=self._failures.get(key))
+            except RemoteFailed as error:
+                # The lease ends by itself; a failure here must not hide another.
+                _LOG.warning("%s: not given back: %s", key, error.message)
+
     def commit(
         self,
         key: Digest,
@@ -163,6 +270,9 @@ class TieredStore(Store):
         Raises:
             RemoteFailed: It is kept here but could not be shared.
         """
+        mirror = self._mirrors.get(key)
+        if mirror is not None:
+            mirror.pause()
         result = super().commit(
             key, staged, key_document=key_document, stage=stage, measure=measure
         )

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 MIN_PART_BYTES = 5 * MiB
 
 
+class Stopped(Exception):
+    """A send ended early because its place was told to stop."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Transfer:
     """
