@@ -6,13 +6,12 @@ Both have the shared store's layout, so that SageMaker's own copies are all it t
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
 from lmi_build.digest import digest_file
 from lmi_build.errors import StoreCorrupt, UsageInvalid
 from lmi_build.store import files
-from lmi_build.store.record import hex_of, parse_record, result_of
+from lmi_build.store.record import parse_record, result_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +42,7 @@ def take_in(channel: Path, store: Store) -> set[str]:
     Make what lies in the channel results of the local store.
 
     Args:
-        channel: Folder with `actions`, `blobs` and `state`; it may be absent.
+        channel: Folder with `actions` and `blobs`; it may be absent.
         store: The local store.
 
     Returns:
@@ -67,9 +66,6 @@ def take_in(channel: Path, store: Store) -> set[str]:
             for entry in result_of(document).entries:
                 _take_blob(channel, entry, store)
             files.write_atomic(store.record_path(key), path.read_bytes())
-        for folder in sorted((channel / "state").glob("*")):
-            target = store.state_dir(folder.name)
-            shutil.copytree(folder, target, dirs_exist_ok=True)
     return came
 
 
@@ -96,7 +92,7 @@ def give_out(
     stages: Sequence[Stage], store: Store, output: Path, came: set[str]
 ) -> None:
     """
-    Lay what is new into the output: blobs, then records, and state of unfinished work.
+    Lay what is new into the output: blobs, then records.
 
     Args:
         stages: Those of the job.
@@ -112,7 +108,6 @@ def give_out(
         for stage in stages:
             result = store.lookup(stage.key)
             if result is None:
-                _give_state(stage, store, output)
                 continue
             names = [store.blob_path(entry.digest) for entry in result.entries]
             for path in [*names, store.record_path(stage.key)]:
@@ -123,13 +118,6 @@ def _give(path: Path, root: Path, output: Path, came: set[str]) -> None:
     name = path.relative_to(root).as_posix()
     if name not in came and not (output / name).exists():
         files.place(path, output / name)
-
-
-def _give_state(stage: Stage, store: Store, output: Path) -> None:
-    state = store.state_dir(stage.key)
-    if state.is_dir() and any(state.iterdir()):
-        target = output / "state" / hex_of(stage.key)
-        shutil.copytree(state, target, dirs_exist_ok=True)
 
 
 def _damaged(path: Path, why: str) -> StoreCorrupt:

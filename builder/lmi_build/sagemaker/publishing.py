@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lmi_build import artifacts
-from lmi_build.errors import UsageInvalid
+from lmi_build.digest import digest_bytes, digest_json
+from lmi_build.errors import Interrupted, LmiBuildError, UsageInvalid
 from lmi_build.execute.checkout import check_out
-from lmi_build.store.files import remove_tree
+from lmi_build.publishers.destination import open_place
+from lmi_build.publishers.layout import LATEST, parse_latest, version_prefix
+from lmi_build.values.manifest import MANIFEST_NAME
+from lmi_build.values.publish import Transfer
 from lmi_build.values.recipe import PublishSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any
 
-    from lmi_build.digest import JSONValue
+    from lmi_build.digest import Digest, JSONValue
     from lmi_build.events import Emit
     from lmi_build.store.store import Store
     from lmi_build.values.result import StageResult
@@ -50,37 +55,64 @@ def publish_complete(
     """
     Publish every complete artifact that its recipe wants published.
 
+    Hosts of one job come here together; each begins with another artifact, one is
+    published by one host at a time, and what another has published is left alone.
+
     Args:
         plan: The whole plan.
         wishes: Artifact to the `publish` section of its recipe.
         store: Where results are.
         settings: Credentials.
-        first: Which one to begin with, so that hosts begin with different ones.
+        first: Which one to begin with.
         emit: Where events go.
 
     Returns:
         Rows of name, manifest_digest and uri, in the plan's order.
 
     Raises:
-        LmiBuildError: The first that could not be published.
+        LmiBuildError: The first that could not be published; the others are.
     """
     ready = list(complete(plan, store))
     turn = first % len(ready) if ready else 0
     rows: dict[str, dict[str, JSONValue]] = {}
+    failure: LmiBuildError | None = None
     for artifact, results in ready[turn:] + ready[:turn]:
-        manifest = next(
-            e for e in results["package"].entries if e.path == "manifest.json"
+        digest = next(
+            e.digest for e in results["package"].entries if e.path == MANIFEST_NAME
         )
         uri = ""
         if artifact.name in wishes:
             spec = _spec(artifact.name, wishes[artifact.name])
-            uri = _publish(artifact.name, results, store, spec, settings, emit)
-        rows[artifact.name] = {
-            "name": artifact.name,
-            "manifest_digest": manifest.digest,
-            "uri": uri,
-        }
+            one = Wanted(name=artifact.name, digest=digest, results=results, spec=spec)
+            try:
+                uri = _publish(one, store, settings, emit)
+            except Interrupted:
+                raise
+            except LmiBuildError as error:
+                failure = failure or error
+        row = {"name": artifact.name, "manifest_digest": digest, "uri": uri}
+        rows[artifact.name] = dict(row)
+    if failure is not None:
+        raise failure
     return [rows[item.name] for item in plan.artifacts if item.name in rows]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """
+    One artifact to publish.
+
+    Args:
+        name: Its name.
+        digest: Of its manifest.
+        results: Kind to result.
+        spec: Where to.
+    """
+
+    name: str
+    digest: Digest
+    results: Mapping[str, StageResult]
+    spec: PublishSpec
 
 
 def _spec(name: str, wish: Mapping[str, Any]) -> PublishSpec:
@@ -94,17 +126,29 @@ def _spec(name: str, wish: Mapping[str, Any]) -> PublishSpec:
         ) from error
 
 
-def _publish(
-    name: str,
-    results: Mapping[str, StageResult],
-    store: Store,
-    spec: PublishSpec,
-    settings: Settings,
-    emit: Emit,
-) -> str:
-    tree = settings.cache_dir / "published" / name
-    try:
-        check_out(store, results, tree)
-        return artifacts.publish(tree, spec, settings, emit=emit).uri
-    finally:
-        remove_tree(tree)
+def _publish(one: Wanted, store: Store, settings: Settings, emit: Emit) -> str:
+    uri = _published(one, settings)
+    if uri:
+        return uri
+    key = digest_json({"publish": one.spec.to, "manifest": one.digest})
+    with store.building(key, lambda: None) as scratch:
+        uri = _published(one, settings)
+        if uri:
+            return uri
+        tree = scratch / one.name
+        check_out(store, one.results, tree)
+        return artifacts.publish(tree, one.spec, settings, emit=emit).uri
+
+
+def _published(one: Wanted, settings: Settings) -> str:
+    """Where it lies, if it does and is the latest version; else an empty string."""
+    prefix = version_prefix(one.name, one.digest)
+    with open_place(one.spec.to, one.spec, settings, Transfer()) as place:
+        manifest = place.read(prefix + MANIFEST_NAME)
+        if manifest is None or digest_bytes(manifest.data) != one.digest:
+            return ""
+        latest = place.read(f"{one.name}/{LATEST}")
+        if latest is None:
+            return ""
+        points_to = parse_latest(latest.data, where=place.uri(LATEST))
+        return place.uri(prefix) if points_to == one.digest else ""

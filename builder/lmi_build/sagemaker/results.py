@@ -78,10 +78,7 @@ def put_result(remote: Remote, result: JobResult) -> None:
     """
     key = result_key(result.name, result.host)
     there = remote.read(key)
-    if there is None:
-        remote.create(key, encode(result))
-    else:
-        remote.swap(key, encode(result), tag=there.tag)
+    remote.put(key, encode(result), tag=there.tag if there is not None else "")
 
 
 def materialise_links(places: Places) -> None:

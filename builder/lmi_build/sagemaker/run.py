@@ -11,6 +11,7 @@ from lmi_build import api
 from lmi_build.errors import Interrupted, LmiBuildError, UsageInvalid
 from lmi_build.execute.executor import execute
 from lmi_build.execute.redact import Redactor
+from lmi_build.execute.shared import execute_shared
 from lmi_build.plan.saved import plan_from_json
 from lmi_build.quantizers.memory import available_bytes
 from lmi_build.sagemaker import checks, isolated, results
@@ -42,6 +43,16 @@ if TYPE_CHECKING:
     from lmi_build.values.job import JobDocument, JobResult
     from lmi_build.values.settings import Settings
     from lmi_build.values.stage import Plan, Stage
+
+_LARGER_VOLUME = ("raise `job.volume_size_gb` in the recipe, or set it to `auto`",)
+_LARGER_HOST = ("choose an instance with more memory: `job.instance`",)
+# What to do about it on a machine that only a request can change.
+_HINTS: Mapping[str, tuple[str, ...]] = {
+    "store.disk-full": _LARGER_VOLUME,
+    "store.disk-too-small": _LARGER_VOLUME,
+    "stage.killed": _LARGER_HOST,
+    "stage.out-of-memory": _LARGER_HOST,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +128,10 @@ def _stopped(watch: Watch, reason: str) -> Interrupted | None:
     if not reason:
         return None
     return stop_error(
-        reason, where=watch.running, max_runtime_seconds=watch.max_runtime_seconds
+        reason,
+        where=watch.running,
+        max_runtime_seconds=watch.max_runtime_seconds,
+        alone=watch.alone,
     )
 
 
@@ -142,7 +156,7 @@ def _run(root: Path, environ: Mapping[str, str], watch: Watch, stop: Stop) -> Jo
     plan = _read_plan(path, document)
     store = api.open_store(settings)
     job = Job(document=document, told=told, plan=plan, settings=settings, store=store)
-    watch.store = store
+    watch.store, watch.alone = store, job.alone
     watch.tools = checks.versions_here(plan.stages, settings)
     if not job.alone:
         return _work(job, environ, watch)
@@ -247,8 +261,22 @@ def _checked(job: Job, environ: Mapping[str, str], watch: Watch) -> Job:
 
 def _build(job: Job, watch: Watch) -> None:
     """Build this job's stages; hosts of one job share them."""
-    plan = replace(job.plan, stages=job.stages)
-    execute(plan, store=job.store, settings=job.settings, emit=watch.emit)
+    if len(job.told.hosts) == 1:
+        plan = replace(job.plan, stages=job.stages)
+        execute(plan, store=job.store, settings=job.settings, emit=watch.emit)
+        return
+    execute_shared(
+        replace(
+            job.plan,
+            stages=tuple(replace(stage, blocker=None) for stage in job.plan.stages),
+        ),
+        store=job.store,
+        settings=job.settings,
+        emit=watch.emit,
+        host=job.told.host,
+        run=job.told.name,
+        keys=job.document.stages,
+    )
 
 
 def _failed(
@@ -266,7 +294,7 @@ def _failed(
         exit_code=error.exit_code,
         code=error.code,
         message=error.message if named else f"{where}: {error.message}",
-        hints=error.hints,
+        hints=_HINTS.get(error.code, ()) or error.hints,
         artifacts=artifacts,
     )
 

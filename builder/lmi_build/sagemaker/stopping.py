@@ -68,7 +68,9 @@ def usable_seconds(max_runtime_seconds: float) -> float:
     return max(1.0, max_runtime_seconds - margin)
 
 
-def stop_error(reason: str, *, where: str, max_runtime_seconds: int) -> Interrupted:
+def stop_error(
+    reason: str, *, where: str, max_runtime_seconds: int, alone: bool = False
+) -> Interrupted:
     """
     What a stopped job says.
 
@@ -76,12 +78,15 @@ def stop_error(reason: str, *, where: str, max_runtime_seconds: int) -> Interrup
         reason: Of `Stop`.
         where: The stage that was running, or an empty string.
         max_runtime_seconds: The limit.
+        alone: Whether the job cannot reach the shared store, which keeps state.
     """
     at = f" during {where}" if where else ""
+    kept = "every finished stage and the state of this one are kept"
+    if alone:
+        kept = "every finished stage is kept"
     if reason == LIMIT:
         return Interrupted(
-            f"the time limit of {max_runtime_seconds} s is reached{at}; every finished"
-            " stage and the state of this one are kept",
+            f"the time limit of {max_runtime_seconds} s is reached{at}; {kept}",
             code="job.time-limit",
             hints=(
                 f"raise `job.max_runtime_seconds` over {max_runtime_seconds}",
@@ -89,7 +94,7 @@ def stop_error(reason: str, *, where: str, max_runtime_seconds: int) -> Interrup
             ),
         )
     return Interrupted(
-        f"stopped{at}; every finished stage and the state of this one are kept",
+        f"stopped{at}; {kept}",
         code="job.stopped",
         hints=("submit it again: it goes on where it was",),
     )

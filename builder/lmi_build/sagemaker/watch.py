@@ -41,6 +41,7 @@ class Watch:
         tools: Versions it has.
         max_runtime_seconds: The job's limit, once it is known.
         store: The store, once it is open.
+        alone: Whether the job cannot reach the shared store.
         running: The stage in work, or an empty string.
         rows: Finished stages, as `JobResult.stages` has them.
     """
@@ -52,6 +53,7 @@ class Watch:
     tools: dict[str, str] = field(default_factory=dict)
     max_runtime_seconds: int = 0
     store: Store | None = None
+    alone: bool = False
     running: str = ""
     rows: list[dict[str, JSONValue]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)

@@ -1,0 +1,1 @@
+"""A job without AWS: the same folders, files, script and signals on this machine."""
