@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chromium import Browser, browser
 from lmi_build.cli.main import run
-from lmi_build.report.traffic_page import binned, render_traffic, step_of
+from lmi_build.report.traffic_page import binned, place, render_traffic, step_of
 from lmi_build.sizing.lengths import JointLengths
 from lmi_build.traffic.propose import propose
 from lmi_build.traffic.read import ReadOptions
@@ -16,7 +18,16 @@ from lmi_build.values.settings import Settings
 from report_pages import Page
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+pytest.importorskip("vl_convert", reason="charts need lmi-build[report]")
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One browser for all pages."""
+    yield from browser(tmp_path_factory.mktemp("profile"))
 
 
 def page_of(folder: Path, pairs: list[tuple[int, int]]) -> str:
@@ -35,19 +46,50 @@ def test_the_page_is_sound_and_says_the_bounds(tmp_path: Path) -> None:
     said = " ".join(page.text)
     cells = binned(JointLengths(pairs))
 
-    assert page.tags.count("rect") == len(cells)
+    # Once for wide screens and once for phones.
+    assert markup.count('stroke="var(--ground)"') == 2 * len(cells)
     assert sum(cells.values()) == len(pairs)
     assert "700" in said
     assert "9000" in said
     assert "http" not in markup.replace("http-equiv", "")
+    assert markup == page_of(tmp_path, pairs)
 
 
 def test_one_request_is_enough(tmp_path: Path) -> None:
     """A log of one empty request draws, and has no curve."""
     markup = page_of(tmp_path, [(0, 0)])
 
-    assert markup.count("<rect") == 1
-    assert "<path" not in markup
+    assert markup.count('stroke="var(--ground)"') == 2
+    assert markup.count("<figure>") == 1
+
+
+def test_a_bound_lets_its_own_length_in() -> None:
+    """A power of two is the end of its step; one token more is the next step."""
+    for power in range(1, 20):
+        assert place(1 << power) == step_of(1 << power) + 1
+        assert step_of((1 << power) + 1) > step_of(1 << power)
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1100, 390])
+def test_the_page_can_be_read(
+    tmp_path: Path,
+    width: int,
+    dark: bool,  # noqa: FBT001 - a parameter of the test
+    chromium: Browser,
+) -> None:
+    """No complaint, nothing loaded, no text cut off, faint, or outside the window."""
+    page = tmp_path / "page.html"
+    pairs = [(n % 700 + 1, n % 90) for n in range(3000)] + [(90_000, 4000)]
+    page.write_text(page_of(tmp_path, pairs), "utf-8")
+    seen = chromium.look(page, width=width, dark=dark)
+
+    assert seen.complaints == []
+    assert seen.requests == [page.as_uri()]
+    assert seen.outside == []
+    assert seen.faint == []
+    assert seen.overflow == 0
+    assert "90000" in seen.said
 
 
 @given(st.integers(1, 10**7))

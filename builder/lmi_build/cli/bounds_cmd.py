@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lmi_build.cli.options import State, with_common_options
+from lmi_build.cli.page_option import need_plots
 from lmi_build.cli.render import data, say
 from lmi_build.errors import UsageInvalid
 
@@ -141,6 +142,7 @@ def choose(
     from lmi_build.cli.bounds_text import proposal_text
     from lmi_build.traffic.propose import proposal_document, propose
 
+    need_plots(page)
     concurrency, seconds = how.pop("concurrency"), how.pop("request_seconds")
     arrival = how.pop("arrival_column")
     options = replace(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lmi_build.report.charts import at
-from lmi_build.report.markup import text
+from lmi_build.report.markup import figures, text
 from lmi_build.report.page import frame
+from lmi_build.report.plots import NARROW, axis, figure, ticks, values
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from lmi_build.sizing.lengths import JointLengths
     from lmi_build.sizing.traffic import Choice, LengthSummary
@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 
 # Steps of the heat map for each doubling of a length.
 _STEPS = 2
-_CELL = 16.0
-_LEFT, _BELOW, _ABOVE = 52.0, 34.0, 14.0
-_CURVE = (640.0, 260.0)
+# The largest side of a cell, in pixels.
+_CELL = 22.0
+_MARGINS = (56, 14, 34, 46)
+_HEIGHT = 280
 _FAINTEST = 0.08
+_QUANTITY = {"type": "quantitative"}
+# A title above its axis, level.
+_ABOVE = {"titleAngle": 0, "titleAlign": "left", "titleX": -50, "titleY": -14}
 
 
 def render_traffic(proposal: Proposal) -> str:
@@ -33,6 +37,9 @@ def render_traffic(proposal: Proposal) -> str:
 
     Returns:
         HTML, to be stored as UTF-8; the same proposal gives the same bytes.
+
+    Raises:
+        ToolMissing: `report.no-plots`.
     """
     parts = [_head(proposal), _heat(proposal), _curve(proposal), _lengths(proposal)]
     footer = (
@@ -44,7 +51,7 @@ def render_traffic(proposal: Proposal) -> str:
 def _head(proposal: Proposal) -> str:
     measures, choice = proposal.measures, proposal.choice
     kind, word = ("good", "even") if measures.even else ("warn", "uneven")
-    figures = [
+    cells = [
         ("max_input_len", str(choice.max_input_len), "longest prompt, tokens"),
         ("max_output_len", str(choice.max_output_len), "longest answer, tokens"),
         (
@@ -54,27 +61,27 @@ def _head(proposal: Proposal) -> str:
         ),
     ]
     if proposal.bounds is not None:
-        figures += [
+        cells += [
             ("max_batch_size", str(proposal.max_batch_size), proposal.batch_from),
             ("max_num_tokens", str(proposal.bounds.max_num_tokens), "in one pass"),
         ]
-    cells = "".join(
-        f'<div><dt>{text(name)}</dt><dd class="value">{text(value)}</dd>'
-        f'<dd class="detail">{text(detail)}</dd></div>'
-        for name, value, detail in figures
-    )
     return (
         f'<header><span class="badge {kind}">{word} traffic</span>'
         "<h1>Bounds from traffic</h1>"
         f'<p class="lead">{measures.requests:,} requests;'
         f" {measures.padding_share:.0%} of a padded batch would be padding.</p>"
-        f'<dl class="figures">{cells}</dl></header>'
+        f"{figures(cells)}</header>"
     )
 
 
 def step_of(length: int) -> int:
-    """The step of a length: 0 for none, then `_STEPS` for each doubling."""
-    return 0 if length < 1 else 1 + math.floor(_STEPS * math.log2(length) + 1e-9)
+    """
+    The step of a length: 0 for none, then `_STEPS` for each doubling.
+
+    A step ends at its longest length, so that a bound of a power of two does not cut
+    what it lets through.
+    """
+    return 0 if length < 1 else 1 + math.ceil(_STEPS * math.log2(length) - 1e-9)
 
 
 def binned(joint: JointLengths) -> dict[tuple[int, int], int]:
@@ -88,50 +95,109 @@ def binned(joint: JointLengths) -> dict[tuple[int, int], int]:
 
 def _heat(proposal: Proposal) -> str:
     cells = binned(proposal.tally.joint)
-    choice = proposal.choice
-    columns = max(step_of(choice.max_input_len), *(x for x, _ in cells)) + 1
-    rows = max(step_of(choice.max_output_len), *(y for _, y in cells)) + 1
-    width, height = columns * _CELL, rows * _CELL
-    most = math.log1p(max(cells.values()))
-
-    def y_of(step: float) -> float:
-        return _ABOVE + height - step * _CELL
-
-    parts = [
-        f'<rect class="bar" x="{at(_LEFT + x * _CELL)}" y="{at(y_of(y + 1))}"'
-        f' width="{at(_CELL - 1)}" height="{at(_CELL - 1)}" fill-opacity="'
-        f'{_FAINTEST + (1 - _FAINTEST) * math.log1p(count) / most:.2f}"/>'
-        for (x, y), count in sorted(cells.items())
-    ]
-    parts += [
-        _tick(_LEFT + step * _CELL, _ABOVE + height + 15, step, "middle")
-        for step in range(1, columns, 2 * _STEPS)
-    ]
-    parts += [
-        _tick(_LEFT - 6, y_of(step) + 4, step, "end")
-        for step in range(1, rows, 2 * _STEPS)
-    ]
-    right = _LEFT + _place(choice.max_input_len) * _CELL
-    top = y_of(_place(choice.max_output_len))
-    bottom = _ABOVE + height
-    parts += [
-        _line("gate", right, top, right, bottom),
-        _line("gate", _LEFT, top, right, top),
-        _label(_LEFT + width / 2, bottom + 30, "input, tokens", "middle"),
-        _label(0, _ABOVE, "output, tokens", "start"),
-    ]
+    chart = figure(
+        lambda width: heat_spec(cells, proposal.choice, width), "heat map of lengths"
+    )
     return (
         "<section><h2>Where the requests lie</h2>"
         '<p class="note">Darker is more, on a logarithmic scale. The lines are the'
-        " chosen bounds; what lies outside of them is rejected.</p><figure>"
-        + _svg(_LEFT + width + 8, bottom + _BELOW, parts, "heat map of lengths")
-        + "</figure></section>"
+        " chosen bounds; what lies outside of them is rejected.</p>"
+        f"{chart}</section>"
     )
 
 
-def _place(length: int) -> float:
-    """Where a bound lies among the steps."""
-    return 1 + _STEPS * math.log2(length + 1) if length > 0 else 1.0
+def heat_spec(
+    cells: Mapping[tuple[int, int], int], choice: Choice, width: int
+) -> dict[str, Any]:
+    """
+    Requests by the steps of their lengths, with the chosen bounds.
+
+    Args:
+        cells: From `binned`.
+        choice: The bounds.
+        width: Of the chart, in pixels.
+    """
+    columns = max(step_of(choice.max_input_len), *(x for x, _ in cells)) + 1
+    rows = max(step_of(choice.max_output_len), *(y for _, y in cells)) + 1
+    most = math.log1p(max(cells.values()))
+    rects = [
+        {
+            "x": x,
+            "right": x + 1,
+            "y": y,
+            "top": y + 1,
+            "much": round(_FAINTEST + (1 - _FAINTEST) * math.log1p(count) / most, 2),
+        }
+        for (x, y), count in sorted(cells.items())
+    ]
+    left, right, top, bottom = _MARGINS
+    # Cells are square, but a few requests do not make a page of them.
+    side = min(_CELL, (width - left - right) / columns)
+    right = int(width - left - side * columns)
+    across = _steps(columns, "input, tokens", width)
+    up = _steps(rows, "output, tokens", width)
+    up["axis"] |= _ABOVE
+    edge = {
+        "right": round(place(choice.max_input_len), 3),
+        "top": round(place(choice.max_output_len), 3),
+        "none": 0,
+    }
+    layers = [
+        {
+            "data": values(rects),
+            "mark": {
+                "type": "rect",
+                "fill": "var(--accent)",
+                "stroke": "var(--ground)",
+            },
+            "encoding": {
+                "x": {"field": "x", **across},
+                "x2": {"field": "right"},
+                "y": {"field": "y", **up},
+                "y2": {"field": "top"},
+                "fillOpacity": {"field": "much", "type": "quantitative", "scale": None},
+            },
+        },
+        _edge(edge, x="right", y="none", y2="top"),
+        _edge(edge, x="none", y="top", x2="right"),
+    ]
+    return {
+        "spec": {"layer": layers},
+        "height": round(side * rows) + top + bottom,
+        "margins": (left, right, top, bottom),
+    }
+
+
+def _edge(row: dict[str, float], **at: str) -> dict[str, Any]:
+    """One side of the chosen bounds."""
+    return {
+        "data": values([row]),
+        "mark": {"type": "rule", "stroke": "var(--bad)", "strokeWidth": 2.5},
+        "encoding": {
+            name: {"field": key} | ({} if name.endswith("2") else _QUANTITY)
+            for name, key in at.items()
+        },
+    }
+
+
+def _steps(count: int, title: str, width: int) -> dict[str, Any]:
+    """A scale of steps whose numbers are powers of two."""
+    every = _STEPS * (2 if width > NARROW else 4)
+    return {
+        **_QUANTITY,
+        "scale": {"domain": [0, count], "nice": False},
+        "axis": axis(
+            title,
+            grid=False,
+            values=list(range(2, count + 1, every)),
+            labelExpr=f"format(pow(2, (datum.value - 2) / {_STEPS}), ',')",
+        ),
+    }
+
+
+def place(length: int) -> float:
+    """Where a bound lies among the steps: a power of two at the end of its own."""
+    return 2 + _STEPS * math.log2(length) if length > 0 else 1.0
 
 
 def _curve(proposal: Proposal) -> str:
@@ -142,7 +208,12 @@ def _curve(proposal: Proposal) -> str:
         f'<td class="n">{c.max_output_len}</td></tr>'
         for c in proposal.curve
     )
-    chart = _curve_chart(points, proposal.choice) if points else ""
+    chart = ""
+    if points:
+        chart = figure(
+            lambda width: curve_spec(points, proposal.choice, width),
+            "rejected share against capacity",
+        )
     heads = ("Allowed", "Rejected", "Capacity", "max_input_len", "max_output_len")
     head = "".join(f'<th class="n">{name}</th>' for name in heads)
     return (
@@ -154,38 +225,69 @@ def _curve(proposal: Proposal) -> str:
     )
 
 
-def _curve_chart(points: Sequence[Choice], chosen: Choice) -> str:
-    width, height = _CURVE
-    most = max(c.capacity for c in (*points, chosen)) * 1.05
-    low = math.floor(math.log10(min(c.rejected_share for c in points)))
+def curve_spec(points: Sequence[Choice], chosen: Choice, width: int) -> dict[str, Any]:
+    """
+    Rejected share against capacity, on a logarithmic scale.
 
-    def x_of(choice: Choice) -> float:
-        return _LEFT + (width - _LEFT) * choice.capacity / most
-
-    def y_of(share: float) -> float:
-        return _ABOVE + (height - _BELOW - _ABOVE) * math.log10(share) / low
-
-    parts = []
-    for power in range(low, 1):
-        y = y_of(10.0**power)
-        parts += [
-            _line("grid", _LEFT, y, width, y),
-            _label(_LEFT - 6, y + 4, f"{10.0**power:g}", "end"),
-        ]
-    way = "L".join(f"{at(x_of(c))} {at(y_of(c.rejected_share))}" for c in points)
-    parts.append(f'<path class="line" d="M{way}"/>')
-    for choice in points:
-        kind = "hot" if choice.target == chosen.target else "dot"
-        x, y = x_of(choice), y_of(choice.rejected_share)
-        parts.append(f'<circle class="{kind}" cx="{at(x)}" cy="{at(y)}" r="4.5"/>')
-    for tenth in range(5):
-        capacity = most * tenth / 4
-        x = _LEFT + (width - _LEFT) * tenth / 4
-        where = "end" if tenth == 4 else "middle"  # noqa: PLR2004 - the last of them
-        parts.append(_label(x, height - 18, f"{capacity:.0f}", where))
-    parts.append(_label(_LEFT + (width - _LEFT) / 2, height - 3, "capacity", "middle"))
-    figure = _svg(width, height, parts, "rejected share against capacity")
-    return f"<figure>{figure}</figure>"
+    Args:
+        points: The curve, without what rejects nothing.
+        chosen: The one that was taken.
+        width: Of the chart, in pixels.
+    """
+    most = max(choice.capacity for choice in (*points, chosen)) * 1.05
+    low = math.floor(math.log10(min(choice.rejected_share for choice in points)))
+    rows = [
+        {
+            "capacity": choice.capacity,
+            "share": float(f"{choice.rejected_share:.4g}"),
+            "chosen": choice.target == chosen.target,
+        }
+        for choice in points
+    ]
+    at = {
+        "x": {
+            "field": "capacity",
+            "scale": {"domain": [0, round(most)], "nice": False},
+            "axis": axis("capacity, tokens", format=",d", tickCount=ticks(width)),
+            **_QUANTITY,
+        },
+        "y": {
+            "field": "share",
+            "scale": {"type": "log", "domain": [10.0**low, 1], "nice": False},
+            "axis": axis(
+                "rejected",
+                format="~%",
+                values=[10.0**power for power in range(low, 1)],
+            )
+            | _ABOVE,
+            **_QUANTITY,
+        },
+    }
+    layers = [
+        {
+            "data": values(rows),
+            "mark": {"type": "line", "stroke": "var(--accent)", "strokeWidth": 1.2},
+            "encoding": at,
+        },
+        {
+            "data": values([row for row in rows if not row["chosen"]]),
+            "mark": {"type": "point", "filled": True, "fill": "var(--accent)"},
+            "encoding": at,
+        },
+        {
+            "data": values([row for row in rows if row["chosen"]]),
+            "mark": {
+                "type": "point",
+                "filled": True,
+                "fill": "var(--ground)",
+                "stroke": "var(--bad)",
+                "strokeWidth": 2.5,
+                "size": 130,
+            },
+            "encoding": at,
+        },
+    ]
+    return {"spec": {"layer": layers}, "height": _HEIGHT, "margins": _MARGINS}
 
 
 def _lengths(proposal: Proposal) -> str:
@@ -211,25 +313,4 @@ def _length_row(name: str, summary: LengthSummary) -> str:
     return (
         f'<tr><th scope="row">{name}</th><td class="n">{summary.mean:.1f}</td>'
         f'<td class="n">{summary.cv:.2f}</td>{values}</tr>'
-    )
-
-
-def _tick(x: float, y: float, step: int, where: str) -> str:
-    return _label(x, y, str(2 ** ((step - 1) // _STEPS)), where)
-
-
-def _label(x: float, y: float, said: str, where: str) -> str:
-    return f'<text class="tick {where}" x="{at(x)}" y="{at(y)}">{text(said)}</text>'
-
-
-def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
-    ends = zip(("x1", "y1", "x2", "y2"), (x1, y1, x2, y2), strict=True)
-    placed = " ".join(f'{name}="{at(value)}"' for name, value in ends)
-    return f'<line class="{kind}" {placed}/>'
-
-
-def _svg(width: float, height: float, parts: Sequence[str], said: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {at(width)} {at(height)}" role="img"'
-        f' aria-label="{text(said)}">{"".join(parts)}</svg>'
     )
