@@ -187,16 +187,18 @@ def plan_and_pins(
     facts: Mapping[str, ModelFacts] | None = None,
 ) -> tuple[Plan, list[Recipe], Mapping[str, ModelFacts]]:
     """The plan, with the recipes and models that it was made of."""
-    from lmi_build.locks import refuse_stale
+    from lmi_build.locks import refuse_stale, with_notes
     from lmi_build.plan import planner
     from lmi_build.plan.locked import open_lock
-    from lmi_build.values.settings import LOCKED
+    from lmi_build.values.settings import FOLLOW, LOCKED
 
     opened = [open_lock(recipe, settings) for recipe in recipes]
     pinned, world = _world(opened, settings, facts)
     plan = planner.make_plan(_common_name(recipes), pinned, world)
     if settings.lock_mode == LOCKED:
         refuse_stale(recipes, pinned, world.facts, plan)
+    if settings.lock_mode == FOLLOW:
+        plan = with_notes(pinned, world.facts, plan)
     return plan, pinned, world.facts
 
 
@@ -278,8 +280,8 @@ def _versions(distributions: Iterable[str]) -> Mapping[str, str | None]:
 
 def _common_name(recipes: Sequence[Recipe]) -> str:
     """The name in the file, which every variant's name starts with."""
-    name = recipes[0].document.get("name")
-    return recipes[0].name if len(recipes) == 1 else str(name)
+    only = len(recipes) == 1
+    return recipes[0].name if only else recipes[0].family or recipes[0].name
 
 
 def open_store(settings: Settings) -> Store:

@@ -14,17 +14,19 @@ from lmi_build import __version__
 from lmi_build.errors import LmiBuildError, Problem, RecipeInvalid
 from lmi_build.plan.locked import (
     Maker,
+    change_text,
     changed_files,
     entry_missing,
     lock_of,
-    recipe_name,
     stale_problems,
 )
 from lmi_build.recipe.lock import lock_path, place, read_lock
+from lmi_build.values.lock import lock_changes
 from lmi_build.values.settings import FROZEN, LOCKED
+from lmi_build.values.stage import Note
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lmi_build.values.dataset import DatasetFacts
     from lmi_build.values.lock import Lock, LockedData, LockedModel
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from lmi_build.values.recipe import CalibrationSpec, ModelSpec, Recipe
     from lmi_build.values.settings import Settings
     from lmi_build.values.stage import Plan
+
+# Differences that a note names; `--locked` names all.
+_MAX_TOLD = 3
 
 
 def with_lock(recipes: tuple[Recipe, ...], path: Path) -> tuple[Recipe, ...]:
@@ -46,7 +51,7 @@ def with_lock(recipes: tuple[Recipe, ...], path: Path) -> tuple[Recipe, ...]:
     lock = read_lock(at)
     if lock is None:
         return recipes
-    name = recipe_name(recipes)
+    name = recipes[0].family or recipes[0].name
     renamed = any(said.startswith("name=") for said in recipes[0].overrides)
     if lock.recipe != name and not renamed:
         problem = Problem(
@@ -209,12 +214,59 @@ def refuse_stale(
         RecipeInvalid: `lock.stale`, with every difference.
     """
     problems: list[Problem] = []
-    for file in dict.fromkeys(recipe.file for recipe in recipes):
-        first = next(recipe for recipe in recipes if recipe.file == file)
-        if first.lock is None:
-            continue
-        now = [recipe for recipe in planned if recipe.file == file]
-        new = current_lock(now, facts, plan)
-        problems += stale_problems(first, str(lock_path(Path(file))), first.lock, new)
+    for first, old, new in _locks(recipes, planned, facts, plan):
+        file = str(lock_path(Path(first.file)))
+        problems += stale_problems(first, file, old, new)
     if problems:
         raise RecipeInvalid(tuple(problems))
+
+
+def _locks(
+    recipes: Sequence[Recipe],
+    planned: Sequence[Recipe],
+    facts: Mapping[str, ModelFacts],
+    plan: Plan,
+) -> Iterator[tuple[Recipe, Lock, Lock]]:
+    """Of every file with a lock: a recipe, what the lock says, what is so now."""
+    for file in dict.fromkeys(recipe.file for recipe in recipes):
+        first = next(recipe for recipe in recipes if recipe.file == file)
+        if first.lock is not None:
+            now = [recipe for recipe in planned if recipe.file == file]
+            yield first, first.lock, current_lock(now, facts, plan)
+
+
+def with_notes(
+    recipes: Sequence[Recipe], facts: Mapping[str, ModelFacts], plan: Plan
+) -> Plan:
+    """
+    Say with a plan that followed a lock in what the lock no longer fits.
+
+    The note stands at the first stage of the recipe, and is in no key.
+
+    Args:
+        recipes: As they were planned.
+        facts: Recipe name to its model.
+        plan: Made of them.
+    """
+    notes: dict[str, Note] = {}
+    for first, old, new in _locks(recipes, recipes, facts, plan):
+        changes = lock_changes(old, new)
+        stages = next(a.stages for a in plan.artifacts if a.name == first.name)
+        if changes:
+            told = "; ".join(change_text(change) for change in changes[:_MAX_TOLD])
+            more = len(changes) - _MAX_TOLD
+            notes[stages["fetch"]] = Note(
+                level="info",
+                code="lock.stale",
+                message=f"`{lock_path(Path(first.file))}` is stale: {told}"
+                f"{f'; and {more} more' if more > 0 else ''};"
+                f" `lmi-build lock {first.file}` writes it anew",
+            )
+    if not notes:
+        return plan
+    stages_with_notes = tuple(
+        replace(stage, notes=(notes[key], *stage.notes)) if key in notes else stage
+        for stage in plan.stages
+        for key in (stage.key,)
+    )
+    return replace(plan, stages=stages_with_notes)

@@ -231,7 +231,7 @@ def lock_of(
     }
     used = {stage.params.get("threads", 0) for _, _, stage in placed}
     return Lock(
-        recipe=recipe_name(recipes),
+        recipe=recipes[0].family or recipes[0].name,
         lmi_build=maker.lmi_build,
         catalog=maker.catalog,
         architecture=(old.architecture if old else "") or maker.architecture,
@@ -252,11 +252,6 @@ def lock_of(
 def present(tools: Mapping[str, str]) -> dict[str, str]:
     """Tools that there are; what is absent is not known, so it is not locked."""
     return {name: version for name, version in tools.items() if version != ABSENT}
-
-
-def recipe_name(recipes: Sequence[Recipe]) -> str:
-    """The name in the file, which every variant's name starts with."""
-    return str(recipes[0].document.get("name")) if len(recipes) > 1 else recipes[0].name
 
 
 def stale_problems(

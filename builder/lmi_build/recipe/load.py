@@ -9,6 +9,7 @@ file --source--> text --nodes--> tree --overrides, matrix--> variants
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -103,13 +104,18 @@ def _load(source: Source, overrides: Sequence[str]) -> tuple[Recipe, ...]:
     problems += _unseen(root, problems)
     if problems:
         raise RecipeInvalid(_finish(hide(problems, rows)))
+    named = root.value.get("name") if isinstance(root.value, dict) else None
+    family = str(named.value) if named is not None else ""
     return tuple(
-        to_recipe(
-            model,
-            file=source.file,
-            overrides=tuple(overrides),
-            spans={path: node.place for path, node in walk(variant.root) if path},
-            variant=variant.values,
+        replace(
+            to_recipe(
+                model,
+                file=source.file,
+                overrides=tuple(overrides),
+                spans={path: node.place for path, node in walk(variant.root) if path},
+                variant=variant.values,
+            ),
+            family=family,
         )
         for variant, model in checked
     )

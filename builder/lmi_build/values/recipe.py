@@ -307,6 +307,7 @@ class Recipe:
         variant: The matrix values that made this variant.
         job: How it runs as SageMaker jobs; None where the recipe does not say.
         lock: What the file was resolved to before, where a lock lies beside it.
+        family: Name in the file, which every variant's name starts with.
     """
 
     name: str
@@ -325,6 +326,7 @@ class Recipe:
     variant: Mapping[str, JSONValue] = field(default_factory=dict)
     job: JobSpec | None = None
     lock: Lock | None = None
+    family: str = ""
 
     def locate(self, problem: Problem) -> Problem:
         """Give a problem the place of its dotted path, or of the nearest parent."""
