@@ -42,7 +42,8 @@ _LIMIT = (
     " Instances. Please use AWS Service Quotas to request an increase for this quota."
 )
 _NUMBERS = itertools.count()
-# What the service says, by its code: HTTP status and a message of its form.
+# What the service says, by its code (with a word behind it where one code says several
+# things): HTTP status and a message of its form.
 FAULTS = {
     "ThrottlingException": (400, "Rate exceeded"),
     "ExpiredTokenException": (
@@ -56,6 +57,7 @@ FAULTS = {
     "AccessDeniedException": (400, _DENIED),
     "ResourceLimitExceeded": (400, _LIMIT),
     "ValidationException": (400, "Could not assume role of the request."),
+    "ValidationException/absent": (400, "Could not find requested job with name: x"),
     "InternalFailure": (500, "The request processing has failed."),
 }
 
@@ -133,7 +135,16 @@ class SageMakerServer(FaultyS3):
         self.faults: list[Fault] = []
         self.on_create: Callable[[Job], None] | None = None
         super().__enter__()
+        self._forget_logs()
         return self
+
+    def _forget_logs(self) -> None:
+        """Remove what jobs of an earlier server of this process said."""
+        client = self.client("logs")
+        for group in _GROUPS.values():
+            with suppress(client.exceptions.ResourceNotFoundException):
+                client.delete_log_group(logGroupName=f"/aws/sagemaker/{group}")
+        client.close()
 
     def fault(self, pattern: str, code: str, *, times: int = 1, skip: int = 0) -> None:
         """Add a fault of SageMaker."""
@@ -206,7 +217,7 @@ class SageMakerServer(FaultyS3):
             code = self._strike_fault(f"{operation} {text}")
         if code:
             status, message = FAULTS[code]
-            return _refuse(start, status, code, message)
+            return _refuse(start, status, code.partition("/")[0], message)
         answer: list[bytes] = self._sagemaker(operation, json.loads(text), start)
         return answer
 

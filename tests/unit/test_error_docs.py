@@ -12,7 +12,7 @@ from lmi_build.catalog.error_docs import load_error_docs
 PACKAGE = Path(lmi_build.__file__).parent
 CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*\.[a-z0-9]+(-[a-z0-9]+)*\Z")
 # Codes of notes, which explain themselves and end nothing.
-NOTES = {"build.waiting"}
+NOTES = {"build.waiting", "job.log"}
 
 
 def codes_in_source() -> set[str]:

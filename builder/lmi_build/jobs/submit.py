@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from lmi_build.errors import LmiBuildError, RemoteFailed
 from lmi_build.jobs import service as aws
 from lmi_build.jobs.console import console_url
+from lmi_build.jobs.isolation import moved_request, put_manifest
 from lmi_build.jobs.submission import (
     SUBMISSION_FILE,
     attempt_name,
@@ -139,7 +140,10 @@ def place(ground: Ground, job: SubmittedJob, *, room: bool = True) -> Placed:
 
 def create(ground: Ground, job: SubmittedJob, name: str, note: str = "") -> Placed:
     """Create an attempt; one that somebody created in the meantime is taken."""
-    request = aws.named(job.kind, job.request, name)
+    request = moved_request(job, name, ground.submission.store)
+    request = aws.named(job.kind, request, name)
+    if job.isolated and job.inputs:
+        put_manifest(ground.shared, job, name)
     how = CREATED
     try:
         aws.create(ground.service, job.kind, request)
