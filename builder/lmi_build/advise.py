@@ -49,7 +49,8 @@ class Wishes:
         life: Of `LIVES`.
         built: Only what lmi-build builds for.
         goal: Of `GOALS`.
-        traffic: Of `EVENNESS`, or a file that `lmi-build bounds` printed as JSON.
+        traffic: Of `EVENNESS`, or a file: a log, or what `lmi-build bounds` printed
+            of one as JSON.
         concurrency: Requests at one time; 0 is unknown.
     """
 
@@ -87,6 +88,7 @@ def ask(
     *,
     recipe: Recipe | None = None,
     market: Market | None = None,
+    log: Traffic | None = None,
 ) -> Question:
     """
     A question from words.
@@ -96,13 +98,16 @@ def ask(
         wishes: What is wished.
         recipe: What it says is wished where `wishes` says nothing.
         market: Instances of the user's own beside those shipped.
+        log: What `wishes.traffic` names, where it was read before.
 
     Raises:
         UsageInvalid: `advice.unknown-word`, `advice.unknown-model` or
             `advice.two-devices`.
+        SourceInvalid: As `read_traffic`.
     """
     wishes.check()
-    log = read_traffic(wishes.traffic)
+    if log is None:
+        log = read_traffic(wishes.traffic)
     if log.max_batch_size and not wishes.concurrency:
         wishes = replace(wishes, concurrency=log.max_batch_size)
     if recipe is not None:
@@ -125,21 +130,28 @@ def ask(
     return _on_instance(question, wishes.instance, known)
 
 
-def read_traffic(word: str) -> Traffic:
+def read_traffic(word: str, settings: Settings | None = None) -> Traffic:
     """
     What `--traffic` says.
 
     Args:
-        word: Of `EVENNESS`, empty, or a file of `lmi-build bounds --output json`.
+        word: Of `EVENNESS`, empty, a log, or what `lmi-build bounds --output json`
+            printed of one.
+        settings: Credentials and endpoint of S3; None for a log that lies here.
 
     Raises:
         UsageInvalid: `advice.unknown-word`, or `advice.unreadable`.
+        SourceInvalid: The log cannot be read or says too little.
     """
     if not word or word in EVENNESS:
         return Traffic(evenness=word or "unknown")
-    if "/" not in word and "." not in word:
+    if "/" not in word and "." not in word and word != "-":
         _known("--traffic", word, (*EVENNESS, "FILE"))
-    return parse_traffic(read_json(Path(word)), word)
+    from lmi_build.traffic.said import traffic_document
+    from lmi_build.values.settings import Settings
+
+    known = settings or Settings(cache_dir=Path())
+    return parse_traffic(traffic_document(word, known), word)
 
 
 def _with_recipe(wishes: Wishes, recipe: Recipe) -> Wishes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from lmi_build.advise import Wishes, advise, ask, family_of, model_config, read_traffic
 from lmi_build.advise_recipe import write_recipe
 from lmi_build.cli.main import run
-from lmi_build.errors import UsageInvalid
+from lmi_build.errors import LmiBuildError, SourceInvalid, UsageInvalid
 from lmi_build.recipe.load import load_recipe
 from lmi_build.values.bounds import Bounds
 from lmi_build.values.settings import Settings
@@ -148,22 +149,61 @@ def test_traffic_is_what_bounds_prints(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"traffic": {}}', '{"lengths": {"total": 3}}', "\x00"]
+    ("text", "code"),
+    [
+        ("", "traffic.empty"),
+        ("[]", "traffic.not-a-log"),
+        ("{}", "traffic.no-column"),
+        ('{"traffic": {}}', "traffic.no-column"),
+        ('{"lengths": {"total": 3}}', "advice.unreadable"),
+        ("\x00", "traffic.no-column"),
+    ],
 )
-def test_a_file_that_is_no_traffic_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_no_traffic_is_refused(
+    tmp_path: Path, text: str, code: str
+) -> None:
     file = tmp_path / "traffic.json"
     file.write_text(text)
 
-    with pytest.raises(UsageInvalid) as caught:
+    with pytest.raises(LmiBuildError) as caught:
         read_traffic(str(file))
 
-    assert caught.value.code == "advice.unreadable"
+    assert caught.value.code == code
     assert str(file) in caught.value.message
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageInvalid, match="No such file"):
+    with pytest.raises(SourceInvalid, match="No such file"):
         read_traffic(str(tmp_path / "no.json"))
+
+
+def test_a_log_and_what_bounds_prints_of_it_are_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`advise` and `cost` take either, with times and without."""
+    recipe = tmp_path / "recipe.yaml"
+    argv = ["advise", "--model", str(folder(tmp_path)), "--device", "gpu"]
+    assert run([*argv, "--traffic", "even", "--write", str(recipe)]) == 0
+    for name, columns in (("plain", ""), ("timed", ",timestamp")):
+        log, printed = tmp_path / f"{name}.csv", tmp_path / f"{name}.json"
+        rows = [f"{n % 70 + 1},{n % 9 + 1}" for n in range(300)]
+        times = [f",{1000 + n}" if columns else "" for n in range(300)]
+        text = "\n".join(row + at for row, at in zip(rows, times, strict=True))
+        log.write_text(f"input_tokens,output_tokens{columns}\n{text}\n")
+        capsys.readouterr()
+        asked = ["--request-seconds", "2"] if columns else []
+        assert run(["bounds", str(log), "--output", "json", *asked]) == 0
+        printed.write_text(capsys.readouterr().out)
+
+        found, again = read_traffic(str(log)), read_traffic(str(printed))
+        assert replace(again, max_batch_size=0) == found
+        documents = []
+        for file in (log, printed):
+            words = ["--instance", "ml.g5.xlarge", "--output", "json"]
+            assert run(["cost", str(recipe), "--traffic", str(file), *words]) == 0
+            documents.append(json.loads(capsys.readouterr().out)[0]["traffic"])
+        assert documents[0] == documents[1]
+        assert documents[0]["requests_per_second"] == (1.0 if columns else None)
 
 
 def test_a_model_is_a_word_a_file_a_folder_or_a_source(tmp_path: Path) -> None:

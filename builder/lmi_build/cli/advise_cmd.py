@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from lmi_build.advice.advisor import Answer, Verdict
     from lmi_build.advice.rules import Finding
+    from lmi_build.advice.traffic import Traffic
     from lmi_build.advise import Wishes
     from lmi_build.values.bounds import Bounds
     from lmi_build.values.recipe import Recipe
@@ -37,7 +38,10 @@ _INPUT, _OUTPUT, _BATCH = 512, 128, 4
 @click.option("--life", default="", help="At least maintained, maintenance or ended.")
 @click.option("--goal", default="", help="latency, throughput or cost.")
 @click.option(
-    "--traffic", default="", help="even, uneven, or a JSON file of `lmi-build bounds`."
+    "--traffic",
+    default="",
+    metavar="WORD|FILE",
+    help="even, uneven, a log as `bounds` reads it, or the JSON that it printed.",
 )
 @click.option("--built", is_flag=True, help="Only what lmi-build builds for.")
 @click.option("--concurrency", type=click.IntRange(min=1), help="Requests at one time.")
@@ -92,10 +96,13 @@ def advise(
         )
     config = library.model_config(model or source, state.settings())
     words = _wishes(wishes)
-    answer = library.advise(library.ask(config, words, recipe=found, market=market))
+    words.check()
+    log = library.read_traffic(words.traffic, state.settings())
+    question = library.ask(config, words, recipe=found, market=market, log=log)
+    answer = library.advise(question)
     written = None
     if out is not None:
-        bounds = _bounds(words, found, config)
+        bounds = _bounds(log, words, found, config)
         written = _write(
             state, answer, out, source=source, config=config, bounds=bounds
         )
@@ -133,12 +140,12 @@ def _from_folder(source: str, folder: Path) -> str:
     return str(here) if "://" not in source and here.exists() else source
 
 
-def _bounds(words: Wishes, recipe: Recipe | None, config: Mapping[str, Any]) -> Bounds:
+def _bounds(
+    log: Traffic, words: Wishes, recipe: Recipe | None, config: Mapping[str, Any]
+) -> Bounds:
     """Bounds of the log, else of the recipe, else those that `init` writes."""
-    from lmi_build.advise import read_traffic
     from lmi_build.values.bounds import Bounds
 
-    log = read_traffic(words.traffic)
     if recipe is not None and not log.max_input_len:
         return recipe.bounds
     most = config.get("max_position_embeddings")

@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 @click.option(
     "--utilisation", type=float, help="Share of the time that requests take, 0 to 1."
 )
-@click.option("--traffic", help="A log of requests, as `bounds` reads it.")
+@click.option(
+    "--traffic",
+    metavar="FILE",
+    help="A log of requests, as `bounds` reads it, or the JSON that it printed.",
+)
 @click.option("--build-instance", default="", help="Where the build runs.")
 @click.option(
     "--alternatives",
@@ -115,19 +119,24 @@ def _check(told: dict[str, Any]) -> None:
 
 def _from_log(log: str, told: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """Mean lengths, and the rate where the log has times; options come first."""
-    from lmi_build.sizing.traffic import measure
-    from lmi_build.traffic.read import ReadOptions, read_log
+    from lmi_build.errors import UsageInvalid
+    from lmi_build.traffic.said import traffic_document
 
-    tally = read_log(log, ReadOptions(timed=True), settings)
-    measures = measure(tally.joint)
-    found: dict[str, Any] = {
-        "mean_input_len": measures.input.mean,
-        "mean_output_len": measures.output.mean,
-    }
-    seconds = dict(tally.arrivals)
-    if seconds and told["utilisation"] is None:
-        span = max(seconds) - min(seconds) + 1
-        found["requests_per_second"] = sum(seconds.values()) / span
+    document = traffic_document(log, settings)
+    try:
+        lengths = document["lengths"]
+        found: dict[str, Any] = {
+            "mean_input_len": float(lengths["input"]["mean"]),
+            "mean_output_len": float(lengths["output"]["mean"]),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageInvalid(
+            f"{log} is not what `lmi-build bounds` prints: {error!r}",
+            code="advice.unreadable",
+            hints=("give the log itself, or make it anew with `lmi-build bounds`",),
+        ) from error
+    if told["utilisation"] is None:
+        found["requests_per_second"] = document.get("requests_per_second")
     return {name: value for name, value in found.items() if told[name] is None}
 
 

@@ -163,6 +163,7 @@ def _log_document(source: str, tally: Tally, measures: Measures) -> dict[str, An
     return {
         "source": source,
         "requests": measures.requests,
+        "requests_per_second": requests_per_second(tally),
         "bad": {
             kind: {"rows": count, f"{tally.unit}s": list(tally.faults.places(kind))}
             for kind, count in tally.faults.counts.items()
@@ -172,6 +173,19 @@ def _log_document(source: str, tally: Tally, measures: Measures) -> dict[str, An
             for name in ("input", "output", "total")
         },
     }
+
+
+def requests_per_second(tally: Tally) -> float | None:
+    """
+    The mean rate from the first to the last time of arrival; None without times.
+
+    Args:
+        tally: What was counted.
+    """
+    seconds = [second for second, _ in tally.arrivals]
+    if not seconds:
+        return None
+    return tally.arrivals.total / (seconds[-1] - seconds[0] + 1)
 
 
 def proposal_document(proposal: Proposal) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class ReadOptions:
         output_column: Column of the answer's length; the same.
         arrival_column: Column of the time of arrival; the same.
         timed: Whether times of arrival are needed, by name or by a usual one.
+        times_if_any: Whether they are read where a column of a usual name has them.
         max_bad_share: Share of rows without usable lengths above which the log is
             refused.
         tokenizer: Counts the tokens of the columns' texts; None where they hold
@@ -58,6 +59,7 @@ class ReadOptions:
     output_column: str | None = None
     arrival_column: str | None = None
     timed: bool = False
+    times_if_any: bool = False
     max_bad_share: Fraction = Fraction(1, 100)
     tokenizer: Path | None = None
 
@@ -169,7 +171,7 @@ def choose_columns(
 def _arrival(options: ReadOptions, present: Sequence[str], source: str) -> str | None:
     if options.timed or options.arrival_column is not None:
         return _column("arrival", options.arrival_column, present, source)
-    return None
+    return find_column("arrival", present) if options.times_if_any else None
 
 
 def _column(
