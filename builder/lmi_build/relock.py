@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from lmi_build import api
 from lmi_build.errors import LmiBuildError, UsageInvalid
@@ -21,15 +21,19 @@ from lmi_build.values.lock import LOCK_PARTS, Lock, lock_changes, scoped
 from lmi_build.values.settings import FOLLOW
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from lmi_build.values.job import JobResult
     from lmi_build.values.lock import LockChange
+    from lmi_build.values.recipe import Recipe
     from lmi_build.values.settings import Settings
     from lmi_build.values.stage import Plan
 
 ALL = "all"
+Images: TypeAlias = (
+    "Callable[[Plan, Sequence[Recipe], Mapping[str, str]], Mapping[str, str]]"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +84,7 @@ def relock(
     overrides: Sequence[str] = (),
     upgrade: Sequence[str] = (),
     results: Sequence[FromJob] = (),
+    images: Images | None = None,
 ) -> Relocked:
     """
     Find out what a recipe's lock has to say; nothing is written.
@@ -90,6 +95,7 @@ def relock(
         overrides: As `--set` takes them.
         upgrade: Of `LOCK_PARTS` or `ALL`: what is looked at anew instead of kept.
         results: Jobs whose containers say the versions of tools.
+        images: Says which images a plan's stages run in, with what is locked of them.
 
     Raises:
         RecipeInvalid: The recipe, or the lock that is there, cannot be used.
@@ -107,6 +113,9 @@ def relock(
     ]
     plan, pinned, facts = api.plan_and_pins(opened, settings)
     lock = current_lock(pinned, facts, plan)
+    if images is not None:
+        locked = old.images if old else {}
+        lock = replace(lock, images=images(plan, pinned, locked))
     if results:
         lock, missing = _with_results(plan, lock, results)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,13 @@ from lmi_build.cli.render import data, say
 from lmi_build.values.lock import LOCK_PARTS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from lmi_build.relock import FromJob, Relocked
     from lmi_build.values.lock import LockChange
+    from lmi_build.values.recipe import Recipe
     from lmi_build.values.settings import Settings
+    from lmi_build.values.stage import Plan
 
 # Status of `lock --check` when a lock would be written anew.
 _STALE = 10
@@ -76,6 +79,7 @@ def lock(
             overrides=state.overrides,
             upgrade=upgrade,
             results=results,
+            images=partial(_images, settings, "image" in upgrade),
         )
         for path in recipes
     ]
@@ -89,6 +93,19 @@ def lock(
         data({"locks": [_document(item, check=check) for item in found]})
     stale = any(item.changes for item in found)
     return _STALE if check and stale else 0
+
+
+def _images(
+    settings: Settings,
+    ask: bool,  # noqa: FBT001 - bound by name's place in `partial`
+    plan: Plan,
+    recipes: Sequence[Recipe],
+    locked: Mapping[str, str],
+) -> Mapping[str, str]:
+    """What the lock says of the images that jobs run in."""
+    from lmi_build.jobs.locked_images import references, uris_of
+
+    return references(uris_of(plan, recipes), locked, settings, ask=ask)
 
 
 def _result(text: str, settings: Settings) -> FromJob:

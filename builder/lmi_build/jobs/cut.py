@@ -17,6 +17,7 @@ from lmi_build.errors import Problem, RecipeInvalid
 from lmi_build.jobs.finish import finish
 from lmi_build.jobs.graph import JobGraph
 from lmi_build.jobs.images import choose_image
+from lmi_build.jobs.locked_images import with_digest
 from lmi_build.jobs.machines import choose_machine
 from lmi_build.jobs.needs import AUTO, is_local, need_of, owners
 
@@ -118,7 +119,7 @@ def _place(
                 recipe=recipe,
                 kind=choice.kind,
                 instance=choice.instance,
-                image=image,
+                image=with_digest(recipe, stage, image),
                 reason=choice.reason,
                 instance_path=need.instance_path,
             )
