@@ -11,6 +11,7 @@ from lmi_build.cli.options import with_common_options
 # Name, module and one line of help; the modules stay unread until they are needed.
 _COMMANDS: dict[str, tuple[str, str]] = {
     "render": ("job_render", "Write the requests of the jobs, and check them."),
+    "simulate": ("job_simulate", "Run the jobs on this machine, without AWS."),
 }
 
 

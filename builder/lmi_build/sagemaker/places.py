@@ -60,7 +60,10 @@ class Places:
 
     def output(self, name: str) -> Path:
         """An output's folder; what lies in it when the job ends is uploaded."""
-        folder = "processing/output" if self.kind == PROCESSING else "output/data"
+        if self.kind == PROCESSING:
+            return self.root / "processing" / "output" / name
+        # What DescribeTrainingJob tells the place of is the model alone.
+        folder = "model" if name == STORE_CHANNEL else "output/data"
         return self.root / folder / name
 
     @property

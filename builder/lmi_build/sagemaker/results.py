@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lmi_build.errors import LmiBuildError, is_disk_full
 from lmi_build.sagemaker.message import message_bytes, write_message
-from lmi_build.sagemaker.places import REPORT_OUTPUT
+from lmi_build.sagemaker.places import REPORT_OUTPUT, STORE_CHANNEL
 from lmi_build.store.files import write_atomic
 from lmi_build.values.job import result_to_json
 
@@ -83,8 +83,9 @@ def put_result(remote: Remote, result: JobResult) -> None:
 
 def materialise_links(places: Places) -> None:
     """Replace every link in an output by what it points to; uploads follow none."""
-    root = places.output("")
-    for path in sorted(root.rglob("*")) if root.is_dir() else []:
+    roots = [places.output(name) for name in (REPORT_OUTPUT, STORE_CHANNEL)]
+    found = [path for root in roots if root.is_dir() for path in root.rglob("*")]
+    for path in sorted(found):
         if not path.is_symlink():
             continue
         target = path.resolve()

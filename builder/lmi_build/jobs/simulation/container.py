@@ -80,6 +80,7 @@ class Container:
         volume: Folder below `root` that holds only `volume_bytes`; 0 sets no limit.
         volume_bytes: Bytes of it.
         mounted: Whether to use namespaces.
+        network: Whether it has one; without namespaces it always has.
     """
 
     root: Path
@@ -90,6 +91,7 @@ class Container:
     volume: Path
     volume_bytes: int = 0
     mounted: bool = True
+    network: bool = True
     _process: subprocess.Popen[bytes] | None = None
     _reader: threading.Thread | None = None
     _inside: bool = False
@@ -101,7 +103,17 @@ class Container:
         environment = dict(self.environment)
         if inside:
             place = [str(self.root), str(self.volume), str(self.volume_bytes)]
-            line = [*inside, "bash", "-c", _MOUNT, "container", *place, *self.command]
+            cut_off = () if self.network else ("--net",)
+            line = [
+                *inside,
+                *cut_off,
+                "bash",
+                "-c",
+                _MOUNT,
+                "container",
+                *place,
+                *self.command,
+            ]
         else:
             environment[ROOT_VARIABLE] = str(self.root)
             line = [

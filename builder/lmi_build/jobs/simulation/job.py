@@ -192,6 +192,7 @@ def _begin(
         volume=host.places.volume,
         volume_bytes=fault.num_bytes if fault is not None and full else 0,
         mounted=mounted,
+        network=not _is_isolated(request),
     )
     one = _Running(
         host=host,
@@ -203,6 +204,11 @@ def _begin(
     container.on_line = one.read
     container.start()
     return one
+
+
+def _is_isolated(request: Mapping[str, Any]) -> bool:
+    network = request.get("NetworkConfig") or request
+    return bool(network.get("EnableNetworkIsolation"))
 
 
 def _oversee(
