@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from lmi_build import registry
 from lmi_build.catalog.runtimes import Interval, runtimes
 from lmi_build.plan.sizes import subject_of
 from lmi_build.sizing.cache import cache_bytes
-from lmi_build.sizing.memory import memory_lines, rotary_line, total, weight_lines
+from lmi_build.sizing.memory import held_lines, memory_lines, rotary_line, total
 from lmi_build.values.bounds import Bounds
 from lmi_build.values.model import ModelFacts, TensorFact, geometry_from_config
 from lmi_build.values.recipe import QuantSpec
@@ -23,13 +23,15 @@ else:
     import tomli as tomllib
 
 if TYPE_CHECKING:
-    from lmi_build.sizing.memory import Subject
+    from collections.abc import Iterable
+
+    from lmi_build.catalog.runtimes import Runtime
+    from lmi_build.sizing.memory import MemoryLine, Subject
 
 FILE = Path(__file__).parent / "fixtures" / "sizes" / "published.toml"
 GIB = 1 << 30
+WHAT = ("weights", "cache", "work", "total")
 _GATED = ("gate_proj", "up_proj", "down_proj")
-# What PyTorch rounds every allocation up to.
-_ALLOCATION = 512
 # What is no weight, cache or room left free.
 _WORK = ("activations", "logits and sampling", "context and libraries", "communication")
 
@@ -41,7 +43,7 @@ class Comparison:
 
     Args:
         run: Of which run.
-        what: `weights`, `cache` or `work`.
+        what: `weights`, `cache`, `work` or `total`.
         measured: What was printed.
         slack: Half of the last digit that was printed.
         predicted: From and to.
@@ -67,7 +69,7 @@ class Comparison:
         if self.holds:
             return 0.0
         ends = (self.predicted.low, self.predicted.high)
-        return min((end - self.measured) / self.measured for end in ends)
+        return min(((end - self.measured) / self.measured for end in ends), key=abs)
 
 
 @cache
@@ -78,30 +80,31 @@ def document() -> dict[str, Any]:
 
 
 @cache
-def model_facts(name: str) -> ModelFacts:
+def model_facts(key: str) -> ModelFacts:
     """A model's tensors, made without memory for them."""
     import torch
     import transformers
 
-    row = document()["models"][name]
+    row = document()["models"][key]
     settings = dict(row["config"])
     if settings.get("q_lora_rank") == 0:
         settings["q_lora_rank"] = None
     config = getattr(transformers, f"{row['class']}Config")(**settings)
+    name = f"{row['class']}{row.get('head', 'ForCausalLM')}"
     with torch.device("meta"):
-        model = getattr(transformers, f"{row['class']}ForCausalLM")(config)
+        model = getattr(transformers, name)(config)
     tensors = [
         fact
-        for key, value in model.state_dict().items()
-        for fact in _stored(key, tuple(value.shape), row["config"])
-        if not (key == "lm_head.weight" and config.tie_word_embeddings)
+        for tensor, value in model.state_dict().items()
+        for fact in _stored(tensor, tuple(value.shape), row["config"])
+        if not (tensor == "lm_head.weight" and config.tie_word_embeddings)
     ]
-    raw = {**settings, "architectures": [f"{row['class']}ForCausalLM"]}
+    raw = {**settings, "architectures": [name]}
     raw["model_type"] = config.model_type
     return ModelFacts(
         kind="folder",
-        source=name,
-        location=name,
+        source=key,
+        location=key,
         revision="",
         geometry=geometry_from_config(raw),
         config=raw,
@@ -141,7 +144,9 @@ def subject(run: dict[str, Any]) -> Subject:
     """The model of a run, quantized as it was."""
     quantize = run.get("quantize")
     spec = QuantSpec(**quantize) if quantize else QuantSpec()
-    return subject_of(model_facts(run["model"]), spec, registry.quantizer)
+    found = subject_of(model_facts(run["model"]), spec, registry.quantizer)
+    kept = run.get("kv_cache_dtype", found.scheme.kv_cache_dtype)
+    return replace(found, scheme=replace(found.scheme, kv_cache_dtype=kept))
 
 
 def comparisons() -> list[Comparison]:
@@ -152,28 +157,27 @@ def comparisons() -> list[Comparison]:
 def _compare(run: dict[str, Any]) -> list[Comparison]:
     found, tp = subject(run), run.get("tp", 1)
     runtime = runtimes()[run.get("runtime", "vllm")]
+    if run.get("switched"):
+        runtime = replace(runtime, communication=runtime.switched_communication)
     rows: dict[str, Interval] = {}
     if "weights_gib" in run:
-        lines = (*weight_lines(found, runtime, tp=tp), rotary_line(found, runtime))
-        rounding = sum(item.count for item in found.table.classes) * _ALLOCATION
-        rows["weights"] = total(lines) + Interval(low=0, high=rounding)
+        lines = held_lines(found, runtime, tp=tp, pp=run.get("pp", 1))
+        rows["weights"] = total((*lines, rotary_line(found, runtime)))
     if "cache_gib" in run:
-        bounds = Bounds(max_input_len=run["cache_tokens"], max_output_len=0)
-        rows["cache"] = cache_bytes(
-            found.cache, bounds, runtime, dtype_bits=found.cache_bits_in(runtime), tp=tp
-        )
+        rows["cache"] = _cache(found, run, runtime, tp)
     if "work_gib" in run:
-        bounds = Bounds(
-            max_input_len=run["num_tokens"],
-            max_output_len=1,
-            max_batch_size=run["num_requests"],
-            max_num_tokens=run["num_tokens"],
-        )
-        lines = memory_lines(found, bounds, runtime, tp=tp)
-        need = total(tuple(line for line in lines if line.name in _WORK))
+        need = total(_lines(found, run, runtime, tp, _WORK))
         # What the driver takes before the first measurement is in no log.
         low = max(0, need.low - runtime.context.low)
         rows["work"] = Interval(low=low, high=need.high)
+    if "total_gib" in run:
+        names = (*_WORK, "captured graphs", "fragmentation")
+        lines = (
+            *held_lines(found, runtime, tp=tp),
+            rotary_line(found, runtime),
+            *_lines(found, run, runtime, tp, names),
+        )
+        rows["total"] = total(lines) + _cache(found, run, runtime, tp)
     return [
         Comparison(
             run=run["name"],
@@ -187,33 +191,81 @@ def _compare(run: dict[str, Any]) -> list[Comparison]:
     ]
 
 
+def _cache(found: Subject, run: dict[str, Any], runtime: Runtime, tp: int) -> Interval:
+    """What so many tokens take, to one block more, which no longer was a whole one."""
+
+    def at(tokens: int) -> Interval:
+        bounds = Bounds(max_input_len=tokens, max_output_len=0)
+        bits = found.cache_bits_in(runtime)
+        return cache_bytes(found.cache, bounds, runtime, dtype_bits=bits, tp=tp)
+
+    tokens = run["cache_tokens"]
+    more = at(tokens + runtime.block_tokens)
+    return Interval(low=at(tokens).low, high=more.high)
+
+
+def _lines(
+    found: Subject, run: dict[str, Any], runtime: Runtime, tp: int, names: Iterable[str]
+) -> tuple[MemoryLine, ...]:
+    """Lines of a forward of so many tokens and requests, and of a cache so large."""
+    one = Bounds(
+        max_input_len=run.get("cache_tokens", run["num_tokens"]),
+        max_output_len=1,
+        max_num_tokens=run["num_tokens"],
+    )
+    all_of_them = replace(one, max_input_len=1, max_batch_size=run["num_requests"])
+    lines = memory_lines(found, one, runtime, tp=tp)
+    sampled = memory_lines(found, all_of_them, runtime, tp=tp)
+    by_name = {line.name: line for line in lines}
+    by_name |= {line.name: line for line in sampled if line.name.startswith("logits")}
+    return tuple(line for name, line in by_name.items() if name in names)
+
+
 def _slack(value: float) -> float:
-    """Half of the last digit, and of one block of the cache."""
+    """Half of the last digit."""
     digits = len(repr(value).partition(".")[2])
     return 0.5 * 10.0 ** -max(digits, 2) * GIB
 
 
 def markdown() -> str:
     """The table of docs/concepts/sizing.md."""
-    sources = {run["name"]: run["source"] for run in document()["runs"]}
-    numbers = {name: index for index, name in enumerate(sources, 1)}
-    head = "| run | what | printed | predicted | error |"
-    rule = "| --- | --- | ---: | ---: | ---: |"
-    rows = [
-        f"| {item.run} [{numbers[item.run]}] | {item.what} |"
-        f" {item.measured / GIB:.4g} | {_range(item.predicted)} |"
-        f" {'inside' if item.holds else f'{item.error:+.1%}'} |"
-        for item in comparisons()
-    ]
-    misses = [
-        f"- {item.run}, {item.what}: {item.miss}."
-        for item in comparisons()
-        if item.miss
-    ]
-    notes = [f"{number}. {sources[name]}" for name, number in numbers.items()]
+    runs, found = document()["runs"], comparisons()
+    numbers: dict[str, int] = {}
+    for run in runs:
+        numbers.setdefault(run["source"], len(numbers) + 1)
+    inside = sum(item.holds for item in found)
+    outside = len(found) - inside
+    rows = []
+    for run in runs:
+        cells = {item.what: _cell(item) for item in found if item.run == run["name"]}
+        told = " | ".join(cells.get(what, "") for what in WHAT)
+        rows.append(f"| {run['name']} [{numbers[run['source']]}] | {told} |")
+    misses = [f"- {item.run}, {item.what}: {item.miss}." for item in found if item.miss]
+    notes = [f"{number}. {source}" for source, number in numbers.items()]
     return "\n".join(
-        [head, rule, *rows, "", "Misses:", "", *misses, "", "Sources:", "", *notes]
+        [
+            f"{len(runs)} starts, {len(found)} numbers: {inside} in, {outside} out.",
+            "",
+            f"| run | {' | '.join(WHAT)} |",
+            "| --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+            "Misses:",
+            "",
+            *misses,
+            "",
+            "Sources:",
+            "",
+            *notes,
+        ]
     )
+
+
+def _cell(item: Comparison) -> str:
+    printed, predicted = f"{item.measured / GIB:.4g}", _range(item.predicted)
+    if item.holds:
+        return f"{printed} in {predicted}"
+    return f"**{printed}**, not {predicted}: {item.error:+.1%}"
 
 
 def _range(size: Interval) -> str:

@@ -18,6 +18,7 @@ from lmi_build import registry
 from lmi_build.catalog.market import shipped_market
 from lmi_build.catalog.runtimes import runtimes
 from lmi_build.errors import DoesNotFit, Problem, RecipeInvalid, UsageInvalid
+from lmi_build.plan.beside import Beside, with_beside
 from lmi_build.plan.places import size_ways, thinned
 from lmi_build.plan.sizes import (
     advise,
@@ -68,6 +69,7 @@ def size_recipe(
     memory_bytes: int = 0,
     host: Host | None = None,
     market: Market | None = None,
+    beside: Beside | None = None,
 ) -> SizeReport:
     """
     Size a recipe's model on its target.
@@ -78,6 +80,8 @@ def size_recipe(
         memory_bytes: What a device has, instead of what the target says.
         host: This machine, as `api.host` tells it; None leaves out what building takes.
         market: Instances of the user's own beside those shipped.
+        beside: Adapters and a draft model; None takes what the recipe's environment
+            says of adapters.
 
     Raises:
         RecipeInvalid: The target or the release is not known, or not fit for another.
@@ -98,13 +102,13 @@ def size_recipe(
 
         runtime = trtllm_runtime(recipe, facts, runtime)
     place = place_of(instance, runtime, tp=tp, pp=pp, memory_bytes=memory_bytes)
-    report = size_of(
-        recipe.name,
+    subject = with_beside(
         subject_of(facts, recipe.quantize, registry.quantizer),
-        recipe.bounds,
-        place,
-        instance,
+        beside or Beside(),
+        recipe.serve.environment,
+        registry.quantizer,
     )
+    report = size_of(recipe.name, subject, recipe.bounds, place, instance)
     report = _advised(report, facts, recipe.quantize, market)
     if _counts_cores(recipe, facts):
         from lmi_build.plan.neuron_sizes import neuron_changes, neuron_fit
@@ -133,7 +137,7 @@ def resolve_facts(spec: ModelSpec, settings: Settings) -> ModelFacts:
     return resolve_model(spec, settings=settings, base=Path.cwd(), hashed=False)
 
 
-def size_model(
+def size_model(  # noqa: PLR0913 - one keyword for each thing that is asked
     facts: ModelFacts,
     spec: QuantSpec,
     bounds: Bounds,
@@ -143,6 +147,7 @@ def size_model(
     tp: int,
     memory_bytes: int = 0,
     market: Market | None = None,
+    beside: Beside | None = None,
 ) -> SizeReport:
     """
     Size a model.
@@ -156,6 +161,7 @@ def size_model(
         tp: Devices that a layer is split over.
         memory_bytes: What a device has, instead of what the target says.
         market: Instances of the user's own beside those shipped.
+        beside: Adapters and a draft model.
 
     Raises:
         UsageInvalid: There is no such target or runtime, or too few devices.
@@ -163,6 +169,7 @@ def size_model(
     instance, row = _instance(target, tp, market), _runtime(runtime)
     place = place_of(instance, row, tp=tp, memory_bytes=memory_bytes)
     subject = subject_of(facts, spec, registry.quantizer)
+    subject = with_beside(subject, beside or Beside(), {}, registry.quantizer)
     report = size_of(facts.source, subject, bounds, place, instance)
     return _advised(report, facts, spec, market)
 
@@ -218,7 +225,11 @@ def compare_places(
     """
     if report.place.runtime.name == _NEURONX:
         return ()
-    forms = dict(_other_forms(facts, spec, report.place.runtime.name))
+    own = report.subject
+    forms = {
+        words: replace(form, adapters=own.adapters, draft=own.draft)
+        for words, form in _other_forms(facts, spec, report.place.runtime.name)
+    }
     return thinned(size_ways(report, forms, market, region))
 
 

@@ -8,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmi_build.catalog.runtimes import Interval, runtimes
+from lmi_build.sizing.beside import rounding_line
 from lmi_build.sizing.cache import CacheShape
 from lmi_build.sizing.change import changes
 from lmi_build.sizing.fit import CANNOT, FITS, QUESTIONS, Place, fit, largest
-from lmi_build.sizing.memory import Subject, memory_lines
+from lmi_build.sizing.lines import Adapters, Subject
+from lmi_build.sizing.memory import memory_lines, total
 from lmi_build.sizing.weights import (
     COLUMNS,
     FUSED,
@@ -24,6 +26,7 @@ from lmi_build.sizing.weights import (
     WeightClass,
     WeightTable,
     linear_bytes,
+    rank_bytes,
 )
 from lmi_build.values.bounds import Bounds
 from lmi_build.values.model import ModelGeometry
@@ -81,6 +84,17 @@ def schemes(draw: st.DrawFn) -> QuantScheme:
 
 @st.composite
 def subjects(draw: st.DrawFn) -> Subject:
+    """A model, at times with adapters and with another model that drafts for it."""
+    adapters = draw(
+        st.none()
+        | st.builds(Adapters, count=st.integers(1, 8), rank=st.sampled_from([8, 64]))
+    )
+    draft = draw(st.none() | models())
+    return replace(draw(models()), adapters=adapters, draft=draft)
+
+
+@st.composite
+def models(draw: st.DrawFn) -> Subject:
     kv_heads = draw(st.sampled_from([1, 2, 4, 8]))
     heads = HeadCounts(
         num_heads=kv_heads * draw(st.integers(1, 4)), num_kv_heads=kv_heads, head_dim=64
@@ -119,6 +133,7 @@ def subjects(draw: st.DrawFn) -> Subject:
             latent_width=latent,
             expanded_width=160 if latent else 0,
             num_heads=heads.num_heads,
+            rotary_dim=32 if latent else draw(st.sampled_from([0, 64])),
         ),
         geometry=ModelGeometry(
             architecture="LlamaForCausalLM",
@@ -258,3 +273,72 @@ def test_stages_hold_all_layers_together(
     assert staged.high * pp >= whole.high
     assert staged.low * pp <= whole.low
     assert staged.high <= whole.high
+
+
+@given(subjects(), BOUNDS, PLACES, st.integers(1, 8), st.sampled_from([8, 16, 64]))
+def test_what_is_served_beside_a_model_never_needs_less(
+    subject: Subject, bounds: Bounds, place: Place, count: int, rank: int
+) -> None:
+    """Adapters, more of them, a higher rank and a draft model each add, or nothing."""
+    bare = replace(subject, adapters=None, draft=None)
+    few = replace(bare, adapters=Adapters(count=count, rank=rank))
+    more = replace(bare, adapters=Adapters(count=count + 1, rank=rank))
+    higher = replace(bare, adapters=Adapters(count=count, rank=2 * rank))
+    drafted = replace(few, draft=bare)
+
+    def need(asked: Subject) -> Interval:
+        runtime = place.runtime
+        return total(memory_lines(asked, bounds, runtime, tp=place.tp, pp=place.pp))
+
+    pairs = [(bare, few), (few, more), (few, higher), (few, drafted)]
+    for less, larger in pairs:
+        assert need(less).low <= need(larger).low
+        assert need(less).high <= need(larger).high
+
+
+@given(
+    st.integers(1, 60),
+    st.integers(1, 60),
+    st.integers(1, 4096),
+    st.sampled_from(sorted(runtimes())),
+)
+def test_rotary_tables_and_groups_of_layers_only_grow(
+    full: int, sliding: int, window: int, name: str
+) -> None:
+    """No layer is lost in a group, and none is counted where none slides."""
+    shape = CacheShape(
+        num_full=full, num_sliding=sliding, window=window, num_kv_heads=1, head_dim=8
+    )
+    alone = replace(shape, num_sliding=0, num_full=full + sliding)
+    found = shape.most_layers(runtimes()[name])
+
+    assert found >= full + sliding
+    assert found <= 2 * (full + sliding)
+    assert alone.most_layers(runtimes()[name]) == full + sliding
+
+
+def allocated(size: int) -> int:
+    """What PyTorch takes for a tensor in a fresh segment, by its own rule."""
+    page, small, large = 512, MIB, 2 * MIB
+    asked = -(-size // page) * page
+    if asked <= small:
+        return asked
+    segment = 20 * MIB if asked < 10 * MIB else -(-asked // large) * large
+    return segment if segment - asked <= small else asked
+
+
+@given(subjects(), st.sampled_from([1, 2, 4]))
+def test_blocks_are_rounded_no_more_than_is_said(subject: Subject, tp: int) -> None:
+    """Each tensor by itself, or all of a part in one: both lie in the interval."""
+    plain = replace(subject.scheme, packing="none", weight_bits=16)
+    subject = replace(subject, scheme=plain)
+    runtime = runtimes()["vllm"]
+    found = rounding_line(subject, runtime, tp=tp).bytes
+    sizes = [
+        (rank_bytes(item, subject.table, plain, runtime, tp), item.count)
+        for item in subject.table.classes
+    ]
+    apart = sum(n * (allocated(size // n) - size // n) for size, n in sizes)
+
+    assert found.low == 0
+    assert apart <= found.high

@@ -118,3 +118,77 @@ def test_layers_of_another_kind_are_said_to_be_unknown() -> None:
     shape = cache_shape(config, geometry_from_config(config))
 
     assert shape.unknown == ("layers of type linear_attention keep something else",)
+
+
+@pytest.mark.parametrize("name", sorted(set(tiny_architectures.MODELS) - {"internlm2"}))
+def test_windows_are_found_where_a_config_names_no_kinds(name: str) -> None:
+    """Configs of older releases say a window and leave the layers to the class."""
+    config = config_of(name)
+    if config.pop("layer_types", None) is None:
+        return
+    walked = read_config(config)
+    shape = cache_shape(config, geometry_from_config(config))
+    windows = [walked.window_of(index) for index in range(walked.num_layers)]
+
+    assert shape.num_sliding == sum(window is not None for window in windows)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "rows"),
+    [
+        ({}, 4096),
+        ({"rope_type": "llama3", "factor": 8.0}, 4096),
+        ({"rope_type": "linear", "factor": 8.0}, 32768),
+        ({"type": "dynamic", "factor": 2.0}, 8192),
+        ({"type": "yarn", "factor": 4.0}, 16384),
+        (
+            {
+                "type": "yarn",
+                "factor": 40,
+                "original_max_position_embeddings": 1024,
+            },
+            40960,
+        ),
+        ({"type": "longrope", "original_max_position_embeddings": 1024}, 5120),
+    ],
+)
+def test_rotary_tables_have_the_rows_that_vllm_writes(
+    scaling: dict[str, Any], rows: int
+) -> None:
+    """One row for each position that the scaling makes of the model's own."""
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "num_attention_heads": 2,
+        "vocab_size": 100,
+        "max_position_embeddings": 4096,
+        "rope_scaling": scaling,
+    }
+
+    assert cache_shape(config, geometry_from_config(config)).rotary_rows == rows
+
+
+def test_layers_of_two_kinds_are_filled_up_to_equal_groups() -> None:
+    """Gemma 3 4B: 5 layers see all, 29 slide, and vLLM makes seven groups of five."""
+    text = {
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "hidden_size": 2560,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "vocab_size": 100,
+        "max_position_embeddings": 131072,
+        "sliding_window": 1024,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "rope_local_base_freq": 10000.0,
+    }
+    config = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
+    shape = cache_shape(config, geometry_from_config(config))
+
+    assert (shape.num_full, shape.num_sliding) == (5, 29)
+    assert shape.most_layers(runtimes()["vllm"]) == 35
+    assert shape.most_layers(runtimes()["tensorrt-llm"]) == 34
+    assert shape.rotary_rows == 9 * 131072

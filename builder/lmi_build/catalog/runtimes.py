@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FILE = "runtimes.toml"
 MIB = 1 << 20
 GIB = 1 << 30
-_INTERVALS = ("context", "communication", "graphs")
+_INTERVALS = ("context", "communication", "switched_communication", "graphs")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,11 +55,15 @@ class Runtime:
     Args:
         name: Such as `vllm`.
         block_tokens: Tokens of one block of the cache; 1 where it is contiguous.
+        groups_layers: Layers that slide and others share one pool of blocks, in groups
+            of equally many.
         vocabulary_multiple: Rows of the embedding and the head are padded to this.
         splits_embedding: Ranks hold a part of the embedding; else each has all of it.
         shares_tied: A head tied to the embedding is held once for certain.
         latent_multiple: A latent cache (MLA) is kept and padded to this; 0 where keys
             and values of all heads are kept instead.
+        copies_latent: What a latent is expanded by is kept a second time, in 16 bits.
+        unsplit_bytes: Most that one tensor's block may be larger than the tensor.
         rotary_bytes: Bytes of one number of the rotary tables, from and to.
         narrows: Weights in float32 are held in 16 bits.
         computes_wide: It computes in float32: the cache and activations are so, and
@@ -69,6 +73,7 @@ class Runtime:
         max_num_tokens: Packed tokens of one forward where bounds leave it open.
         context: Driver, libraries and their workspaces.
         communication: What every rank adds where there are several.
+        switched_communication: The same where a switch joins the devices.
         graphs: Captured graphs and what they keep.
         free_share: Share of what the cache or the whole takes that the runtime's
             default leaves free beside it: (of all, of the cache).
@@ -77,10 +82,13 @@ class Runtime:
 
     name: str
     block_tokens: int
+    groups_layers: bool
     vocabulary_multiple: int
     splits_embedding: bool
     shares_tied: bool
     latent_multiple: int
+    copies_latent: bool
+    unsplit_bytes: int
     rotary_bytes: tuple[int, int]
     narrows: bool
     computes_wide: bool
@@ -89,6 +97,7 @@ class Runtime:
     max_num_tokens: int
     context: Interval
     communication: Interval
+    switched_communication: Interval
     graphs: Interval
     free_share: tuple[float, float]
     source: str

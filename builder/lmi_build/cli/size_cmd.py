@@ -15,6 +15,7 @@ from lmi_build.cli.render import data, style, table
 from lmi_build.units import format_bytes
 
 if TYPE_CHECKING:
+    from lmi_build.plan.beside import Beside
     from lmi_build.plan.sizes import BuildNeed, SizeReport
     from lmi_build.sizing.fit import Largest
     from lmi_build.values.model import ModelFacts
@@ -42,6 +43,9 @@ _COUNT = click.IntRange(min=1)
 @click.option("--group-size", type=click.IntRange(min=-1), help="-1 is a whole row.")
 @click.option("--kv-cache-dtype", type=click.Choice(["auto", "int8", "fp8"]))
 @click.option("--tensor-parallel-size", "tp", type=_COUNT, default=1)
+@click.option("--max-loras", type=_COUNT, help="Adapters served at once.")
+@click.option("--max-lora-rank", type=_COUNT, help="Of any adapter; 16 unless told.")
+@click.option("--draft-model", help="Drafts tokens: repository, folder or GGUF file.")
 @click.option("--runtime", default="vllm", show_default=True, help="Who serves it.")
 @click.option(
     "--memory", help="Of a device, such as `24GiB`, whatever the target says."
@@ -96,6 +100,7 @@ def size(
     settings = state.settings()
     told["memory_bytes"] = settings.memory_bytes if memory else 0
     told["market"] = read_market(catalog_path(state, catalog))
+    told["beside"] = _beside(told, settings)
     facts: dict[str, ModelFacts] = {}
     if recipe is None:
         only, facts[str(model)] = _size_model(str(model), told, settings)
@@ -134,6 +139,28 @@ def _size_recipe(
         memory_bytes=told["memory_bytes"],
         host=api.host(settings),
         market=told["market"],
+        beside=told["beside"],
+    )
+
+
+def _beside(told: dict[str, Any], settings: Any) -> Beside:
+    """Adapters and a draft model, as far as options name them."""
+    from lmi_build import sizes
+    from lmi_build.errors import UsageInvalid
+    from lmi_build.plan.beside import USUAL_RANK, Beside
+    from lmi_build.sizing.lines import Adapters
+    from lmi_build.values.recipe import ModelSpec
+
+    count, rank, draft = told["max_loras"], told["max_lora_rank"], told["draft_model"]
+    if rank is not None and count is None:
+        raise UsageInvalid(
+            f"`--max-lora-rank {rank}` says nothing of how many adapters there are",
+            code="size.no-adapters",
+            hints=(f"add `--max-loras 4`, or leave out `--max-lora-rank {rank}`",),
+        )
+    return Beside(
+        adapters=Adapters(count=count, rank=rank or USUAL_RANK) if count else None,
+        draft=sizes.resolve_facts(ModelSpec(source=draft), settings) if draft else None,
     )
 
 
@@ -199,17 +226,27 @@ def _size_model(
         tp=told["tp"],
         memory_bytes=told["memory_bytes"],
         market=told["market"],
+        beside=told["beside"],
     )
     return report, facts
 
 
 def _quant_spec(told: dict[str, Any]) -> QuantSpec:
+    from lmi_build.errors import UsageInvalid
     from lmi_build.values.recipe import QuantSpec
 
     method = told["method"]
     cache = told["kv_cache_dtype"] or "auto"
     if method == "none":
-        return QuantSpec()
+        unused = [name for name in ("bits", "group_size") if told[name] is not None]
+        if unused:
+            option = f"--{unused[0].replace('_', '-')}"
+            raise UsageInvalid(
+                f"`{option} {told[unused[0]]}` without `--method` changes nothing",
+                code="size.no-method",
+                hints=(f"add `--method gptq`, or leave out `{option}`",),
+            )
+        return QuantSpec(kv_cache_dtype=cache)
     few = method in {"rtn", "gptq", "awq"}
     bits = int(told["bits"] or (_FEW_BITS if few else _BYTE_BITS))
     group = told["group_size"] or (_GROUP_SIZE if few else -1)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lmi_build.backends.neuronx.encoders import is_encoder
+from lmi_build.catalog.devices import devices
 from lmi_build.catalog.runtimes import Interval
 from lmi_build.quantizers.builtin_checks import linears_of
 from lmi_build.quantizers.targets import find_architecture
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 # most of it), A10G 22.0 of 22.4, L4 22.0, A100 39.4 of 40, H100 79.1 of 80.
 _USABLE = {"T4": 0.9}
 _USABLE_SHARE = 0.96
+_SWITCH = "NVSwitch"
 
 
 def float_scheme(facts: ModelFacts) -> QuantScheme:
@@ -64,7 +66,7 @@ def subject_of(
         spec: How its weights become smaller.
         quantizer: Finds a quantizer by name.
     """
-    scheme = float_scheme(facts)
+    scheme = replace(float_scheme(facts), kv_cache_dtype=spec.kv_cache_dtype)
     linears: dict[str, tuple[int, int]] = {}
     scales = 0
     if spec.method != "none" and spec.provider != COMPILER:
@@ -90,6 +92,12 @@ def subject_of(
     )
 
 
+def is_switched(instance: Instance) -> bool:
+    """Whether a switch joins the devices of a machine."""
+    row = devices().get(instance.rates)
+    return row is not None and _SWITCH in row.link
+
+
 def place_of(
     instance: Instance | None,
     runtime: Runtime,
@@ -108,6 +116,8 @@ def place_of(
         pp: Stages that the layers are split over.
         memory_bytes: What a device has, instead of what the instance says.
     """
+    if instance is not None and is_switched(instance):
+        runtime = replace(runtime, communication=runtime.switched_communication)
     if memory_bytes:
         exact = Interval(low=memory_bytes, high=memory_bytes)
         return Place(runtime=runtime, tp=tp, pp=pp, capacity=exact)
@@ -223,12 +233,13 @@ def _forms(
     report: SizeReport, forms: Iterator[tuple[str, Subject]]
 ) -> Iterator[Option]:
     """Forms of the model that take less."""
+    own = report.subject
     for words, subject in forms:
         if checkpoint_bytes(subject.table, subject.scheme) < report.checkpoint_bytes:
             yield Option(
                 path="quantize.method",
                 value=words,
-                subject=subject,
+                subject=replace(subject, adapters=own.adapters, draft=own.draft),
                 place=report.place,
             )
 

@@ -5,7 +5,9 @@ Shapes: L layers, H key heads on a rank, D channels of a head, T tokens.
 
 Sources: Shazeer, arXiv:1911.02150 (multi-query); Ainslie et al., arXiv:2305.13245
 (grouped); DeepSeek-V2, arXiv:2405.04434 section 2.1 (latent); Jiang et al.,
-arXiv:2310.06825 section 2 (sliding window); Kwon et al., arXiv:2309.06180 (blocks).
+arXiv:2310.06825 section 2 (sliding window); Kwon et al., arXiv:2309.06180 (blocks);
+vLLM v1/core/kv_cache_utils.py (`_get_kv_cache_groups_uniform_page_size`) and
+model_executor/layers/rotary_embedding.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from lmi_build.catalog.runtimes import Interval
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lmi_build.catalog.architectures import Architecture
     from lmi_build.catalog.runtimes import Runtime
     from lmi_build.digest import JSONValue
     from lmi_build.values.bounds import Bounds
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 SLIDING = "sliding_attention"
 CACHED = (SLIDING, "full_attention")
+_NEARLY = 1.5
 _PATTERN_KEYS = ("sliding_window_pattern", "_sliding_window_pattern")
 
 
@@ -45,6 +49,7 @@ class CacheShape:
             expanded.
         num_heads: Query heads, which an expanded latent has keys for.
         rotary_dim: Channels that positions turn; 0 where they are told otherwise.
+        rotary_rows: Rows of all tables of sines and cosines.
         unknown: Why the shape is not certain; empty where it is.
     """
 
@@ -57,6 +62,7 @@ class CacheShape:
     expanded_width: int = 0
     num_heads: int = 0
     rotary_dim: int = 0
+    rotary_rows: int = 0
     unknown: tuple[str, ...] = ()
 
     def token_layer_values(self, runtime: Runtime, tp: int) -> Interval:
@@ -70,6 +76,22 @@ class CacheShape:
             return Interval(low=self.latent_width, high=padded)
         width = 2 * max(1, -(-self.num_kv_heads // tp)) * self.head_dim
         return Interval(low=width, high=width)
+
+    def most_layers(self, runtime: Runtime) -> int:
+        """
+        Layers that a runtime makes room for.
+
+        Where layers of two kinds share one pool, their groups are made equally large,
+        as large as the smaller kind, or as the larger one where that is not by half
+        more; what is missing in the last group is room that nothing fills.
+        """
+        kinds = (self.num_full, self.num_sliding)
+        if not runtime.groups_layers or not all(kinds):
+            return sum(kinds)
+        sizes = [min(kinds)]
+        if max(kinds) < _NEARLY * min(kinds):
+            sizes.append(max(kinds))
+        return max(sum(-(-kind // size) * size for kind in kinds) for size in sizes)
 
 
 def kv_heads_of(config: Mapping[str, JSONValue], geometry: ModelGeometry) -> int:
@@ -107,19 +129,62 @@ def cache_shape(config: Mapping[str, JSONValue], geometry: ModelGeometry) -> Cac
         expanded_width=wide if latent else 0,
         num_heads=geometry.num_attention_heads,
         rotary_dim=rope if latent else _rotary_dim(config, geometry),
+        rotary_rows=_rotary_rows(config, geometry, slides=num_sliding > 0),
         unknown=unknown,
     )
 
 
+def _family(
+    config: Mapping[str, JSONValue], geometry: ModelGeometry
+) -> Architecture | None:
+    """The map of the architecture, or of the language model inside of it."""
+    known = architectures()
+    if geometry.architecture in known:
+        return known[geometry.architecture]
+    text = config.get("text_config")
+    kind = text.get("model_type") if isinstance(text, dict) else None
+    return next((row for row in known.values() if row.model_type == kind), None)
+
+
 def _rotary_dim(config: Mapping[str, JSONValue], geometry: ModelGeometry) -> int:
     """Channels of a head that are turned, as far as the map says that any are."""
-    architecture = architectures().get(geometry.architecture)
+    architecture = _family(config, geometry)
     if architecture is not None and not architecture.rotary:
         return 0
     share = config.get("partial_rotary_factor", config.get("rotary_pct", 1.0))
     if isinstance(share, int | float) and 0 < share <= 1:
         return int(geometry.head_dim * share)
     return geometry.head_dim
+
+
+def _rotary_rows(
+    config: Mapping[str, JSONValue], geometry: ModelGeometry, *, slides: bool
+) -> int:
+    """
+    Rows of the tables of sines and cosines, by how positions are stretched.
+
+    Linear and dynamic scaling write a row for each stretched position, YaRN for each
+    of the original ones times the factor, LongRoPE one table for short and one for long
+    texts. Layers that slide have a table of their own where their base differs.
+    """
+    positions = geometry.max_position_embeddings
+    scaling = config.get("rope_scaling") or config.get("rope_parameters")
+    scaling = scaling if isinstance(scaling, dict) else {}
+    kind = scaling.get("rope_type", scaling.get("type"))
+    factor = scaling.get("factor")
+    factor = factor if isinstance(factor, int | float) and factor > 1 else 1
+    original = _count(scaling, "original_max_position_embeddings") or _count(
+        config, "original_max_position_embeddings"
+    )
+    rows = positions
+    if kind in {"linear", "dynamic"}:
+        rows = int(positions * factor)
+    elif kind in {"yarn", "deepseek_yarn"}:
+        rows = max(positions, int((original or positions) * factor))
+    elif kind in {"longrope", "su"}:
+        rows = positions + original
+    own = slides and "rope_local_base_freq" in config
+    return rows + positions if own else rows
 
 
 def _count(config: Mapping[str, JSONValue], key: str) -> int:
@@ -131,19 +196,25 @@ def _sliding(
     config: Mapping[str, JSONValue], geometry: ModelGeometry
 ) -> tuple[int, int, tuple[str, ...]]:
     """The window, the layers that have it, and what is not certain of them."""
+    architecture = _family(config, geometry)
+    usual = architecture.defaults if architecture is not None else {}
     count, window = geometry.num_layers, _count(config, "sliding_window")
+    if "sliding_window" not in config and isinstance(usual.get("sliding_window"), int):
+        window = usual["sliding_window"]
     kinds = config.get("layer_types")
     if isinstance(kinds, list | tuple) and kinds:
         strange = sorted({str(kind) for kind in kinds} - set(CACHED))
         why = (f"layers of type {', '.join(strange)} keep something else",)
         return window, list(kinds).count(SLIDING), why if strange else ()
-    if window < 1 or config.get("use_sliding_window") is False:
+    used = config.get("use_sliding_window", usual.get("use_sliding_window"))
+    if window < 1 or used is False:
         return 0, 0, ()
-    architecture = architectures().get(geometry.architecture)
     if architecture is None:
         return window, 0, ("which layers slide is not known",)
-    first = min(count, _count(config, "max_window_layers"))
-    every = next((n for key in _PATTERN_KEYS if (n := _count(config, key))), 1)
+    told = {"max_window_layers": usual.get("max_window_layers"), **config}
+    first = min(count, _count(told, "max_window_layers"))
+    every = next((n for key in _PATTERN_KEYS if (n := _count(config, key))), 0)
+    every = every or int(usual.get("window_pattern", 1))
     sliding = {
         "all": count,
         "from": count - first,
@@ -168,7 +239,8 @@ def cache_bytes(
 
     Returns:
         Low keeps only the window where a layer slides, and a latent as it is; high
-        keeps every token and every head, as a runtime without support does.
+        keeps every token, every head and what groups of layers are filled up with, as
+        a runtime without support does.
     """
     block = runtime.block_tokens
     full = -(-bounds.max_seq_len // block) * block
@@ -176,7 +248,7 @@ def cache_bytes(
     requests = bounds.max_batch_size * bounds.max_beam_width
     values = shape.token_layer_values(runtime, tp)
     low = shape.num_full * full + shape.num_sliding * slid
-    high = (shape.num_full + shape.num_sliding) * full
+    high = shape.most_layers(runtime) * full
     return Interval(
         low=requests * low * values.low * dtype_bits // 8,
         high=requests * high * values.high * dtype_bits // 8,

@@ -7,26 +7,39 @@ an interval that measurements of others lie in (docs/concepts/sizing.md).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lmi_build.catalog.runtimes import Interval
+from lmi_build.sizing.beside import adapter_line, copied_latent_line, rounding_line
 from lmi_build.sizing.cache import cache_bytes
+from lmi_build.sizing.lines import (
+    FLOAT_BYTES,
+    HALF_BYTES,
+    MemoryLine,
+    Subject,
+    total,
+)
 from lmi_build.sizing.weights import UNKNOWN, rank_bytes
 from lmi_build.values.model import DTYPE_BITS
 
+__all__ = [
+    "MemoryLine",
+    "Subject",
+    "held_lines",
+    "memory_lines",
+    "num_tokens",
+    "rotary_line",
+    "total",
+    "weight_lines",
+]
+
 if TYPE_CHECKING:
     from lmi_build.catalog.runtimes import Runtime
-    from lmi_build.digest import JSONValue
-    from lmi_build.sizing.cache import CacheShape
-    from lmi_build.sizing.weights import WeightClass, WeightTable
+    from lmi_build.sizing.weights import WeightClass
     from lmi_build.values.bounds import Bounds
-    from lmi_build.values.model import ModelGeometry
     from lmi_build.values.quant import QuantScheme
 
-_CACHE_BITS = {"int8": 8, "fp8": 8}
-_HALF_BYTES = 2
-_FLOAT_BYTES = 4
 # Rules of thumb. The widest layer's results once, up to three times where kernels do
 # not write in place; logits in the model's dtype, up to five copies in float32 where
 # sampling sorts them and takes their probabilities.
@@ -34,67 +47,16 @@ _MOST_LAYERS = 3
 _MOST_LOGITS = 5
 _FRAGMENT_SHARE = 25
 _NONE = Interval(low=0, high=0)
-_ENDS = frozenset({"weights: embedding", "weights: positions", "weights: head"})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MemoryLine:
-    """
-    One thing that takes memory of a device.
-
-    Args:
-        name: What it is.
-        bytes: How much, from and to.
-        formula: Its arithmetic in words.
-        source: Where that stands; `rule of thumb` where nothing better is known.
-    """
-
-    name: str
-    bytes: Interval
-    formula: str
-    source: str
-
-    def to_json(self) -> dict[str, JSONValue]:
-        """The line as data."""
-        return {
-            "name": self.name,
-            "low_bytes": self.bytes.low,
-            "high_bytes": self.bytes.high,
-            "formula": self.formula,
-            "source": self.source,
-        }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Subject:
-    """
-    The model whose memory is asked for, quantized or not.
-
-    Args:
-        table: Its weights.
-        cache: Its cache.
-        geometry: Its sizes.
-        scheme: What its linears become.
-    """
-
-    table: WeightTable
-    cache: CacheShape
-    geometry: ModelGeometry
-    scheme: QuantScheme
-
-    @property
-    def cache_bits(self) -> int:
-        """Bits of one number of the cache, where the runtime does not widen it."""
-        return _CACHE_BITS.get(self.scheme.kv_cache_dtype, 8 * _HALF_BYTES)
-
-    def cache_bits_in(self, runtime: Runtime) -> int:
-        """Bits of one number of the cache, as a runtime keeps it."""
-        return 8 * _FLOAT_BYTES if runtime.computes_wide else self.cache_bits
-
-    @property
-    def unknown(self) -> tuple[str, ...]:
-        """Everything that is not certain about it."""
-        return (*self.table.unknown, *self.cache.unknown)
+# What the first or the last stage may have all of, and others nothing.
+_ENDS = frozenset(
+    {
+        "weights: embedding",
+        "weights: positions",
+        "weights: head",
+        "adapters",
+        "rounding of blocks",
+    }
+)
 
 
 def memory_lines(
@@ -110,8 +72,48 @@ def memory_lines(
         tp: Ranks a layer is split over.
         pp: Stages the layers are split over.
     """
-    weights = weight_lines(subject, runtime, tp=tp)
-    cache = MemoryLine(
+    weights = held_lines(subject, runtime, tp=tp, pp=pp)
+    cache = _cache_line(subject, bounds, runtime, tp)
+    cache = _staged(cache, subject, pp) if pp > 1 else cache
+    work = (
+        *_draft_lines(subject, bounds, runtime, tp),
+        rotary_line(subject, runtime),
+        _activations(subject, bounds, runtime, tp),
+        _logits(subject, bounds, runtime),
+    )
+    held = total((*weights, cache, *work))
+    return (*weights, cache, *work, *_reserves(runtime, tp * pp, cache.bytes, held))
+
+
+def held_lines(
+    subject: Subject, runtime: Runtime, *, tp: int, pp: int = 1
+) -> tuple[MemoryLine, ...]:
+    """
+    Weights and what stays beside them from the start, whatever is served.
+
+    Args:
+        subject: The model.
+        runtime: Who serves it.
+        tp: Ranks a layer is split over.
+        pp: Stages the layers are split over.
+    """
+    lines = list(weight_lines(subject, runtime, tp=tp))
+    if subject.cache.latent_width and runtime.copies_latent:
+        lines.append(copied_latent_line(subject, runtime, tp=tp))
+    adapters = adapter_line(subject, runtime, tp=tp)
+    if adapters is not None:
+        lines.append(adapters)
+    if runtime.unsplit_bytes:
+        lines.append(rounding_line(subject, runtime, tp=tp))
+    if pp > 1:
+        return tuple(_staged(line, subject, pp) for line in lines)
+    return tuple(lines)
+
+
+def _cache_line(
+    subject: Subject, bounds: Bounds, runtime: Runtime, tp: int
+) -> MemoryLine:
+    return MemoryLine(
         name="key-value cache",
         bytes=cache_bytes(
             subject.cache,
@@ -123,21 +125,26 @@ def memory_lines(
         formula=_cache_formula(subject, bounds, runtime, tp),
         source="arXiv:2305.13245, arXiv:2309.06180",
     )
-    if pp > 1:
-        weights = tuple(_staged(line, subject, pp) for line in weights)
-        cache = _staged(cache, subject, pp)
-    work = (
-        rotary_line(subject, runtime),
-        _activations(subject, bounds, runtime, tp),
-        _logits(subject, bounds, runtime),
+
+
+def _draft_lines(
+    subject: Subject, bounds: Bounds, runtime: Runtime, tp: int
+) -> tuple[MemoryLine, ...]:
+    """A model that drafts: its weights, and its cache of the same tokens."""
+    draft = subject.draft
+    if draft is None:
+        return ()
+    weights = (*held_lines(draft, runtime, tp=tp), rotary_line(draft, runtime))
+    cache = _cache_line(draft, bounds, runtime, tp)
+    return (
+        MemoryLine(
+            name="draft model: weights",
+            bytes=total(weights),
+            formula="sum of its lines, split over the same ranks",
+            source=weights[0].source,
+        ),
+        replace(cache, name="draft model: cache"),
     )
-    held = _sum((*weights, cache, *work))
-    return (*weights, cache, *work, *_reserves(runtime, tp * pp, cache.bytes, held))
-
-
-def total(lines: tuple[MemoryLine, ...]) -> Interval:
-    """The sum of lines."""
-    return _sum(lines)
 
 
 def num_tokens(bounds: Bounds, runtime: Runtime) -> int:
@@ -187,7 +194,7 @@ def _copied_head(subject: Subject, runtime: Runtime, tp: int) -> Interval:
 
 def _widening(item: WeightClass, runtime: Runtime) -> int:
     """How many times as large a class may be held as it is stored."""
-    is_half = DTYPE_BITS[item.dtype] == 8 * _HALF_BYTES
+    is_half = DTYPE_BITS[item.dtype] == 8 * HALF_BYTES
     wide = runtime.computes_wide or (runtime.wide_routers and item.part == "router")
     return 2 if wide and is_half and not item.quantizable else 1
 
@@ -197,7 +204,6 @@ def _staged(line: MemoryLine, subject: Subject, pp: int) -> MemoryLine:
     layers = subject.geometry.num_layers
     size = line.bytes
     if line.name in _ENDS:
-        # Only the first or the last stage has it.
         staged = Interval(low=0, high=size.high)
     else:
         staged = Interval(
@@ -209,15 +215,15 @@ def _staged(line: MemoryLine, subject: Subject, pp: int) -> MemoryLine:
 
 def rotary_line(subject: Subject, runtime: Runtime) -> MemoryLine:
     """Sines and cosines of every position that the model has."""
-    positions = subject.geometry.max_position_embeddings
-    values = positions * subject.cache.rotary_dim
+    rows = subject.cache.rotary_rows or subject.geometry.max_position_embeddings
+    values = rows * subject.cache.rotary_dim
     low, high = runtime.rotary_bytes
     return MemoryLine(
         name="rotary tables",
         bytes=Interval(low=values * low, high=values * high),
-        formula=f"{positions} positions x {subject.cache.rotary_dim} channels x {low}"
-        f" to {high} B",
-        source=f"{runtime.name}: one table for all positions of the model",
+        formula=f"{rows} rows x {subject.cache.rotary_dim} channels x {low} to {high}"
+        " B",
+        source=f"{runtime.name}: a table for all positions of the model",
     )
 
 
@@ -264,7 +270,7 @@ def _activations(
         3 * (-(-geometry.intermediate_size // tp)),
         heads.rank_fused_width(tp) + geometry.hidden_size,
     )
-    width = _FLOAT_BYTES if runtime.computes_wide else _HALF_BYTES
+    width = FLOAT_BYTES if runtime.computes_wide else HALF_BYTES
     row = width * (2 * geometry.hidden_size + wide)
     return MemoryLine(
         name="activations",
@@ -282,11 +288,11 @@ def _logits(subject: Subject, bounds: Bounds, runtime: Runtime) -> MemoryLine:
     return MemoryLine(
         name="logits and sampling",
         bytes=Interval(
-            low=values * _HALF_BYTES,
-            high=values * (_HALF_BYTES + _MOST_LOGITS * _FLOAT_BYTES),
+            low=values * HALF_BYTES,
+            high=values * (HALF_BYTES + _MOST_LOGITS * FLOAT_BYTES),
         ),
         formula=f"{rows} requests x {subject.geometry.vocab_size} x"
-        f" {_HALF_BYTES} to {_HALF_BYTES + _MOST_LOGITS * _FLOAT_BYTES} B",
+        f" {HALF_BYTES} to {HALF_BYTES + _MOST_LOGITS * FLOAT_BYTES} B",
         source="rule of thumb",
     )
 
@@ -329,7 +335,7 @@ def _reserves(
             source=thumb,
         )
     )
-    return (*lines, *_left_free(runtime, cache, _sum(tuple(lines)) + held))
+    return (*lines, *_left_free(runtime, cache, total(tuple(lines)) + held))
 
 
 def _left_free(
@@ -349,11 +355,4 @@ def _left_free(
             else f"0 to {share:.0%} of what the cache may take",
             source=runtime.source,
         ),
-    )
-
-
-def _sum(lines: tuple[MemoryLine, ...]) -> Interval:
-    return Interval(
-        low=sum(line.bytes.low for line in lines),
-        high=sum(line.bytes.high for line in lines),
     )
