@@ -32,6 +32,7 @@ def _all() -> Any:
     return entry_points()
 
 
+@cache
 def _found(group: str) -> Mapping[str, EntryPoint]:
     return {point.name: point for point in _all().select(group=group)}
 

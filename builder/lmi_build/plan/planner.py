@@ -7,7 +7,7 @@ versions give the same keys on a laptop, in a container and in a job.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lmi_build.errors import Problem, RecipeInvalid, Unsupported
@@ -46,7 +46,7 @@ from lmi_build.verify.stage import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
     from lmi_build.digest import Digest, JSONValue
     from lmi_build.spi import Backend, Host, Params, Proof, Quantizer
@@ -75,6 +75,8 @@ class World:
         settings: The user's environment.
         toolchain: Pins of a private environment by name, installed or not.
         planned_on: This machine's processor where a lock names another; else empty.
+        shared: Stages that were made already, by what makes them; filled as plans are
+            made, so that what many recipes share is made once.
     """
 
     facts: Mapping[str, ModelFacts]
@@ -87,6 +89,7 @@ class World:
     settings: Settings
     toolchain: Callable[[str], Pinned] | None = None
     planned_on: str = ""
+    shared: dict[Hashable, Stage] = field(default_factory=dict)
 
     @property
     def architecture(self) -> str:
@@ -258,7 +261,8 @@ def _chain(recipe: Recipe, world: World) -> list[Stage]:
     facts = world.facts[recipe.name]
     world = as_locked(recipe, world)
     recipe = _settled(recipe, world)
-    chain = [_fetch(recipe, facts, world)]
+    source = ("fetch", recipe.model, id(facts))
+    chain = [_once(world, source, lambda: _fetch(recipe, facts, world))]
     scheme = float_scheme(facts)
     if recipe.quantize.provider == COMPILER:
         scheme = _compiler_scheme(recipe.quantize)
@@ -266,7 +270,12 @@ def _chain(recipe: Recipe, world: World) -> list[Stage]:
         quantizer = world.quantizer(recipe.quantize.provider)
         scheme = quantizer.scheme(recipe.quantize, facts)
         dataset = _calibration(recipe, world)
-        checkpoint = _quantize(recipe, facts, quantizer, chain[0], dataset, world)
+        made = ("quantize", recipe.quantize, id(facts), chain[0].key)
+        checkpoint = _once(
+            world,
+            made,
+            lambda: _quantize(recipe, facts, quantizer, chain[0], dataset, world),
+        )
         chain += [stage for stage in (dataset, checkpoint) if stage is not None]
     backend = world.backend(recipe.compile.backend)
     chain += _backend_stages(recipe, facts, scheme, backend, chain, world)
@@ -274,6 +283,18 @@ def _chain(recipe: Recipe, world: World) -> list[Stage]:
     proof = backend.proof(recipe, facts, scheme, world.host)
     chain += [package, _verify(recipe, facts, proof, package, chain, world)]
     return chain
+
+
+def _once(world: World, made: Hashable, make: Callable[[], Stage]) -> Stage:
+    """
+    A stage that was made before, or a new one.
+
+    Of equal stages a plan keeps the first, so the others need not be made.
+    """
+    found = world.shared.get(made)
+    if found is None:
+        found = world.shared[made] = make()
+    return found
 
 
 def _stage(  # noqa: PLR0913 - one place makes stages; the names say the rest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from lmi_build.digest import Digest
@@ -31,8 +31,24 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     return {
         "schema": SAVED_SCHEMA,
         "recipe": plan.recipe,
-        "stages": [{"key": stage.key, **asdict(stage)} for stage in plan.stages],
+        "stages": [_stage_document(stage) for stage in plan.stages],
         "artifacts": [asdict(artifact) for artifact in plan.artifacts],
+    }
+
+
+def _stage_document(stage: Stage) -> dict[str, Any]:
+    """
+    A stage's fields, as `asdict` has them.
+
+    Its parameters are JSON already and are not copied: they are most of a plan.
+    """
+    plain = {item.name: getattr(stage, item.name) for item in fields(stage)}
+    return {
+        "key": stage.key,
+        **plain,
+        "estimate": asdict(stage.estimate),
+        "blocker": asdict(stage.blocker) if stage.blocker else None,
+        "notes": [asdict(note) for note in stage.notes],
     }
 
 

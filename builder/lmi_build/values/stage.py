@@ -74,8 +74,15 @@ class Note:
     message: str
 
 
+class _Named:
+    """Room for a key that was computed once; no field, and no part of the value."""
+
+    __slots__ = ("_key",)
+    _key: Digest
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stage:
+class Stage(_Named):
     """
     One step of a build.
 
@@ -128,7 +135,12 @@ class Stage:
     @property
     def key(self) -> Digest:
         """The name of this work."""
-        return digest_json(self.key_document())
+        try:
+            return self._key
+        except AttributeError:
+            key = digest_json(self.key_document())
+            object.__setattr__(self, "_key", key)
+            return key
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
