@@ -57,13 +57,16 @@ def look_around(cache_dir: Path, available_memory: Callable[[], int]) -> Machine
 
 def versions_here(stages: Sequence[Stage], settings: Settings) -> dict[str, str]:
     """
-    Version of every tool that stages name; one in a toolchain is the toolchain's.
+    Version of every tool that stages name.
+
+    A tool that only toolchains have is the toolchain's; toolchains bring their own
+    pins along, so what a lock has to learn of a container is what lies outside them.
 
     Returns:
         Tool to version, `absent` where it is not installed.
     """
     found: dict[str, str] = {}
-    for stage in stages:
+    for stage in sorted(stages, key=lambda stage: not stage.toolchain):
         for name, version in _tools(stage, settings).items():
             found[name] = version or ABSENT
     return dict(sorted(found.items()))
