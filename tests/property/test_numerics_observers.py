@@ -23,6 +23,7 @@ from lmi_build.numerics.smooth import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from random import Random
 
 WIDTH = 24
 
@@ -61,6 +62,49 @@ def test_chunks_change_no_statistic(
     assert torch.equal(one.absmax_I, many.absmax_I)
     assert torch.equal(one.mean_abs_I, many.mean_abs_I)
     assert torch.equal(one.sample_RI, many.sample_RI)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.lists(st.integers(1, 40), min_size=1, max_size=8),
+    st.sampled_from([1, 7, 16, 1000]),
+    st.randoms(use_true_random=False),
+)
+def test_the_order_of_chunks_changes_no_statistic(
+    seed: int, chunks: list[int], max_rows: int, random: Random
+) -> None:
+    """Chunks that say where they begin may come in any order."""
+    x_TI = tokens(seed, sum(chunks))
+    whole, parts = (
+        ChannelObserver(WIDTH, max_rows=max_rows, means=False) for _ in range(2)
+    )
+    whole.add(x_TI)
+    firsts = [sum(chunks[:number]) for number in range(len(chunks))]
+    shuffled = list(zip(firsts, chunks, strict=True))
+    random.shuffle(shuffled)
+    for first, count in shuffled:
+        parts.add(x_TI[first : first + count], first=first)
+
+    one, many = whole.stats(), parts.stats()
+
+    assert one.num_tokens == many.num_tokens
+    assert torch.equal(one.absmax_I, many.absmax_I)
+    assert torch.equal(one.sample_RI, many.sample_RI)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([torch.bfloat16, torch.float16]))
+def test_largest_magnitudes_of_16_bits_are_exact(seed: int, dtype: torch.dtype) -> None:
+    """They are compared as integers, and are those of the numbers all the same."""
+    x_TI = (tokens(seed, 30) * 2.0 ** (seed % 30 - 20)).to(dtype)
+    x_TI[seed % 30, 2] = -torch.inf if seed % 3 else -0.0
+    observer = ChannelObserver(WIDTH, means=False)
+    observer.add(x_TI)
+
+    got = observer.stats().absmax_I
+
+    assert torch.equal(got, x_TI.float().abs().amax(dim=0))
 
 
 @settings(max_examples=40, deadline=None)

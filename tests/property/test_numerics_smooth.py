@@ -85,7 +85,7 @@ def test_the_noise_model_tells_the_error(
     if alpha is not None:
         s_I = smoothing_scales(absmax_I, w_IO, alpha=alpha)
     got = expected_noise(
-        w_IO,
+        w_IO.abs(),
         x_TI,
         torch.ones(NUM_TOKENS, 1),
         x_TI.square().mean(dim=0),

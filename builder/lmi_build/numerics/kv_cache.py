@@ -30,6 +30,7 @@ TensorRT-LLM, tensorrt_llm/models/llama/convert.py (`int8_kv_scales`).
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -72,17 +73,19 @@ class CacheObserver:
     """
 
     def __init__(self, num_heads: int, *, device: str | torch.device = "cpu") -> None:
+        self._lock = threading.Lock()
         self.key_absmax_K = torch.zeros(num_heads, device=device)
         self.value_absmax_K = torch.zeros(num_heads, device=device)
 
     def add(self, key_SKLH: Tensor, value_SKLH: Tensor) -> None:
-        """Add the keys, rotated, and the values of a chunk of samples."""
+        """Add the keys, rotated, and the values of a chunk; from any thread."""
         for seen_K, x_SKLH in (
             (self.key_absmax_K, key_SKLH),
             (self.value_absmax_K, value_SKLH),
         ):
             peak_K = x_SKLH.abs().amax(dim=(0, 2, 3)).to(torch.float32)
-            torch.maximum(seen_K, peak_K, out=seen_K)
+            with self._lock:
+                torch.maximum(seen_K, peak_K, out=seen_K)
 
     def is_finite(self) -> bool:
         """Whether every key and value so far was a number."""

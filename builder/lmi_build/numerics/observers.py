@@ -21,6 +21,7 @@ Shape suffixes: T tokens, I input channels, R rows kept.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -105,7 +106,8 @@ class ChannelObserver:
 
     Rows whose number is a multiple of a stride are kept; whenever there are more than
     `max_rows`, the stride doubles and every other row goes. So the rows kept follow
-    from the number of tokens alone.
+    from the number of tokens alone, and chunks may come in any order, from several
+    threads at once, as long as each says which tokens it holds.
 
     Args:
         num_inputs: Input channels I.
@@ -128,30 +130,43 @@ class ChannelObserver:
         self._sum_I = torch.zeros(count, device=device, dtype=torch.float64)
         self._max_rows = max_rows
         self._stride = 1
-        self._rows: Tensor | None = None
+        # Rows kept of each chunk, by the number of the first of them.
+        self._rows: dict[int, Tensor] = {}
+        self._lock = threading.Lock()
 
-    def add(self, x_TI: Tensor) -> None:
-        """Add a chunk of inputs, any float dtype."""
+    def add(self, x_TI: Tensor, *, first: int | None = None) -> None:
+        """
+        Add a chunk of inputs.
+
+        Args:
+            x_TI: Any float dtype.
+            first: Number of its first token; None is the one after all seen so far.
+        """
         if not x_TI.shape[0]:
             return
-        magnitude_TI = x_TI.abs()
-        # `amax` hands on NaN, which `maximum` keeps.
-        peak_I = magnitude_TI.amax(dim=0).to(torch.float32)
-        torch.maximum(self._absmax_I, peak_I, out=self._absmax_I)
+        peak_I = _peak(x_TI)
+        sum_I = None
         if len(self._sum_I):
-            self._sum_I += magnitude_TI.sum(dim=0, dtype=torch.float64)
-        self._keep(x_TI)
-        self.num_tokens += x_TI.shape[0]
+            sum_I = x_TI.abs().sum(dim=0, dtype=torch.float64)
+        with self._lock:
+            torch.maximum(self._absmax_I, peak_I, out=self._absmax_I)
+            if sum_I is not None:
+                self._sum_I += sum_I
+            self._keep(x_TI, self.num_tokens if first is None else first)
+            self.num_tokens += x_TI.shape[0]
 
-    def _keep(self, x_TI: Tensor) -> None:
-        first = -self.num_tokens % self._stride
-        new_RI = x_TI[first :: self._stride]
-        if self._rows is None:
-            self._rows = new_RI.clone()
-        else:
-            self._rows = torch.cat((self._rows, new_RI))
-        while self._rows.shape[0] > self._max_rows:
-            self._rows = self._rows[::2].clone()
+    def _keep(self, x_TI: Tensor, first: int) -> None:
+        skipped = -first % self._stride
+        if skipped >= x_TI.shape[0]:
+            return
+        self._rows[first + skipped] = x_TI[skipped :: self._stride].clone()
+        while sum(map(len, self._rows.values())) > self._max_rows:
+            thinned: dict[int, Tensor] = {}
+            for number, row_RI in self._rows.items():
+                at = number // self._stride % 2
+                if at < len(row_RI):
+                    thinned[number + at * self._stride] = row_RI[at::2].clone()
+            self._rows = thinned
             self._stride *= 2
 
     def is_finite(self) -> bool:
@@ -161,12 +176,25 @@ class ChannelObserver:
     def stats(self) -> ChannelStats:
         """What was seen so far."""
         mean_I = (self._sum_I / max(self.num_tokens, 1)).to(torch.float32)
-        rows_RI = self._rows
-        if rows_RI is None:
-            rows_RI = self._absmax_I.new_empty(0, self._absmax_I.shape[0])
+        rows_RI = self._absmax_I.new_empty(0, self._absmax_I.shape[0])
+        if self._rows:
+            rows_RI = torch.cat([self._rows[number] for number in sorted(self._rows)])
         return ChannelStats(
             absmax_I=self._absmax_I.clone(),
             mean_abs_I=mean_I,
             sample_RI=rows_RI,
             num_tokens=self.num_tokens,
         )
+
+
+def _peak(x_TI: Tensor) -> Tensor:
+    """
+    Largest magnitude of each channel, float32; NaN where there is one.
+
+    Without their sign, numbers of 16 bits are ordered like the integers of their bits,
+    and a NaN is above them all: that compares four times as many in the same time.
+    """
+    if x_TI.dtype.itemsize != 2:  # noqa: PLR2004 - bytes
+        return x_TI.abs().amax(dim=0).to(torch.float32)
+    bits_TI = x_TI.view(torch.int16).bitwise_and(0x7FFF)
+    return bits_TI.amax(dim=0).view(x_TI.dtype).to(torch.float32)

@@ -46,7 +46,9 @@ from lmi_build.numerics.awq import spread_outputs
 from lmi_build.numerics.scaling import tie_amax, tie_mean, usable_scales
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+    Each = Callable[[Callable[[Tensor], float], Sequence[Tensor]], list[float]]
 
 INT8_MAX = 127.0
 # Largest magnitude of weights in steps, as compressed-tensors divides.
@@ -57,6 +59,9 @@ SIZE_RATIOS = tuple(step / 10 for step in range(3, 11))
 NORM_RATIOS = (0.0, 0.25, 0.5, 0.75)
 # Tokens that judge scales at most, and the share of outputs whose steps are counted.
 SEARCH_ROWS, SEARCH_SHARE = 512, 1 / 8
+# All scales are judged by so many of these tokens first; those within the margin of the
+# best are judged by all.
+SCREEN_ROWS, SCREEN_MARGIN = 128, 1.1
 MIN_STEP = 2.0**-40
 # Shares of absmax tried as the range of a static scale.
 STATIC_SHARES = tuple(2.0 ** (-step / 8) for step in range(25))
@@ -95,10 +100,18 @@ def smoothing_scales(
     Returns:
         float32 scales, positive and bounded.
     """
-    weight_I = w_IO.abs().amax(dim=1)
+    (s_I,) = _paper_scales(absmax_I, w_IO, (alpha,), tie_I)
+    return s_I
+
+
+def _paper_scales(
+    absmax_I: Tensor, w_IO: Tensor, alphas: tuple[float, ...], tie_I: Tensor | None
+) -> list[Tensor]:
+    weight_I = torch.maximum(w_IO.amax(dim=1), w_IO.amin(dim=1).neg_())
     live_I = (absmax_I > 0) & (weight_I > 0)
     x_I, weight_I = tie_amax(absmax_I, tie_I), tie_amax(weight_I, tie_I)
-    return usable_scales(x_I**alpha / weight_I ** (1 - alpha), live_I, tie_I)
+    wishes = (x_I**alpha / weight_I ** (1 - alpha) for alpha in alphas)
+    return [usable_scales(wish_I, live_I, tie_I) for wish_I in wishes]
 
 
 def search_smoothing(
@@ -109,6 +122,7 @@ def search_smoothing(
     static: bool,
     alpha: float | None = None,
     tie_I: Tensor | None = None,
+    each: Each = lambda judge, scales: list(map(judge, scales)),
 ) -> Smoothing:
     """
     The strength with the least expected error, or scales of a given strength.
@@ -120,6 +134,7 @@ def search_smoothing(
         static: One step for all tokens instead of one per token.
         alpha: A strength that is not to be searched.
         tie_I: int64, channels with equal values share their scale.
+        each: Judges scales one after another, or several at a time.
 
     Returns:
         The scales, with the errors expected with and without them.
@@ -132,44 +147,56 @@ def search_smoothing(
     power_R1 = x_RI.square().mean(dim=1, keepdim=True)
     weight_R1 = torch.where(power_R1 > 0, power_R1.mean() / power_R1, power_R1)
     square_I = (weight_R1 * x_RI.square()).mean(dim=0)
-    steps_IC = spread_outputs(w_IO, SEARCH_SHARE)
-    few = w_IO.shape[1] / max(1, steps_IC.shape[1])
+    magnitude_IC = spread_outputs(w_IO, SEARCH_SHARE).abs_()
+    few = w_IO.shape[1] / max(1, magnitude_IC.shape[1])
 
-    def expect(s_I: Tensor) -> float:
+    def expect(s_I: Tensor, rows: slice = slice(None)) -> float:
         step = float((absmax_I / s_I).amax()) / INT8_MAX if static else None
         from_x, from_w = expected_noise(
-            steps_IC, x_RI, weight_R1, square_I, row_I, s_I, step=step
+            magnitude_IC, x_RI[rows], weight_R1[rows], square_I, row_I, s_I, step=step
         )
         return from_x + few * from_w
 
     plain_I = torch.ones_like(absmax_I)
-    plain_error = expect(plain_I)
-    best_I, best_alpha, best_error = plain_I, None, plain_error
-    for strength, s_I in _candidates(w_IO, absmax_I, square_I, alpha, tie_I):
-        error = expect(s_I)
-        if error < best_error or alpha is not None:
-            best_I, best_alpha, best_error = s_I, strength, error
+    found = [
+        (None, plain_I),
+        *_candidates(w_IO, row_I, absmax_I, square_I, alpha, tie_I),
+    ]
+    if alpha is None and len(x_RI) > SCREEN_ROWS:
+        screen = slice(None, None, -(-len(x_RI) // SCREEN_ROWS))
+        rough = each(lambda s_I: expect(s_I, screen), [s_I for _, s_I in found[1:]])
+        limit = SCREEN_MARGIN * min(rough)
+        near = [
+            one for one, error in zip(found[1:], rough, strict=True) if error <= limit
+        ]
+        found[1:] = near
+    errors = each(expect, [s_I for _, s_I in found])
+    best = errors.index(min(errors)) if alpha is None else 1
     return Smoothing(
-        s_I=best_I, alpha=best_alpha, error=best_error, plain_error=plain_error
+        s_I=found[best][1],
+        alpha=found[best][0],
+        error=errors[best],
+        plain_error=errors[0],
     )
 
 
 def _candidates(
     w_IO: Tensor,
+    row_I: Tensor,
     absmax_I: Tensor,
     square_I: Tensor,
     alpha: float | None,
     tie_I: Tensor | None,
-) -> Iterator[tuple[float, Tensor]]:
+) -> Iterator[tuple[float | None, Tensor]]:
     """Strengths with their scales: the paper's, then those of typical sizes."""
-    for strength in ALPHAS if alpha is None else (alpha,):
-        yield strength, smoothing_scales(absmax_I, w_IO, alpha=strength, tie_I=tie_I)
+    alphas = ALPHAS if alpha is None else (alpha,)
+    yield from zip(alphas, _paper_scales(absmax_I, w_IO, alphas, tie_I), strict=True)
     if alpha is not None:
         return
-    live_I = (absmax_I > 0) & (w_IO != 0).any(dim=1)
+    live_I = (absmax_I > 0) & (row_I > 0)
     root_I = tie_mean(square_I, tie_I).sqrt()
     size_I = (tie_amax(absmax_I, tie_I) * root_I).sqrt()
-    norm_I = tie_mean(w_IO.square().sum(dim=1), tie_I).sqrt()
+    norm_I = tie_mean(row_I, tie_I).sqrt()
     for strength in SIZE_RATIOS:
         for other in NORM_RATIOS:
             wish_I = size_I**strength / norm_I**other
@@ -177,7 +204,7 @@ def _candidates(
 
 
 def expected_noise(
-    w_IO: Tensor,
+    magnitude_IO: Tensor,
     x_RI: Tensor,
     weight_R1: Tensor,
     mean_square_I: Tensor,
@@ -190,7 +217,7 @@ def expected_noise(
     The noise model: expected squared error of all outputs, per token.
 
     Args:
-        w_IO: float32 weights whose steps are counted.
+        magnitude_IO: float32 magnitudes of the weights whose steps are counted.
         x_RI: float32 sampled inputs.
         weight_R1: What the error of each of them counts.
         mean_square_I: Mean square of each input channel, tokens weighted so.
@@ -209,7 +236,7 @@ def expected_noise(
     noise_RI = rounded_RI.sub_(smooth_RI).square_()
     noise_I = noise_RI.T @ weight_R1[:, 0] / max(1, len(weight_R1))
     from_x = (noise_I * s_I.square() * row_I).sum()
-    step_O = w_IO.abs().mul_(s_I[:, None]).amax(dim=0) / WEIGHT_STEPS
+    step_O = (magnitude_IO * s_I[:, None]).amax(dim=0) / WEIGHT_STEPS
     from_w = step_O.square().sum() / 12 * (mean_square_I / s_I.square()).sum()
     return float(from_x), float(from_w)
 

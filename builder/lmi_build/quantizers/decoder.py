@@ -23,7 +23,8 @@ Source: transformers 5.23.0, the files named in `catalog/architectures.toml`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ from lmi_build.quantizers.attention import Scores, alibi_bias, attend
 from lmi_build.quantizers.coded import CodedLinear, multiply
 from lmi_build.quantizers.decoder_config import DecoderConfig, read_config
 from lmi_build.quantizers.embedding import embed
+from lmi_build.quantizers.lanes import Lanes
 from lmi_build.quantizers.rotary import RotaryTables, rotary_tables, rotate
 from lmi_build.quantizers.steps import Absorb, Activations, Room, Step
 
@@ -54,6 +56,8 @@ __all__ = [
     "read_config",
 ]
 
+Part = TypeVar("Part")
+
 
 @dataclass(kw_only=True)
 class Block:
@@ -68,6 +72,8 @@ class Block:
             bias is `<name>.bias`.
         coded: Linears computed with 8-bit products instead of their weight: with which,
             and the outputs that are theirs.
+        leaves: Whether what leaves the block is asked for; the last one's is not.
+        lanes: What chunks that belong to no step are dealt out to.
         kv_observer: Called with keys (rotated) and values [S, K, L, H] of every chunk.
     """
 
@@ -76,6 +82,8 @@ class Block:
     index: int
     weights: dict[str, Tensor]
     coded: dict[str, tuple[CodedLinear, slice]] = field(default_factory=dict)
+    leaves: bool = True
+    lanes: Lanes = field(default_factory=Lanes)
     kv_observer: Callable[[Tensor, Tensor], None] | None = None
     _tables: RotaryTables | None = field(default=None, init=False)
     _scores: Scores | None = field(default=None, init=False)
@@ -121,7 +129,8 @@ class Block:
         arch = self.architecture
         yield self.step(
             arch.projections,
-            lambda: (self.norm(self.attention_norm, x.load(p)) for p in parts),
+            lambda part: self.norm(self.attention_norm, x.load(part)),
+            parts,
             self.absorb_in_norm(self.attention_norm),
         )
         mixed = room(self.num_inputs(arch.output), slot=0)
@@ -141,7 +150,8 @@ class Block:
             return
         yield self.step(
             arch.widening,
-            lambda: (self.norm(self.mlp_norm, add_attention(p)) for p in parts),
+            lambda part: self.norm(self.mlp_norm, add_attention(part)),
+            parts,
             self.absorb_in_norm(self.mlp_norm),
         )
         inner = room(self.num_inputs(arch.down), slot=0)
@@ -151,9 +161,7 @@ class Block:
             inner.store(part, y_SLF)
             return y_SLF
 
-        yield self.step(
-            (arch.down,), lambda: map(widen, parts), self.absorb_in_up(arch.widening)
-        )
+        yield self.step((arch.down,), widen, parts, self.absorb_in_up(arch.widening))
         self._add_mlp(out, inner, parts)
 
     def _parallel(
@@ -163,13 +171,15 @@ class Block:
         is_shared = self.mlp_norm == self.attention_norm
         yield self.step(
             (*arch.projections, *(arch.widening if is_shared else ())),
-            lambda: (self.norm(self.attention_norm, x.load(p)) for p in parts),
+            lambda part: self.norm(self.attention_norm, x.load(part)),
+            parts,
             self.absorb_in_norm(self.attention_norm),
         )
         if not is_shared:
             yield self.step(
                 arch.widening,
-                lambda: (self.norm(self.mlp_norm, x.load(p)) for p in parts),
+                lambda part: self.norm(self.mlp_norm, x.load(part)),
+                parts,
                 self.absorb_in_norm(self.mlp_norm),
             )
         mixed = room(self.num_inputs(arch.output), slot=1)
@@ -184,9 +194,7 @@ class Block:
             out.store(part, x_SLD + added)
             return y_SLF
 
-        yield self.step(
-            (arch.down,), lambda: map(widen, parts), self.absorb_in_up(arch.widening)
-        )
+        yield self.step((arch.down,), widen, parts, self.absorb_in_up(arch.widening))
         self._add_mlp(out, inner, parts)
 
     def _output_step(
@@ -198,18 +206,21 @@ class Block:
             return y_SLI
 
         return self.step(
-            (self.architecture.output,),
-            lambda: map(mix, parts),
-            self._absorb_in_value(),
+            (self.architecture.output,), mix, parts, self._absorb_in_value()
         )
 
     def _add_mlp(
         self, out: Activations, inner: Activations, parts: Sequence[slice]
     ) -> None:
         arch = self.architecture
-        for part in parts:
+        if not self.leaves:
+            return
+
+        def add(part: slice) -> None:
             y_SLD = self._added(arch.down, inner.load(part), arch.mlp_post_norm)
             out.store(part, out.load(part) + y_SLD)
+
+        self.lanes.map(add, parts)
 
     @property
     def attention_norm(self) -> str:
@@ -237,19 +248,20 @@ class Block:
     def step(
         self,
         linears: tuple[str, ...],
-        chunks: Callable[[], Iterator[Tensor]],
+        make: Callable[[Part], Tensor],
+        parts: Sequence[Part],
         absorb: Absorb | None,
         *,
         searched: tuple[str, ...] | None = None,
         expert: int | None = None,
     ) -> Step:
-        """A step of this block; `chunks` may have any leading dimensions."""
+        """A step of this block; what is made may have any leading dimensions."""
         searched = linears if searched is None else searched
         return Step(
             parts=linears,
             searched=searched,
             num_inputs=self.num_inputs((linears or searched)[0]),
-            inputs=lambda: (chunk.flatten(0, -2) for chunk in chunks()),
+            chunks=[partial(_make_rows, make, part) for part in parts],
             absorb=absorb,
             expert=expert,
         )
@@ -431,3 +443,8 @@ class Block:
             bias_NL=bias_NL,
         )
         return self._scores
+
+
+def _make_rows(make: Callable[[Part], Tensor], part: Part) -> Tensor:
+    """A chunk as [T, I]."""
+    return make(part).flatten(0, -2)

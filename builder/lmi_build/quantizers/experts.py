@@ -133,7 +133,8 @@ def steps(
     if smoothing:
         yield block.step(
             (),
-            lambda: (block.norm(block.mlp_norm, out.load(part)) for part in parts),
+            lambda part: block.norm(block.mlp_norm, out.load(part)),
+            parts,
             absorb,
             searched=(*shared, *(name for names in each for name in names[:2])),
         )
@@ -201,7 +202,8 @@ def _shared_steps(
     widening = (arch.shared_gate, arch.shared_up)
     yield block.step(
         widening,
-        lambda: (block.norm(block.mlp_norm, out.load(part)) for part in parts),
+        lambda part: block.norm(block.mlp_norm, out.load(part)),
+        parts,
         absorb,
         searched=(),
     )
@@ -212,14 +214,15 @@ def _shared_steps(
         inner.store(part, y_SLF)
         return y_SLF
 
-    yield block.step(
-        (arch.shared_down,), lambda: map(widen, parts), block.absorb_in_up(widening)
-    )
-    for part in parts:
+    yield block.step((arch.shared_down,), widen, parts, block.absorb_in_up(widening))
+
+    def add(part: slice) -> None:
         x_SLD = block.norm(block.mlp_norm, out.load(part))
         share_SL1 = block.linear(arch.shared_router, x_SLD).sigmoid()
         y_SLD = block.linear(arch.shared_down, inner.load(part))
         total.store(part, share_SL1 * y_SLD)
+
+    block.lanes.map(add, parts)
 
 
 def _expert_steps(
@@ -234,14 +237,16 @@ def _expert_steps(
     room: Room,
 ) -> Iterator[Step]:
     token_t, weight_t = routing
-    count, down = len(token_t), names[2]
+    down = names[2]
+    pieces = list(stream.chunks(len(token_t)))
 
-    def gather(here: slice) -> Tensor:
-        return block.norm(block.mlp_norm, stream.gather(token_t[here]))
+    def gather(piece: tuple[slice, slice]) -> Tensor:
+        return block.norm(block.mlp_norm, stream.gather(token_t[piece[1]]))
 
     yield block.step(
         names[:2],
-        lambda: (gather(here) for _, here in stream.chunks(count)),
+        gather,
+        pieces,
         absorb,
         searched=(),
         expert=number,
@@ -249,8 +254,9 @@ def _expert_steps(
     width = block.num_inputs(down)
     inner = room(width, slot=0)
 
-    def widen(part: slice, here: slice) -> Tensor:
-        y_tF = block.widen(names[:2], gather(here))
+    def widen(piece: tuple[slice, slice]) -> Tensor:
+        part = piece[0]
+        y_tF = block.widen(names[:2], gather(piece))
         # The end of an expert's last chunk stays as it is and is never read.
         samples = part.stop - part.start
         y_TF = y_tF.new_zeros(samples * stream.length, width)
@@ -260,11 +266,12 @@ def _expert_steps(
 
     yield block.step(
         (down,),
-        lambda: (widen(part, here) for part, here in stream.chunks(count)),
+        widen,
+        pieces,
         block.absorb_in_up(names[:2]),
         expert=number,
     )
-    for part, here in stream.chunks(count):
+    for part, here in pieces:
         x_tF = inner.load(part).flatten(0, 1)[: here.stop - here.start]
         y_tD = block.linear(down, x_tF) * weight_t[here, None]
         total.add(token_t[here], y_tD.to(x_tF.dtype))

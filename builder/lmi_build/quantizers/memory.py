@@ -26,6 +26,8 @@ BASE_BYTES = 352 * MiB
 USABLE_SHARE = 0.9
 FLOAT_BYTES = 4
 _EXPERTS = ".experts."
+# Chunks that are computed at once, at most.
+MAX_LANES = 2
 # Tokens of a chunk, and what attention and norms hold of it, in residual widths.
 CHUNK_TOKENS, CHUNK_WIDTHS = 512, 16
 # Alive at once while the widest layer is solved: H, which is factored in its own

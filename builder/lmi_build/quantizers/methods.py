@@ -20,7 +20,7 @@ from lmi_build.numerics.fp8 import (
     fp8_scale,
     quantize_fp8,
 )
-from lmi_build.numerics.gptq import gptq
+from lmi_build.numerics.gptq import Quantized, gptq
 from lmi_build.numerics.grids import Grid, dequantize
 from lmi_build.numerics.rtn import round_to_nearest
 from lmi_build.numerics.smooth import (
@@ -32,10 +32,12 @@ from lmi_build.numerics.smooth import (
 from lmi_build.quantizers.coded import coded_linear, is_coded, multiply
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
-    from lmi_build.numerics.gptq import Quantized
     from lmi_build.numerics.observers import ChannelStats
+    from lmi_build.quantizers.lanes import Lanes
     from lmi_build.quantizers.options import Options
     from lmi_build.values.quant import QuantScheme
 
@@ -62,6 +64,7 @@ def search_scale(
     scheme: QuantScheme,
     *,
     tie_I: Tensor | None,
+    lanes: Lanes,
 ) -> Tensor:
     """
     The smoothing scale that a method wishes for, [I].
@@ -73,6 +76,7 @@ def search_scale(
         options: What the recipe decided.
         scheme: What is written.
         tie_I: Channels with equal numbers share their scale.
+        lanes: What scales to be judged are dealt out to.
     """
     if h_II is not None and options.then_gptq:
         return search_gptq_scales(
@@ -101,11 +105,17 @@ def search_scale(
         stats.absmax_I,
         static=options.activations == "static",
         tie_I=tie_I,
+        each=lanes.map,
     ).s_I
 
 
 def round_weights(
-    w_IO: Tensor, h_II: Tensor | None, options: Options, scheme: QuantScheme
+    w_IO: Tensor,
+    h_II: Tensor | None,
+    options: Options,
+    scheme: QuantScheme,
+    *,
+    lanes: Lanes | None = None,
 ) -> Quantized:
     """
     Put a group's weights on their grid.
@@ -115,6 +125,8 @@ def round_weights(
         h_II: X' X / T of the inputs they meet, for methods that need it; overwritten.
         options: What the recipe decided.
         scheme: What is written.
+        lanes: What halves of the outputs are dealt out to, where each output is rounded
+            by itself.
 
     Raises:
         NotPositiveDefinite: H is not a product X' X.
@@ -128,13 +140,21 @@ def round_weights(
         )
     grid = grid_of(w_IO.shape[0], options, scheme)
     if h_II is None:
-        return round_to_nearest(
-            w_IO,
-            bits=options.bits,
-            group_size=options.group_size,
-            sym=options.sym,
-            scale_dtype=scheme.scale_dtype,
-        )
+
+        def nearest(columns: slice) -> Quantized:
+            return round_to_nearest(
+                w_IO[:, columns],
+                bits=options.bits,
+                group_size=options.group_size,
+                sym=options.sym,
+                scale_dtype=scheme.scale_dtype,
+            )
+
+        middle = w_IO.shape[1] // 2
+        if lanes is None or not middle or options.group_size != -1:
+            return nearest(slice(None))
+        halves = lanes.map(nearest, (slice(middle), slice(middle, None)))
+        return _side_by_side(halves)
     if options.method == "awq" and not options.then_gptq:
         return awq(w_IO, h_II, None, grid=grid, clip=options.clip)
     return gptq(
@@ -146,12 +166,23 @@ def round_weights(
     )
 
 
+def _side_by_side(parts: Sequence[Quantized]) -> Quantized:
+    """Results of neighbouring outputs as one."""
+    names = ("code_IO", "scale_GO", "zero_GO", "error_O", "power_O")
+    return Quantized(
+        **{name: torch.cat([getattr(x, name) for x in parts], -1) for name in names},
+        damp_percent=parts[0].damp_percent,
+    )
+
+
 def measured(
     quantized: Quantized,
     w_IO: Tensor,
     stats: ChannelStats,
     scale_I: Tensor | None,
     scheme: QuantScheme,
+    *,
+    lanes: Lanes,
 ) -> Quantized:
     """
     A result with the error of its outputs on the sampled tokens, in place of weights'.
@@ -164,24 +195,25 @@ def measured(
         stats: Of the inputs before smoothing; it holds the sample.
         scale_I: Their smoothing, or None.
         scheme: What is written.
+        lanes: What the two products are dealt out to.
     """
     stride = max(1, -(-stats.sample_RI.shape[0] // MEASURED_ROWS))
     x_RI = stats.sample_RI[::stride].float()
     smooth_RI = x_RI if scale_I is None else x_RI / scale_I
-    if is_coded(scheme):
-        coded = coded_linear(quantized, scale_I, torch.float32)
-        (miss_RO,) = multiply(coded, x_RI, (slice(None),))
-    else:
+
+    def rounded() -> Tensor:
+        if is_coded(scheme):
+            coded = coded_linear(quantized, scale_I, torch.float32)
+            return multiply(coded, x_RI, (slice(None),))[0]
         value_IO = dequantize(quantized.code_IO, quantized.scale_GO, quantized.zero_GO)
-        rounded_RI = smooth_RI
-        if scheme.activation_scheme == "dynamic":
-            is_float = scheme.activation_dtype == "float"
-            rounds = (
-                fake_quantize_fp8_per_token if is_float else fake_quantize_per_token
-            )
-            rounded_RI = rounds(smooth_RI)
-        miss_RO = rounded_RI @ value_IO
-    y_RO = smooth_RI @ w_IO
+        if scheme.activation_scheme != "dynamic":
+            return smooth_RI @ value_IO
+        is_float = scheme.activation_dtype == "float"
+        rounds = fake_quantize_fp8_per_token if is_float else fake_quantize_per_token
+        return rounds(smooth_RI) @ value_IO
+
+    products = (lambda: smooth_RI @ w_IO, rounded)
+    y_RO, miss_RO = lanes.map(lambda product: product(), products)
     miss_RO.sub_(y_RO)
     return replace(
         quantized,

@@ -14,6 +14,7 @@ side), R output rows of one linear, G groups of I, D norm channels, T tokens.
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -74,6 +75,8 @@ class Statistics:
     ) -> None:
         self.num_tokens = 0
         self.num_inputs = num_inputs
+        self.means = means
+        self._lock = threading.Lock()
         self.hessian = (
             HessianObserver(num_inputs, max_tokens=max_tokens) if hessian else None
         )
@@ -81,13 +84,25 @@ class Statistics:
         if channels:
             self.channels = ChannelObserver(num_inputs, means=means, device=device)
 
-    def add(self, x_TI: Tensor) -> None:
-        """Take in a chunk."""
-        self.num_tokens += x_TI.shape[0]
+    def add(self, x_TI: Tensor, *, first: int | None = None) -> None:
+        """
+        Take in a chunk.
+
+        Args:
+            x_TI: Inputs.
+            first: Number of its first token; None is the one after all seen so far.
+        """
+        with self._lock:
+            self.num_tokens += x_TI.shape[0]
         if self.hessian is not None:
             self.hessian.add(x_TI)
         if self.channels is not None:
-            self.channels.add(x_TI)
+            self.channels.add(x_TI, first=first)
+
+    @property
+    def hangs_on_order(self) -> bool:
+        """Whether sums are taken whose last bits hang on the order of chunks."""
+        return self.hessian is not None or self.means
 
     def is_finite(self) -> bool:
         """Whether all inputs so far were numbers, as far as anything looked at them."""
@@ -204,10 +219,17 @@ class BlockWork:
             if h_II is not None:
                 h_II.div_(scale_I[:, None]).div_(scale_I)
         with self._told(step):
-            quantized = methods.round_weights(w_IO, h_II, self.options, self.scheme)
+            quantized = methods.round_weights(
+                w_IO, h_II, self.options, self.scheme, lanes=self.block.lanes
+            )
         if statistics.channels is not None and h_II is None:
             quantized = methods.measured(
-                quantized, w_IO, statistics.channels.stats(), scale_I, self.scheme
+                quantized,
+                w_IO,
+                statistics.channels.stats(),
+                scale_I,
+                self.scheme,
+                lanes=self.block.lanes,
             )
         del w_IO, h_II
         input_scale = None
@@ -261,6 +283,7 @@ class BlockWork:
             self.options,
             self.scheme,
             tie_I=absorb.rows_I,
+            lanes=self.block.lanes,
         )
         scale_I = self.smoothing.decide(
             absorb, wish_I, self.solved.get(absorb.name), self.scheme

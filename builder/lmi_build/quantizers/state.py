@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from lmi_build.digest import digest_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from concurrent.futures import Future
     from pathlib import Path
 
     from torch import Tensor
@@ -163,9 +165,16 @@ class BlockState:
     ) -> tuple[str, str]:
         file = f"activations-{index:05d}.bin"
         sha = hashlib.sha256()
-        with (self.folder / file).open("wb", buffering=0) as stream:
+        # Pieces are hashed beside their being written; both leave the interpreter.
+        with (
+            (self.folder / file).open("wb", buffering=0) as stream,
+            ThreadPoolExecutor(1) as hasher,
+        ):
+            hashed: Future[None] | None = None
             for piece in activations.pieces():
-                sha.update(piece)
+                if hashed is not None:
+                    hashed.result()
+                hashed = hasher.submit(sha.update, piece)
                 view = piece
                 while view:
                     view = view[stream.write(view) :]

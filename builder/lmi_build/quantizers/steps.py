@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import torch
     from torch import Tensor
@@ -87,9 +87,9 @@ class Step:
         searched: The linears a smoothing must weigh: `parts`, or those of all experts;
             none where a step before had the same `absorb` and its scale holds.
         num_inputs: I.
-        inputs: Makes the chunks [T, I], in the dtype of the computation. To be called
-            once and used up before the next step is asked for. A chunk is to be read
-            only, and is valid until the next one is asked for.
+        chunks: Each makes one chunk [T, I], in the dtype of the computation and to be
+            read only. To be called once each, in any order and by several threads at
+            once, all of them before the next step is asked for.
         absorb: Where a scale of the input channels can go, if it can.
         expert: Which expert, if the linears belong to one; its chunks hold the tokens
             that were sent to it, of which there may be none.
@@ -98,6 +98,10 @@ class Step:
     parts: tuple[str, ...]
     searched: tuple[str, ...]
     num_inputs: int
-    inputs: Callable[[], Iterator[Tensor]]
+    chunks: Sequence[Callable[[], Tensor]]
     absorb: Absorb | None
     expert: int | None = None
+
+    def inputs(self) -> Iterator[Tensor]:
+        """The chunks, one after another."""
+        return (make() for make in self.chunks)

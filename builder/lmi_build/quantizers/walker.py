@@ -22,6 +22,7 @@ import torch
 from lmi_build.errors import StageFailed
 from lmi_build.quantizers.block_loading import load_block
 from lmi_build.quantizers.finite import read_finite
+from lmi_build.quantizers.lanes import Lanes, lanes_for
 from lmi_build.quantizers.solving import BlockWork, Statistics
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Walker:
         count = max(1, CHUNK_TOKENS // length)
         self.parts = [slice(at, at + count) for at in range(0, samples, count)]
         self.chunk_tokens = count * length
+        self.lanes = lanes_for(x.device)
 
     def quantize_block(self, index: int) -> BlockResult:
         """
@@ -92,6 +94,13 @@ class Walker:
             SourceInvalid: `quantize.weight-not-finite`.
             StageFailed: `quantize.not-finite`, `quantize.unused` or `quantize.damp`.
         """
+        if self.options.needs_hessian:
+            return self._quantize_block(index)
+        # Nothing of it is large enough for threads to be worth their waiting.
+        with self.lanes.quiet():
+            return self._quantize_block(index)
+
+    def _quantize_block(self, index: int) -> BlockResult:
         block = load_block(
             self.architecture,
             self.config,
@@ -99,6 +108,8 @@ class Walker:
             index,
             self._read,
         )
+        block.lanes = self.lanes
+        block.leaves = index + 1 < self.config.num_layers
         self.reader.prefetch(self.architecture.block(index + 1) + ".")
         work = BlockWork(
             block=block,
@@ -128,8 +139,7 @@ class Walker:
         for step in block.steps(
             self.x, self.x, parts=self.parts, room=self.room, smoothing=False
         ):
-            for _ in step.inputs():
-                pass
+            self.lanes.map(lambda make: make(), step.chunks)
         return work.result()
 
     def _read(self, name: str) -> Tensor:
@@ -147,8 +157,13 @@ class Walker:
             means=self.options.method == "awq",
             device=self.x.device,
         )
-        for x_TI in step.inputs():
-            statistics.add(x_TI)
+
+        def look(number: int) -> None:
+            x_TI = step.chunks[number]()
+            statistics.add(x_TI, first=number * self.chunk_tokens)
+
+        in_order = Lanes() if statistics.hangs_on_order else self.lanes
+        in_order.map(look, range(len(step.chunks)))
         if not statistics.is_finite():
             raise self._not_finite(work.where(step))
         return statistics
