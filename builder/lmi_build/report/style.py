@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # Contrast of text against its ground is at least 4.5 in both schemes, of marks 3.
-STYLE = """
+PALETTE = """
 :root{color-scheme:light dark;--ground:#fbfaf7;--card:#fff;--ink:#1d1c1a;--soft:#605d57;
 --line:#e4e0d8;--faint:#efece5;--accent:#1f5fa8;--band:#a9c6e8;--good:#1b6e42;
 --good-ground:#e3f2e8;--bad:#a8281f;--bad-ground:#fbe7e4;--warn:#7a5200;
@@ -16,6 +16,10 @@ STYLE = """
 --warn-ground:#37301d;--p0:#7fb2ee;--p1:#e0a05c;--p2:#8fc09b;--p3:#bd9bd6;--p4:#a39d92;
 --p5:#dc8ba1;--p6:#6fc3d1;--p7:#b9c46a;
 --p8:#5a5d61;--p9:#34363a}}
+""".strip()
+STYLE = (
+    f"{PALETTE}\n"
+    + """
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--ground);color:var(--ink);font:16px/1.55 ui-sans-serif,
@@ -145,3 +149,4 @@ main{padding:0;max-width:none}section{margin-top:30px}.card,figure,tr{
 break-inside:avoid}h2{break-after:avoid}body{font-size:11pt;
 -webkit-print-color-adjust:exact;print-color-adjust:exact}}
 """.strip()
+)
