@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from faulty_s3 import FaultyS3
-from lmi_build.errors import RemoteFailed
-from lmi_build.jobs.locked_images import ask_digest, reference, references, with_digest
+from lmi_build.errors import RecipeInvalid, RemoteFailed
+from lmi_build.jobs.locked_images import (
+    ask_digest,
+    reference,
+    references,
+    refuse_stale_images,
+    uris_of,
+    with_digest,
+)
 from lmi_build.values.lock import Lock
-from lmi_build.values.settings import Settings
-from locked_plans import Machine, plan_on, recipes
+from lmi_build.values.settings import FOLLOW, LOCKED, Settings
+from locked_plans import RECIPE, Machine, plan_on, recipes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,6 +121,48 @@ def test_a_digest_holds_for_its_tag_alone() -> None:
     )
     for kind, uri in (("compile", "team/mine:2"), ("verify", "team/mine:1")):
         assert with_digest(recipe, stages[kind], f"{HOST}/{uri}") == f"{HOST}/{uri}"
+
+
+JOB = """\
+job:
+  role: arn:aws:iam::123456789012:role/lmi
+  region: eu-west-1
+  image: 123456789012.dkr.ecr.eu-west-1.amazonaws.com/team/mine:1
+  images: {compile: 123456789012.dkr.ecr.eu-west-1.amazonaws.com/team/trt:2}
+"""
+IMAGES = {
+    "fetch": "team/mine:1",
+    "quantize": "team/mine:1",
+    "compile": "team/trt:2",
+    "package": "team/mine:1",
+    "verify": "team/mine:1",
+}
+
+
+def test_locked_names_images_that_are_others() -> None:
+    """With `--locked`, jobs run in the images of the lock or not at all."""
+    plan, lock = plan_on(Machine())
+    lock = replace(lock, images=IMAGES)
+    locked = Settings(cache_dir=Path("/nowhere"), lock_mode=LOCKED)
+    stale = replace(lock, images={**IMAGES, "compile": "team/trt:1"})
+
+    found = references(uris_of(plan, recipes(text=RECIPE + JOB)), {}, locked, ask=False)
+    refuse_stale_images(plan, recipes(lock, RECIPE + JOB), locked)
+    refuse_stale_images(
+        plan, recipes(stale, RECIPE + JOB), replace(locked, lock_mode=FOLLOW)
+    )
+    with pytest.raises(RecipeInvalid) as caught:
+        refuse_stale_images(plan, recipes(stale, RECIPE + JOB), locked)
+
+    assert found == IMAGES
+    (problem,) = caught.value.problems
+    assert "image compile: team/trt:1 -> team/trt:2" in problem.message
+    assert problem.span is not None
+
+
+def test_a_recipe_without_jobs_has_no_images() -> None:
+    """A lock of a recipe that says nothing of jobs names no image."""
+    assert uris_of(plan_on(Machine())[0], recipes()) == {}
 
 
 def test_hosts_are_left_out() -> None:

@@ -8,13 +8,18 @@ digest of an image is that of its content.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmi_build.errors import Problem, RemoteFailed
+from lmi_build.errors import Problem, RecipeInvalid, RemoteFailed
 from lmi_build.jobs.faults import explain, explained
 from lmi_build.jobs.images import choose_image
-from lmi_build.jobs.needs import is_local, need_of, owners
+from lmi_build.jobs.needs import is_local, need_of
+from lmi_build.plan.locked import stale_problems
+from lmi_build.recipe.lock import lock_path
 from lmi_build.remote.aws import make_session
+from lmi_build.values.settings import LOCKED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,20 +58,22 @@ def uris_of(plan: Plan, recipes: Sequence[Recipe]) -> dict[str, str]:
     `variant/kind`.
 
     Args:
-        plan: Of these recipes.
-        recipes: With what they say of jobs.
+        plan: Of these recipes, and maybe of others.
+        recipes: Of one file.
     """
     by_name = {recipe.name: recipe for recipe in recipes}
-    owned = owners(plan, by_name)
+    stages = {stage.key: stage for stage in plan.stages}
     found: dict[str, dict[str, str]] = {}
-    for stage in plan.stages:
-        recipe = owned[stage.key]
-        if recipe.job is None or is_local(stage, recipe.job):
-            continue
-        need = need_of(stage, recipe.job)
-        image = choose_image(stage, need, recipe.job.region or _REGION)
-        if not isinstance(image, Problem):
-            found.setdefault(stage.kind, {})[recipe.name] = image
+    for artifact in plan.artifacts:
+        spec = by_name[artifact.name].job if artifact.name in by_name else None
+        for kind, key in artifact.stages.items():
+            stage = stages[key]
+            if spec is None or is_local(stage, spec):
+                continue
+            need = need_of(stage, spec)
+            image = choose_image(stage, need, spec.region or _REGION)
+            if not isinstance(image, Problem):
+                found.setdefault(kind, {})[artifact.name] = image
     rows: dict[str, str] = {}
     for kind, images in found.items():
         if len(set(images.values())) == 1:
@@ -74,6 +81,36 @@ def uris_of(plan: Plan, recipes: Sequence[Recipe]) -> dict[str, str]:
         else:
             rows |= {f"{name}/{kind}": image for name, image in images.items()}
     return rows
+
+
+def refuse_stale_images(
+    plan: Plan, recipes: Sequence[Recipe], settings: Settings
+) -> None:
+    """
+    With `--locked`, hold the images that jobs would run in against the locks.
+
+    Args:
+        plan: Of all recipes.
+        recipes: Of one file or several.
+        settings: How locks are used.
+
+    Raises:
+        RecipeInvalid: `lock.stale`, with every difference.
+    """
+    if settings.lock_mode != LOCKED:
+        return
+    problems: list[Problem] = []
+    for file in dict.fromkeys(recipe.file for recipe in recipes):
+        own = [recipe for recipe in recipes if recipe.file == file]
+        old = own[0].lock
+        if old is None:
+            continue
+        uris = uris_of(plan, own)
+        images = references(uris, old.images, settings, ask=False)
+        at = str(lock_path(Path(file)))
+        problems += stale_problems(own[0], at, old, replace(old, images=images))
+    if problems:
+        raise RecipeInvalid(tuple(problems))
 
 
 def with_digest(recipe: Recipe, stage: Stage, uri: str) -> str:

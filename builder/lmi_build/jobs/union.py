@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmi_build import api
 from lmi_build.errors import Problem, RecipeInvalid, UsageInvalid
+from lmi_build.jobs.locked_images import refuse_stale_images
 from lmi_build.values.recipe import JobSpec
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def gather(recipes: Sequence[Recipe], settings: Settings) -> Work:
     spec = common_spec(recipes)
     facts = api.resolve(recipes, settings)
     plan = api.make_plan(recipes, settings, facts=facts)
+    refuse_stale_images(plan, recipes, settings)
     return Work(
         plan=plan,
         recipes={recipe.name: recipe for recipe in recipes},

@@ -280,7 +280,7 @@ def stale_problems(
 
 
 def _way_out(change: LockChange, recipe: Recipe) -> str:
-    known = change.part in {"model", "calibration", "tools", "image"}
+    known = change.part in {"model", "calibration", "tools"}
     upgrade = f"--upgrade {change.part} " if known and change.old and change.new else ""
     return f"run `lmi-build lock {upgrade}{recipe.file}`"
 

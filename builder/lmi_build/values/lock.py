@@ -211,7 +211,7 @@ _PARTS = ("lmi-build", "catalog", *LOCK_PARTS)
 _PATHS: Mapping[str, str] = {
     "model": "model.source",
     "calibration": "quantize.calibration.dataset",
-    "image": "compile.release",
+    "image": "job.image",
 }
 
 
