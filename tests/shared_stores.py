@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import urllib.request
+import uuid
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -10,17 +11,20 @@ from typing import TYPE_CHECKING, Any
 import boto3
 
 from faulty_s3 import FaultyS3
+from lmi_build.digest import Digest, digest_json
 from lmi_build.events import Event, ignore
 from lmi_build.execute.executor import execute
 from lmi_build.execute.stores import open_store
 from lmi_build.store.tiered import TieredStore
 from lmi_build.values.publish import MIN_PART_BYTES, Transfer
+from lmi_build.values.result import Measure
 from stage_plans import settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from lmi_build.store.store import Store
     from lmi_build.values.result import BuildResult
     from lmi_build.values.settings import Settings
     from lmi_build.values.stage import Plan
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 BUCKET = "shared-bucket"
 URL = f"s3://{BUCKET}/team/store"
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+MEASURE = Measure(seconds=1.0, cpu_seconds=1.0, peak_rss_bytes=1)
 QUICK = Transfer(
     part_bytes=MIN_PART_BYTES,
     concurrency=4,
@@ -91,6 +96,30 @@ def opened(given: Settings) -> Iterator[TieredStore]:
         yield store
     finally:
         store.close()
+
+
+def commit(store: Store, folder: Path, name: str = "out", data: bytes = b"abc") -> Any:
+    """Keep a result of two files under a key made from its name, as a stage does."""
+    staged = folder / f"staged-{uuid.uuid4().hex}"
+    staged.mkdir(parents=True)
+    (staged / "out.bin").write_bytes(data)
+    (staged / "note.txt").write_text(name)
+    document = key_document(name)
+    key = digest_json(document)
+    with store.building(key, lambda: None):
+        return store.commit(
+            key, staged, key_document=document, stage="fetch", measure=MEASURE
+        )
+
+
+def key_document(name: str) -> dict[str, str]:
+    """What the key of a result is made from."""
+    return {"kind": "fetch", "name": name}
+
+
+def key_of(name: str = "out") -> Digest:
+    """The key of a result."""
+    return digest_json(key_document(name))
 
 
 def build(

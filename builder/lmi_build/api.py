@@ -394,19 +394,29 @@ class StageOutlook:
         stage: The stage.
         status: `cached`, `build`, `rebuild` or `blocked`.
         changes: For `rebuild`, what differs from the last run of this recipe.
+        where: For `cached`, `here`, or `there` when only the shared store has it.
+        miss: Why the shared store has no result; empty when it was not asked.
     """
 
     stage: Stage
     status: str
     changes: tuple[Change, ...] = ()
+    where: str = ""
+    miss: str = ""
 
 
 def outlook(plan: Plan, settings: Settings) -> list[StageOutlook]:
-    """Compare a plan with the store and with the last run of the same recipe."""
+    """
+    Compare a plan with the store and with the last run of the same recipe.
+
+    A shared store that cannot be asked is told in `miss`, not raised.
+    """
     from lmi_build.execute.record import past_runs
     from lmi_build.plan.explain import diff
+    from lmi_build.store.whereabouts import whereabouts
 
-    store = open_store(settings)
+    with closing(open_store(settings)) as store:
+        places = whereabouts(store, (stage.key for stage in plan.stages))
     last: dict[str, Mapping[str, Any]] = {}
     for run in past_runs(store.root, plan.recipe):
         for row in run.get("stages", ()):
@@ -415,7 +425,8 @@ def outlook(plan: Plan, settings: Settings) -> list[StageOutlook]:
     for stage in plan.stages:
         old = last.get(stage.name)
         changes: tuple[Change, ...] = ()
-        if store.lookup(stage.key) is not None:
+        place = places[stage.key]
+        if place.result is not None:
             status = "cached"
         elif stage.blocker is not None:
             status = "blocked"
@@ -424,7 +435,15 @@ def outlook(plan: Plan, settings: Settings) -> list[StageOutlook]:
         else:
             changes = tuple(diff(old["document"], stage.key_document()))
             status = "rebuild"
-        found.append(StageOutlook(stage=stage, status=status, changes=changes))
+        found.append(
+            StageOutlook(
+                stage=stage,
+                status=status,
+                changes=changes,
+                where=place.where,
+                miss=place.cause,
+            )
+        )
     return found
 
 

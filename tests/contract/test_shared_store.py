@@ -120,5 +120,5 @@ def test_next_stage_fetches_its_inputs(tmp_path: Path, server: FaultyS3) -> None
 
     assert [row.cached for row in result.rows] == [True, True, False]
     entry = result.artifacts["sample"]["compile"].entries[0]
-    assert Store(second.cache_dir).read_blob(entry.digest) == b"abc"
+    assert Store(second.cache_dir).blob_path(entry.digest).read_bytes() == b"abc"
     assert verify_store(Store(second.cache_dir)) == []

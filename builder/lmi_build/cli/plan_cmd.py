@@ -148,7 +148,8 @@ def _why_line(item: StageOutlook) -> str:
     from lmi_build.digest import short
 
     if item.status in {"cached", "build"}:
-        return f"{item.status}  {short(item.stage.key)}"
+        far = " (remote)" if item.where == "there" else ""
+        return f"{item.status}{far}  {short(item.stage.key)}"
     if item.status == "rebuild" and not item.changes:
         return f"rebuild: {_reason(item)}  {short(item.stage.key)}"
     return f"{'rebuild: ' * (item.status == 'rebuild')}{_reason(item)}"
@@ -187,6 +188,8 @@ def _plan_document(planned: Plan, outlook: Sequence[StageOutlook]) -> dict[str, 
                 "kind": item.stage.kind,
                 "key": item.stage.key,
                 "status": item.status,
+                "where": item.where,
+                "miss": item.miss,
                 "estimate": asdict(item.stage.estimate),
                 "blocker": asdict(item.stage.blocker) if item.stage.blocker else None,
                 "notes": [asdict(note) for note in item.stage.notes],
@@ -230,6 +233,8 @@ def why(state: State, recipe: Path, stage: str | None) -> None:
             "stage": item.stage.name,
             "key": item.stage.key,
             "status": item.status,
+            "where": item.where,
+            "miss": item.miss,
             "changes": [
                 {"path": c.path, "old": c.old, "new": c.new} for c in item.changes
             ],
@@ -242,11 +247,15 @@ def why(state: State, recipe: Path, stage: str | None) -> None:
 
 def _why_text(item: StageOutlook) -> str:
     head = f"{item.stage.name}: {item.status}, key {item.stage.key}"
+    if item.miss:
+        head += f"\n  {item.miss}"
     if item.changes:
         rows = [[c.path, json.dumps(c.old), json.dumps(c.new)] for c in item.changes]
         return f"{head}\n{table(['field', 'old', 'new'], rows)}"
     told = {
-        "cached": "the store holds it",
+        "cached": "the shared store holds it"
+        if item.where == "there"
+        else "the store holds it",
         "build": "no earlier run of this recipe made this stage",
         "rebuild": "the same key was built before, but its result is gone",
         "blocked": item.stage.blocker.message if item.stage.blocker else "",

@@ -121,6 +121,10 @@ class Store:
 
         Contents are not read; `verify` does that.
         """
+        return self.lookup_here(key)
+
+    def lookup_here(self, key: Digest) -> StageResult | None:
+        """The result of a key, if it lies in this folder."""
         document = self.read_record(key)
         if document is None:
             return None
@@ -158,15 +162,6 @@ class Store:
     ) -> int:
         """Let others have a result; returns the bytes that were sent."""
         return 0
-
-    def read_blob(self, digest: Digest) -> bytes:
-        """
-        A small content.
-
-        Raises:
-            OSError: It is not here.
-        """
-        return self.blob_path(digest).read_bytes()
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -96,18 +96,22 @@ class TieredStore(Store):
         Raises:
             RemoteFailed: It is not here, and the shared store cannot be asked.
         """
-        return super().lookup(key) or self.find(key).result
+        return self.lookup_here(key) or self.find(key).result
 
     def lookup_all(self, keys: Iterable[Digest]) -> dict[Digest, StageResult | None]:
         """The result of each key; the shared store is asked for all of them at once."""
-        wanted = list(keys)
-        here = {key: super(TieredStore, self).lookup(key) for key in wanted}
-        with ThreadPoolExecutor(_LOOKUPS_AT_ONCE) as pool:
-            there = list(pool.map(self.find, wanted))
         return {
-            key: here[key] or found.result
-            for key, found in zip(wanted, there, strict=True)
+            key: self.lookup_here(key) or found.result
+            for key, found in self.find_all(keys).items()
         }
+
+    def find_all(self, keys: Iterable[Digest]) -> dict[Digest, Found]:
+        """What the shared store holds for each key, asked for all of them at once."""
+        wanted = list(keys)
+        if len(wanted) <= 1:
+            return {key: self.find(key) for key in wanted}
+        with ThreadPoolExecutor(_LOOKUPS_AT_ONCE) as pool:
+            return dict(zip(wanted, pool.map(self.find, wanted), strict=True))
 
     def find(self, key: Digest) -> Found:
         """
@@ -161,13 +165,6 @@ class TieredStore(Store):
         """Fetch what is missing, then lay the result out."""
         self.bring([result])
         super().lay_out(result, dest)
-
-    def read_blob(self, digest: Digest) -> bytes:
-        """A small content, from there when it is not here."""
-        path = self.blob_path(digest)
-        if not path.exists():
-            self.far.fetch(digest, path, _ignore)
-        return path.read_bytes()
 
     # -- writing ---------------------------------------------------------------
 
@@ -276,7 +273,7 @@ class TieredStore(Store):
         result = super().commit(
             key, staged, key_document=key_document, stage=stage, measure=measure
         )
-        self.share(result)
+        self.share(result, thorough=True)
         found = self._shared[key]
         assert found.result is not None  # noqa: S101 - only results are kept there
         if found.result.digest != result.digest:
@@ -309,18 +306,22 @@ class TieredStore(Store):
             raise _unshared(result, error) from error
 
     def _share(self, result: StageResult, *, thorough: bool) -> int:
-        found = self.find(result.key)
+        found = self._ask(result.key) if thorough else self.find(result.key)
         sent = 0
-        if found.result is None or thorough:
+        if found.result is None:
             sent = self.far.send(result.entries, self.blob_path)
         while found.result is None:
             data = self.record_path(result.key).read_bytes()
             if self.far.put_record(result.key, data, tag=found.tag):
                 found = Found(result=result, data=data)
-                self._shared[result.key] = found
             else:  # somebody else was first, or removed what we would replace
-                found = self.find(result.key)
+                found = self._ask(result.key)
+        self._shared[result.key] = found
         return sent
+
+    def _ask(self, key: str) -> Found:
+        """What is there for a key, without regard to what is here."""
+        return self.far.find(key, lambda _: False)
 
 
 def _unshared(result: StageResult, error: LmiBuildError) -> RemoteFailed:
