@@ -14,195 +14,20 @@ from pathlib import Path
 
 import pytest
 
-from lmi_build import registry
-from lmi_build.digest import Digest, JSONValue, digest_bytes
-from lmi_build.plan.planner import World, make_plan
+from lmi_build.plan.planner import make_plan
 from lmi_build.quantizers.calibration import calibration_digest
 from lmi_build.recipe.load import load_recipe
-from lmi_build.spi import Answer, Host
-from lmi_build.values.model import (
-    FileFact,
-    ModelFacts,
-    TensorFact,
-    geometry_from_config,
-)
 from lmi_build.values.recipe import CalibrationSpec
-from lmi_build.values.settings import Settings
+from planned_models import ALL, world_of
 
 GOLDEN = Path(__file__).parent / "plans"
-RECIPES = Path(__file__).parents[2] / "recipes"
-ALL = sorted(RECIPES.glob("*/*.yaml"))
-# The sizes of each recipe's model, by its folder, with two layers.
-_LLAMA: dict[str, JSONValue] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "num_hidden_layers": 2,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-}
-CONFIGS: dict[str, dict[str, JSONValue]] = {
-    "smollm2-135m": {
-        **_LLAMA,
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "vocab_size": 49152,
-        "max_position_embeddings": 8192,
-        "tie_word_embeddings": True,
-    },
-    "llama-3.1-8b": {
-        **_LLAMA,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-        "max_position_embeddings": 131072,
-        "rope_theta": 500000.0,
-        "rope_scaling": {
-            "factor": 8.0,
-            "high_freq_factor": 4.0,
-            "low_freq_factor": 1.0,
-            "original_max_position_embeddings": 8192,
-            "rope_type": "llama3",
-        },
-    },
-    "llama-2-70b": {
-        **_LLAMA,
-        "hidden_size": 8192,
-        "intermediate_size": 28672,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-        "vocab_size": 32000,
-        "max_position_embeddings": 4096,
-    },
-    "llama-2-13b": {
-        **_LLAMA,
-        "hidden_size": 5120,
-        "intermediate_size": 13824,
-        "num_attention_heads": 40,
-        "num_key_value_heads": 40,
-        "vocab_size": 32000,
-        "max_position_embeddings": 4096,
-    },
-    "mistral-7b": {
-        **_LLAMA,
-        "architectures": ["MistralForCausalLM"],
-        "model_type": "mistral",
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 32000,
-        "max_position_embeddings": 32768,
-    },
-    "all-minilm-l6": {
-        "architectures": ["BertModel"],
-        "model_type": "bert",
-        "num_hidden_layers": 6,
-        "hidden_size": 384,
-        "intermediate_size": 1536,
-        "num_attention_heads": 12,
-        "vocab_size": 30522,
-        "max_position_embeddings": 512,
-    },
-    "flan-t5-xl": {
-        "architectures": ["T5ForConditionalGeneration"],
-        "model_type": "t5",
-        "num_layers": 2,
-        "num_decoder_layers": 2,
-        "d_model": 2048,
-        "d_ff": 5120,
-        "d_kv": 64,
-        "num_heads": 32,
-        "vocab_size": 32128,
-        "n_positions": 512,
-    },
-}
-
-
-# What plans ask of a model's files; one is enough for most.
-FILES = {
-    "all-minilm-l6": (
-        "1_Pooling/config.json",
-        "model.safetensors",
-        "modules.json",
-        "tokenizer.json",
-    ),
-}
-
-
-def _llama_shapes(config: dict[str, JSONValue]) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a Llama of these sizes."""
-    sizes = {name: value for name, value in config.items() if isinstance(value, int)}
-    wide, inner = sizes["hidden_size"], sizes["intermediate_size"]
-    narrow = wide // sizes["num_attention_heads"] * sizes["num_key_value_heads"]
-    table = (sizes["vocab_size"], wide)
-    shapes = {"model.embed_tokens.weight": table, "model.norm.weight": (wide,)}
-    if not config["tie_word_embeddings"]:
-        shapes["lm_head.weight"] = table
-    linears = {
-        "self_attn.q_proj": (wide, wide),
-        "self_attn.k_proj": (narrow, wide),
-        "self_attn.v_proj": (narrow, wide),
-        "self_attn.o_proj": (wide, wide),
-        "mlp.gate_proj": (inner, wide),
-        "mlp.up_proj": (inner, wide),
-        "mlp.down_proj": (wide, inner),
-        "input_layernorm": (wide,),
-        "post_attention_layernorm": (wide,),
-    }
-    for layer in range(sizes["num_hidden_layers"]):
-        block = f"model.layers.{layer}"
-        shapes |= {f"{block}.{name}.weight": shape for name, shape in linears.items()}
-    return shapes
-
-
-def facts(folder: str) -> ModelFacts:
-    """A model pinned down, without a model."""
-    config = CONFIGS[folder]
-    llama = config["model_type"] in {"llama", "mistral"}
-    shapes = _llama_shapes(config) if llama else {"shared.weight": (32128, 2048)}
-    return ModelFacts(
-        kind="gguf",
-        source="model.gguf",
-        location="/nowhere/model.gguf",
-        revision="",
-        geometry=geometry_from_config(config),
-        config=config,
-        files=tuple(
-            FileFact(path=path, size=98362432, digest=digest_bytes(b"model"))
-            for path in FILES.get(folder, ("model.gguf",))
-        ),
-        tensors=tuple(
-            TensorFact(name=n, dtype="bfloat16", shape=s, file="model.safetensors")
-            for n, s in sorted(shapes.items())
-        ),
-        dtype="bfloat16",
-    )
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_plan_is_what_it_was(path: Path, update_golden: bool) -> None:  # noqa: FBT001
     """The key document of every stage is the recorded one."""
     recipes = load_recipe(path)
-    world = World(
-        facts={recipe.name: facts(path.parent.name) for recipe in recipes},
-        quantizer=registry.quantizer,
-        backend=registry.backend,
-        versions=lambda names: dict.fromkeys(sorted(names), "1.0"),
-        handler_digest=lambda name: Digest(digest_bytes(name.encode())),
-        host=Host(
-            architecture="x86_64",
-            runner="local",
-            versions=lambda names: dict.fromkeys(sorted(names), "1.0"),
-            ask=lambda words: Answer(status=127, output=words[0]),
-        ),
-        num_cores=2,
-        settings=Settings(cache_dir=Path("/nowhere")),
-    )
+    world = world_of(recipes, path.parent.name)
 
     plan = make_plan(path.stem, recipes, world)
 

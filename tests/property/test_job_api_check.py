@@ -138,6 +138,8 @@ def breakings(shape: Any, value: Any) -> Iterator[Broken]:
 def _break_structure(shape: Any, value: Any) -> Iterator[Broken]:
     yield "unknown", ".NoSuchMember", {**value, "NoSuchMember": 1}
     for name in shape.required_members:
+        if "idempotencyToken" in shape.members[name].metadata:
+            continue
         yield "required", f".{name}", {k: v for k, v in value.items() if k != name}
     if getattr(shape, "is_tagged_union", False):
         yield "union", "", {}

@@ -165,7 +165,8 @@ def _structure(shape: Any, value: Any, path: str) -> Iterator[Violation]:
             fix="keep one of them",
         )
     for name in shape.required_members:
-        if name not in value:
+        # boto3 makes up a token itself.
+        if name not in value and "idempotencyToken" not in members[name].metadata:
             yield Violation(
                 path=_join(path, name),
                 rule=MISSING,

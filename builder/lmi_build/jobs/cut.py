@@ -75,7 +75,8 @@ def cut(work: Work, *, single: bool = False, salt: str = "") -> JobGraph:
     """
     keys = {stage.key: stage for stage in work.plan.stages}
     local = tuple(key for key, stage in keys.items() if is_local(stage, work.spec))
-    placed, problems = _place(work, {k: s for k, s in keys.items() if k not in local})
+    here = frozenset(local)
+    placed, problems = _place(work, {k: s for k, s in keys.items() if k not in here})
     if single and not problems:
         placed, problems = _on_one_machine(placed, work)
     groups = [] if problems else _groups(placed, work.spec.num_hosts, single=single)
@@ -136,10 +137,15 @@ def _on_one_machine(
     fixed = fixed or {p.machine: p for p in placed if p.stage.kind == "compile"}
     if len(fixed) > 1:
         first, second = list(fixed.values())[:2]
+        alike = first.instance == second.instance
         problem = Problem(
             code="job.not-single",
-            message=f"one job cannot be both {_words(first)} and {_words(second)}",
-            path=second.instance_path,
+            message=f"one job cannot be both {_words(first, image=alike)}"
+            f" ({first.stage.name}) and {_words(second, image=alike)}"
+            f" ({second.stage.name})",
+            path="compile.target"
+            if second.recipe.job is None
+            else second.instance_path,
             hint="leave out `--single`, or submit the recipes one by one",
         )
         return [], [second.recipe.locate(problem)]
@@ -155,9 +161,10 @@ def _has_device(placed: Placed) -> bool:
     return instances()[placed.instance].num_devices > 0
 
 
-def _words(placed: Placed) -> str:
-    where = "a host" if placed.instance == AUTO else f"`{placed.instance}`"
-    return f"{where} with `{placed.image.rpartition('/')[2]}` for {placed.stage.name}"
+def _words(placed: Placed, *, image: bool) -> str:
+    if image:
+        return f"`{placed.image.rpartition('/')[2]}`"
+    return "a host" if placed.instance == AUTO else f"`{placed.instance}`"
 
 
 def _groups(
