@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmi_build import api
 from lmi_build.errors import Interrupted, LmiBuildError, UsageInvalid
 from lmi_build.execute.executor import execute
 from lmi_build.execute.redact import Redactor
 from lmi_build.execute.shared import execute_shared
+from lmi_build.execute.stores import open_store
 from lmi_build.plan.saved import plan_from_json
 from lmi_build.quantizers.memory import available_bytes
 from lmi_build.sagemaker import checks, isolated, results
@@ -30,6 +30,7 @@ from lmi_build.sagemaker.secrets import with_secrets
 from lmi_build.sagemaker.stopping import Stop, stop_error
 from lmi_build.sagemaker.toolchains import install_missing
 from lmi_build.sagemaker.watch import Watch
+from lmi_build.store.lease import LEASE_SECONDS
 from lmi_build.store.tiered import TieredStore
 from lmi_build.values.job import PLAN_FILE, PROCESSING, TRAINING
 from lmi_build.values.settings import settings_from_environ
@@ -154,7 +155,7 @@ def _run(root: Path, environ: Mapping[str, str], watch: Watch, stop: Stop) -> Jo
     watch.redactor = Redactor(settings.secret_values())
     path = places.channel(JOB_CHANNEL) / PLAN_FILE
     plan = _read_plan(path, document)
-    store = api.open_store(settings)
+    store = open_store(settings, lease_seconds=document.lease_seconds or LEASE_SECONDS)
     job = Job(document=document, told=told, plan=plan, settings=settings, store=store)
     watch.store, watch.alone = store, job.alone
     watch.tools = checks.versions_here(plan.stages, settings)

@@ -50,6 +50,8 @@ class JobDocument:
         secrets: Variable to reference: `secretsmanager:NAME-or-ARN`, with `#key` for
             one key of a JSON secret, or `ssm:/parameter`.
         max_runtime_seconds: When SageMaker stops the job.
+        lease_seconds: How long a host that says nothing keeps a stage from others;
+            None takes the store's own.
     """
 
     name: str
@@ -63,6 +65,7 @@ class JobDocument:
     publish: Mapping[str, Mapping[str, JSONValue]] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict)
     max_runtime_seconds: int = 86400
+    lease_seconds: float | None = None
 
 
 def job_to_json(document: JobDocument) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class HostEnd:
         message: The first kilobyte of its message.
         message_valid: Whether that is UTF-8, which SageMaker insists on.
         seconds: Wall time.
+        started: Stages that it began.
         built: Stages that it built.
         outputs: Objects that went up.
         log: Everything it printed.
@@ -59,6 +60,7 @@ class HostEnd:
     message: str
     message_valid: bool
     seconds: float
+    started: tuple[str, ...]
     built: tuple[str, ...]
     outputs: tuple[str, ...]
     log: Path
@@ -91,6 +93,7 @@ class _Running:
     fault: Fault | None
     strike_at: float | None = None
     first_stage_at: float | None = None
+    started: list[str] = field(default_factory=list)
     built: list[str] = field(default_factory=list)
     stopping_since: float | None = None
     lost: bool = False
@@ -105,6 +108,7 @@ class _Running:
             return
         if isinstance(event, events.StageStarted):
             now = time.monotonic()
+            self.started.append(event.stage)
             self.first_stage_at = self.first_stage_at or now
             if self.fault is not None and self.fault.strikes(event.stage):
                 self.strike_at = now + _STRIKE_SECONDS
@@ -287,6 +291,7 @@ def _end(one: _Running, request: Mapping[str, Any], client: Any) -> HostEnd:
         message=message,
         message_valid=valid,
         seconds=round(time.monotonic() - one.began, 3),
+        started=tuple(one.started),
         built=tuple(one.built),
         # A host that is gone has nobody to copy its outputs.
         outputs=() if one.lost else tuple(upload_outputs(one.host, request, client)),
