@@ -28,6 +28,7 @@ from lmi_build.report.style import PALETTE
 from lmi_build.sizes import size_recipe
 from lmi_build.traffic.propose import propose
 from lmi_build.values.settings import Settings
+from make_log import log_text
 from make_shapes import make_shapes
 
 if TYPE_CHECKING:
@@ -143,24 +144,10 @@ def _cost(recipe: Recipe, facts: ModelFacts) -> CostReport:
 
 
 def _traffic(root: Path) -> Proposal:
-    """Chats, and a fifth of long documents; a formula, no dice."""
-    lines = ["input_tokens,output_tokens"]
-    for number in range(20_000):
-        spread = (number * 0.6180339887) % 1, (number * 0.7548776662) % 1
-        middle = 2200 if number % 5 == 0 else 420
-        asked = middle * _tail(spread[0], 0.75)
-        answered = 150 * _tail(spread[1], 0.8)
-        lines.append(f"{min(8192, round(asked))},{min(2048, round(answered))}")
     log = root / "log.csv"
-    log.write_text("\n".join(lines) + "\n")
+    log.write_text(log_text(20_000), "utf-8")
     settings = Settings(cache_dir=root / "store")
     return propose(str(log), settings=settings, reject=Fraction(1, 200))
-
-
-def _tail(share: float, width: float) -> float:
-    """A long-tailed factor around 1: the log-logistic quantile of a share."""
-    inside = min(0.9995, max(0.0005, share))
-    return float((inside / (1 - inside)) ** (width * 0.42))
 
 
 def _points(answer: Answer) -> dict[str, Any]:

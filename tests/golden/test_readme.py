@@ -5,15 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+import pytest
 
+import gen_examples
 from lmi_build.cli.main import cli, run
 from lmi_build.cli.options import State
-
-if TYPE_CHECKING:
-    import pytest
 
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
@@ -43,6 +41,13 @@ def test_recipe_of_the_readme_is_valid(
     monkeypatch.setenv("LMI_BUILD_CACHE", str(tmp_path / "store"))
 
     assert run(["validate", str(tmp_path / "recipe.yaml")]) == 0
+
+
+@pytest.mark.slow
+def test_examples_print_what_the_readme_shows() -> None:
+    """Every console example is run; `scripts/gen_examples.py` would change nothing."""
+    assert gen_examples.BLOCK.findall(README)
+    assert gen_examples.with_output(README) == README
 
 
 def test_commands_of_the_readme_parse() -> None:

@@ -107,7 +107,7 @@ def advise(
             state, answer, out, source=source, config=config, bounds=bounds
         )
     if state.output == "text":
-        click.echo(_text(answer, verbose=state.verbose))
+        click.echo(_text(answer, verbose=state.verbose, done=written is not None))
     else:
         data({**_document(answer), "recipe": str(out) if written else None})
     if page is not None:
@@ -185,7 +185,7 @@ def _write(
     )
 
 
-def _text(answer: Answer, *, verbose: bool) -> str:
+def _text(answer: Answer, *, verbose: bool, done: bool) -> str:
     parts = [*_kept(answer, verbose=verbose), *_gone(answer, verbose=verbose)]
     if answer.relaxations:
         lines = ["no system grants every wish; the fewest to drop:"]
@@ -193,7 +193,7 @@ def _text(answer: Answer, *, verbose: bool) -> str:
             words = " and ".join(answer.question.said(wish) for wish in each.wishes)
             lines.append(f"  {words}: then {each.winner}")
         parts.append("\n".join(lines))
-    return "\n\n".join([*parts, *_next(answer)])
+    return "\n\n".join([*parts, *([] if done else _next(answer))])
 
 
 def _kept(answer: Answer, *, verbose: bool) -> list[str]:
