@@ -190,7 +190,7 @@ class Mirror:
             return
         try:
             self._send_moment()
-        except (OSError, PublishFailed, RemoteFailed, Stopped) as error:
+        except (OSError, RemoteFailed, Stopped) as error:
             _LOG.warning("%s: half-done work is not mirrored: %s", self._prefix, error)
 
     def _send_moment(self) -> None:
@@ -224,8 +224,11 @@ class Mirror:
         if name not in self._there:
             entry = FileEntry(path=name, size=was.num_bytes, digest=_digest(name))
             key = self._prefix + name
-            if not self._far.remote.holds(key, entry):
-                self._far.remote.send(link, key, entry, lambda _: None)
+            try:
+                if not self._far.remote.holds(key, entry):
+                    self._far.remote.send(link, key, entry, lambda _: None)
+            except PublishFailed:
+                return None
             self._there.add(name)
         return path, name, was.num_bytes
 
