@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,7 @@ from lmi_build.values.job import (
     job_to_json,
 )
 from lmi_build.values.settings import Settings
+from make_tiny_model import make_tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,15 +38,49 @@ if TYPE_CHECKING:
 
 BUCKET = "jobs-bucket"
 STORE = f"s3://{BUCKET}/store"
+# Twelve artifacts of one model: three ways to quantize it, four batch sizes.
+MATRIX = """\
+schema: lmi-build/v1
+name: tiny
+model: {source: ./model}
+quantize:
+  method: fp8
+  granularity: tensor
+  activations: static
+  calibration: {num_samples: 2, max_seq_len: 32}
+bounds: {max_input_len: 48, max_output_len: 16, max_batch_size: 4}
+compile:
+  backend: tensorrt-llm
+  target: ml.g6.12xlarge
+  release: djl-tensorrtllm-0.33.0
+  artifact: hf-quantized
+matrix:
+  quantize.ignore: [[lm_head], [lm_head, "*.down_proj"], [lm_head, "*.o_proj"]]
+  bounds.max_batch_size: [1, 2, 4, 8]
+"""
+
+
+def make_matrix(root: Path) -> Path:
+    """A tiny model whose widths have kernels, and the recipe of its variants."""
+    make_tiny_model(
+        root / "model",
+        num_key_value_heads=4,
+        hidden_size=128,
+        intermediate_size=256,
+        tie_word_embeddings=False,
+        dtype="float16",
+    )
+    recipe = root / "matrix.yaml"
+    recipe.write_text(MATRIX)
+    return recipe
+
+
 # Of stages that read what is on the user's machine; the others run in the job.
 LOCAL = ("fetch", "calibration")
 
 
 def container_environment() -> dict[str, str]:
     """What an image on this machine would set: its Python, and credentials."""
-    import os
-    import sys
-
     kept = {name: os.environ[name] for name in ("PATH",) if name in os.environ}
     return {
         **kept,
@@ -99,6 +136,20 @@ class Bench:
         store.close()
         return plan
 
+    def without_verify(self, plan: Plan) -> Plan:
+        """The plan of the same artifacts, unmeasured: a quarter of the work."""
+        return replace(
+            plan,
+            stages=tuple(s for s in plan.stages if s.kind != "verify"),
+            artifacts=tuple(
+                replace(
+                    item,
+                    stages={k: v for k, v in item.stages.items() if k != "verify"},
+                )
+                for item in plan.artifacts
+            ),
+        )
+
     def request(
         self, plan: Plan, *, name: str = "tiny-job", hosts: int = 1, **more: Any
     ) -> dict[str, Any]:
@@ -140,6 +191,15 @@ class Bench:
             scratch=self.root / "hosts",
             **more,
         )
+
+    def empty(self, prefix: str) -> None:
+        """Remove what lies below a prefix of the bucket."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=BUCKET, Prefix=prefix
+        )
+        for page in pages:
+            for row in page.get("Contents", ()):
+                self.client.delete_object(Bucket=BUCKET, Key=row["Key"])
 
     def keys(self, prefix: str) -> set[str]:
         """Keys of the bucket below a prefix of the store."""
