@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from lmi_build.digest import Digest
+    from lmi_build.digest import Digest, JSONValue
     from lmi_build.values.settings import Settings
     from lmi_build.values.stage import Plan
     from sagemaker_server import Job, SageMakerServer
@@ -112,7 +112,7 @@ class Runner:
             )
         finally:
             store.close()
-        rows = tuple(
+        rows: tuple[dict[str, JSONValue], ...] = tuple(
             {
                 "name": row.name,
                 "key": row.result.key,

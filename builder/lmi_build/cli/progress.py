@@ -137,6 +137,7 @@ class _LiveTree:
             self._started[event.stage] = time.monotonic()
             self._rows[event.stage] = ("running", "")
         elif isinstance(event, events.StageProgress):
+            self._started.setdefault(event.stage, time.monotonic())
             self._rows[event.stage] = ("running", progress_text(event))
         elif isinstance(event, events.StageCached):
             self._rows[event.stage] = ("cached", short(event.key))

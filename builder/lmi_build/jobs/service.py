@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lmi_build.errors import RemoteFailed
 from lmi_build.jobs.faults import explain, explained, is_absent, says
 from lmi_build.remote.aws import make_session
 from lmi_build.values.job import KINDS, PROCESSING, TRAINING
@@ -133,11 +134,18 @@ def connect(
         patience: None takes the usual.
 
     Raises:
-        RemoteFailed: `job.no-region`, `remote.no-credentials` (unknown profile).
+        RemoteFailed: `remote.offline`, `job.no-region`, `remote.no-credentials`
+            (unknown profile).
     """
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
+    if settings.offline:
+        raise RemoteFailed(
+            "jobs run on SageMaker, and the network is switched off",
+            code="remote.offline",
+            hints=("leave out --offline, or try `lmi-build job simulate`",),
+        )
     patience = patience or Patience()
     aws = settings.secrets.get("aws", {})
     config = Config(
