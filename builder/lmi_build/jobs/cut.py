@@ -77,7 +77,7 @@ def cut(work: Work, *, single: bool = False, salt: str = "") -> JobGraph:
     local = tuple(key for key, stage in keys.items() if is_local(stage, work.spec))
     here = frozenset(local)
     placed, problems = _place(work, {k: s for k, s in keys.items() if k not in here})
-    if single and not problems:
+    if single and placed and not problems:
         placed, problems = _on_one_machine(placed, work)
     groups = [] if problems else _groups(placed, work.spec.num_hosts, single=single)
     jobs, more = finish(groups, work, keys, salt=salt)
