@@ -402,6 +402,9 @@ def write_page(page: str, path: Path, *, option: str = "--out FILE") -> None:
     """
     Write a report page where the user wants it.
 
+    One that was there keeps its mode, and a link its target; a new one may be read by
+    whom the user's mask lets read.
+
     Args:
         page: HTML.
         path: The file.
@@ -411,10 +414,17 @@ def write_page(page: str, path: Path, *, option: str = "--out FILE") -> None:
         UsageInvalid: The folder is missing or cannot be written.
         DoesNotFit: `out.disk-full`.
     """
+    import os
+    import stat
+
     from lmi_build.store import files
 
+    path = path.resolve()
+    os.umask(mask := os.umask(0))
     try:
+        mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~mask
         files.write_atomic(path, page.encode())
+        path.chmod(mode)
     except OSError as error:
         raise files.explain_output_error(
             error, "writing the report", path, option=option

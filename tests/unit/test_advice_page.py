@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chromium import Browser, browser
 from lmi_build.advice.advisor import advise
 from lmi_build.advice.question import Question
 from lmi_build.cli.main import run
@@ -16,6 +17,7 @@ from lmi_build.report.advice_page import render_advice
 from report_pages import Page
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 SOME = Question(family="llama", device="gpu", traffic="even", spread=4.5, concurrency=8)
@@ -59,6 +61,35 @@ def test_nothing_comes_from_elsewhere() -> None:
 
     assert not re.search(r"https?:|@import|url\(|<script|<link|<img", page)
     assert "default-src 'none'" in page
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One browser for all pages."""
+    yield from browser(tmp_path_factory.mktemp("profile"))
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1100, 390])
+@pytest.mark.parametrize("question", [SOME, NOBODY], ids=["some", "nobody"])
+def test_the_page_can_be_read(
+    tmp_path: Path,
+    question: Question,
+    width: int,
+    dark: bool,  # noqa: FBT001 - a parameter of the test
+    chromium: Browser,
+) -> None:
+    """No complaint, nothing loaded, no text faint or outside the window."""
+    page = tmp_path / "page.html"
+    page.write_text(render_advice(advise(question)), "utf-8")
+    seen = chromium.look(page, width=width, dark=dark)
+
+    assert seen.complaints == []
+    assert seen.requests == [page.as_uri()]
+    assert seen.outside == []
+    assert seen.faint == []
+    assert seen.overflow == 0
+    assert "Serving" in seen.said
 
 
 def test_the_command_writes_the_page(tmp_path: Path) -> None:

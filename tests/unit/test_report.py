@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chromium import Browser, browser
 from lmi_build.checkpoint.layers import Layers, layers_to_bytes
 from lmi_build.digest import digest_bytes
 from lmi_build.errors import VerifyFailed
@@ -24,6 +26,10 @@ from lmi_build.report.page import render_report
 from lmi_build.values.manifest import FileEntry, Manifest
 from packed import sample_params
 from report_pages import KINDS, Page, layers, reading, report
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 HOSTILE = (
     "</title></style><script>alert(1)</script>",
@@ -95,6 +101,33 @@ def test_any_name_keeps_the_page_whole(name: str) -> None:
     Page(page)
 
     page.encode()
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One browser for all pages."""
+    yield from browser(tmp_path_factory.mktemp("profile"))
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1100, 390])
+def test_the_page_can_be_read(
+    tmp_path: Path,
+    width: int,
+    dark: bool,  # noqa: FBT001 - a parameter of the test
+    chromium: Browser,
+) -> None:
+    """No complaint, nothing loaded, no text cut off, faint, or outside the window."""
+    page = tmp_path / "page.html"
+    page.write_text(render_report(report(layers=layers(24))), "utf-8")
+    seen = chromium.look(page, width=width, dark=dark)
+
+    assert seen.complaints == []
+    assert seen.requests == [page.as_uri()]
+    assert seen.outside == []
+    assert seen.faint == []
+    assert seen.overflow == 0
+    assert "model.layers.23.mlp.down_proj" in seen.said
 
 
 def test_nothing_comes_from_elsewhere() -> None:

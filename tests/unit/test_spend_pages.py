@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from typing import TYPE_CHECKING, Any
@@ -282,6 +283,24 @@ def test_the_front_is_what_nothing_beats(ways: list[Way]) -> None:
         )
     assert front(reversed(ways)) == best
     assert front(thinned(ways)) == best
+
+
+def test_a_page_may_be_read_by_whom_the_mask_lets(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new page follows the mask; one that was there keeps its mode."""
+    monkeypatch.chdir(desk)
+    words = [*COMMANDS["no-device"], "--html", "mode.html", "--cache-dir", "store"]
+    before = os.umask(0o027)
+    try:
+        assert run([*words, "--quiet"]) == 0
+        assert (desk / "mode.html").stat().st_mode & 0o777 == 0o640
+        (desk / "mode.html").chmod(0o604)
+        assert run([*words, "--quiet"]) == 0
+        assert (desk / "mode.html").stat().st_mode & 0o777 == 0o604
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
 
 
 def test_without_the_library_nothing_is_begun(

@@ -9,6 +9,7 @@ import click
 
 from lmi_build.cli.catalog_option import catalog_path, with_catalog
 from lmi_build.cli.options import State, with_common_options
+from lmi_build.cli.page_option import with_page, write_page
 from lmi_build.cli.render import data, say, table
 
 if TYPE_CHECKING:
@@ -51,12 +52,7 @@ _INPUT, _OUTPUT, _BATCH = 512, 128, 4
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write a recipe for the best row; an existing file is left alone.",
 )
-@click.option(
-    "--html",
-    "page",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the answer as one page that loads nothing.",
-)
+@with_page
 @with_catalog
 @with_common_options
 @click.pass_obj
@@ -111,17 +107,11 @@ def advise(
     else:
         data({**_document(answer), "recipe": str(out) if written else None})
     if page is not None:
-        _write_page(answer, page)
-        say(state, f"wrote {page}")
+        from lmi_build.report.advice_page import render_advice
+
+        write_page(state, page, render_advice(answer))
     if written is not None:
         say(state, f"wrote {out}; next: `lmi-build plan {out}`")
-
-
-def _write_page(answer: Answer, page: Path) -> None:
-    from lmi_build.artifacts import write_page
-    from lmi_build.report.advice_page import render_advice
-
-    write_page(render_advice(answer), page)
 
 
 def _wishes(words: dict[str, Any]) -> Wishes:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lmi_build.cli.options import State, with_common_options
-from lmi_build.cli.page_option import need_plots
+from lmi_build.cli.page_option import need_plots, with_page, write_page
 from lmi_build.cli.render import data, say
 from lmi_build.errors import UsageInvalid
 
@@ -112,13 +112,7 @@ def bounds() -> None:
     metavar="RECIPE",
     help="Put the bounds into a recipe; its comments stay.",
 )
-@click.option(
-    "--html",
-    "page",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Write heat map, curve and bounds as one page that loads nothing.",
-)
+@with_page
 @_with_reading
 @with_common_options
 @click.pass_obj
@@ -165,8 +159,7 @@ def choose(
     if page is not None:
         from lmi_build.report.traffic_page import render_traffic
 
-        _write_file(page, render_traffic(proposal), "writing the page", "--html FILE")
-        say(state, f"page: {page}")
+        write_page(state, page, render_traffic(proposal))
     if state.output == "text":
         click.echo(proposal_text(proposal))
     else:

@@ -20,7 +20,7 @@ with_page: Callable[[F], F] = click.option(
     "page",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Write it as one page with charts, too; the page loads nothing.",
+    help="Write it as one page, too, that loads nothing.",
 )
 
 

@@ -84,7 +84,7 @@ def _candidates(answer: Answer) -> str:
         f'<td class="n">{each.score:+d}</td>'
         f'<td class="w">{bar(each.score / most)}</td>'
         f"<td>{text(each.option.system.life.status)}</td>"
-        f"<td>{text(each.option.system.life.version)}</td></tr>"
+        f'<td class="opt">{text(each.option.system.life.version)}</td></tr>'
         for each in answer.candidates
     )
     told = "".join(_points(each) for each in answer.candidates)
@@ -93,7 +93,7 @@ def _candidates(answer: Answer) -> str:
         '<p class="note">Best first; a difference of a point or two is a hint to'
         " measure both.</p>"
         '<div class="scroll"><table><thead><tr><th>System</th><th class="n">Points</th>'
-        '<th class="w"></th><th>Life</th><th>Newest</th></tr></thead>'
+        '<th class="w"></th><th>Life</th><th class="opt">Newest</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div>{told}</section>"
     )
 
@@ -105,7 +105,7 @@ def _points(verdict: Verdict) -> str:
     )
     return (
         f"<details><summary>{text(_name(verdict))}: {verdict.score:+d}</summary>"
-        '<div class="scroll"><table><thead><tr><th class="n">Points</th>'
+        '<div class="scroll"><table class="said"><thead><tr><th class="n">Points</th>'
         "<th>Rule</th><th>Why</th><th>Read in</th></tr></thead>"
         f"<tbody>{rows}</tbody></table></div></details>"
     )
@@ -147,9 +147,9 @@ def _removed(answer: Answer) -> str:
         return ""
     return (
         "<section><h2>Who was removed</h2>"
-        '<div class="scroll"><table><thead><tr><th>System</th><th>Rule</th>'
-        f"<th>Why</th><th>Read in</th></tr></thead><tbody>{rows}</tbody></table></div>"
-        "</section>"
+        '<div class="scroll"><table class="said"><thead><tr><th>System</th>'
+        "<th>Rule</th><th>Why</th><th>Read in</th></tr></thead>"
+        f"<tbody>{rows}</tbody></table></div></section>"
     )
 
 

@@ -103,7 +103,7 @@ td:last-child,th:last-child{padding-right:0}
 .key{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:8px}
 .key svg{height:10px}
 .plot{margin:14px 0 4px}
-.plot.narrow{display:none}
+.plot.narrow,.only{display:none}
 .legend{display:flex;flex-wrap:wrap;gap:4px 20px;list-style:none;margin:14px 0 0;
 padding:0;font-size:14px}
 .legend svg{display:inline-block;width:13px;height:13px;margin-right:7px;
@@ -134,7 +134,7 @@ section{margin-top:46px}.card{padding:16px}
 .figures div{padding:14px;flex-basis:40%}.figures .value{font-size:22px}.panels{
 grid-template-columns:repeat(auto-fill,minmax(160px,1fr));gap:16px 14px}
 dl.pairs{grid-template-columns:1fr;gap:0}dl.pairs dd{margin-bottom:9px}
-.opt{display:none}}
+.opt{display:none}.panel .tick,#axes .tick{font-size:15px}}
 @media (max-width:640px){.plot.wide{display:none}.plot.narrow{display:block}
 .memory thead{display:none}.memory tr{display:grid;grid-template-columns:1fr 1fr;
 border-bottom:1px solid var(--line);padding:9px 0}.memory th,.memory td{border:0;
@@ -142,7 +142,12 @@ padding:0;text-align:left}.memory th,.memory td:last-child{grid-column:1/-1}
 .memory td:last-child{font-size:13.5px;color:var(--soft)}
 .memory .low::before,.memory .high::before{content:"at least";font-size:12px;
 color:var(--soft);display:block}.memory .high::before{content:"at most"}
-.memory small{display:inline;margin-left:6px}}
+.memory td{white-space:normal}.only{display:inline}
+.memory,.memory tbody,.said,.said tbody{display:block}
+.said thead{display:none}.said tr{display:block;padding:9px 0;
+border-bottom:1px solid var(--line)}.said th,.said td{display:inline;border:0;padding:0;
+margin-right:8px}.said td:nth-last-child(-n+2){display:block;margin-top:2px}
+.said td:last-child{font-size:13px;margin-right:0}}
 @media print{:root{--ground:#fff;--card:#fff;--ink:#000;--soft:#4a4a4a;--line:#ccc;
 --faint:#eee;--accent:#1f5fa8;--band:#a9c6e8;--bad:#a8281f;--good:#1b6e42}
 main{padding:0;max-width:none}section{margin-top:30px}.card,figure,tr{

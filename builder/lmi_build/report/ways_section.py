@@ -209,8 +209,8 @@ def _all(ways: Sequence[Way], paid: Paid) -> str:
 
 def _heads(paid: Paid) -> str:
     return (
-        '<th scope="col">instance</th><th scope="col">weights</th>'
-        '<th scope="col" class="n">ranks</th>'
+        '<th scope="col">instance</th><th scope="col" class="opt">weights</th>'
+        '<th scope="col" class="n opt">ranks</th>'
         f'<th scope="col" class="n">{text(paid.title)}</th>'
         '<th scope="col" class="n">left at worst</th>'
     )
@@ -221,11 +221,13 @@ def _cells(way: Way) -> str:
     low, high = money(way.paid.low), money(way.paid.high)
     cost = high if low == high else f"{low} to {high}"
     left = f"{format_bytes(way.margin_bytes)}, {way.margin_share:.0%}"
+    short = text(f"{way.method}, ranks: {way.tensor_parallel_size}")
     asked = " <strong>(asked)</strong>" if way.asked else ""
     return (
         f'<th scope="row">{text(way.instance)}{asked}'
-        f'<small class="soft">{text(devices)}</small></th>'
-        f'<td>{text(way.method)}</td><td class="n">{way.tensor_parallel_size}</td>'
+        f'<small class="soft">{text(devices)}<span class="only">, {short}</span>'
+        f'</small></th><td class="opt">{text(way.method)}</td>'
+        f'<td class="n opt">{way.tensor_parallel_size}</td>'
         f'<td class="n">{cost}</td><td class="n">{left}</td>'
     )
 
