@@ -62,9 +62,8 @@ fi
 
 # A wheel is an archive that is ready to be imported; unpacking installs it without pip
 # and leaves the image's own packages as they are.
-site=$(mktemp -d "${TMPDIR:-/tmp}/lmi-build.XXXXXX") ||
-    fail 4 job.disk-full "no folder can be made in ${TMPDIR:-/tmp}" \
-        "raise job.volume_size_gb"
+site=$(mktemp -d "${TMPDIR:-/tmp}/lmi-build.XXXXXX" 2>&1) ||
+    fail 4 job.disk-full "no folder can be made: $site" "raise job.volume_size_gb"
 output=$("$python" -m zipfile -e "${wheels[0]}" "$site" 2>&1) ||
     fail 1 job.bad-wheel "${wheels[0]} cannot be unpacked: $(tail -n 1 <<<"$output")" \
         "submit the job again; if the disk is full, raise job.volume_size_gb"
