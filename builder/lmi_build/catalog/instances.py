@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping  # noqa: TC003 - read_row reads annotations
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmi_build.catalog.tables import read_row, read_tables
 from lmi_build.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FILE = "instances.toml"
 ACCELERATORS = ("gpu", "neuron", "none")
@@ -87,10 +92,41 @@ class _Family:
     local_disk_gb: Mapping[str, int] = field(default_factory=dict)
 
 
-@cache
+_IN_USE: ContextVar[Mapping[str, Instance] | None] = ContextVar("_IN_USE", default=None)
+
+
 def instances() -> Mapping[str, Instance]:
     """
-    Every known instance type by name, in the file's order.
+    Every known instance type by name: those shipped, or those of `using`.
+
+    Raises:
+        ValueError: The data file is wrong; a fault of the package.
+    """
+    return _IN_USE.get() or shipped_instances()
+
+
+@contextmanager
+def using(rows: Mapping[str, Instance]) -> Iterator[None]:
+    """
+    Take other rows for known while a command runs.
+
+    A user's own instances are asked for in rooms that know no catalogue but this
+    (backends, a draft of a recipe); what they plan carries what it needs.
+
+    Args:
+        rows: By full name; those shipped as well, where they shall be known.
+    """
+    token = _IN_USE.set(rows)
+    try:
+        yield
+    finally:
+        _IN_USE.reset(token)
+
+
+@cache
+def shipped_instances() -> Mapping[str, Instance]:
+    """
+    Every instance type of the package by name, in the file's order.
 
     Raises:
         ValueError: The data file is wrong; a fault of the package.

@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lmi_build.catalog.devices import Device, device_row, devices
-from lmi_build.catalog.instances import Instance, family_rows, instances
+from lmi_build.catalog.instances import Instance, family_rows, shipped_instances
 from lmi_build.catalog.prices import (
     ENDPOINT,
     Price,
@@ -87,7 +87,9 @@ def shipped_market() -> Market:
     Raises:
         ValueError: A data file is wrong; a fault of the package.
     """
-    return Market(instances=instances(), devices=devices(), prices=price_tables())
+    return Market(
+        instances=shipped_instances(), devices=devices(), prices=price_tables()
+    )
 
 
 def overlay(base: Market, text: str, name: str) -> Market:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmi_build import api, artifacts
+from lmi_build.cli.catalog_option import knows_catalog
 from lmi_build.cli.options import State, with_common_options, with_lock_options
 from lmi_build.cli.progress import watching
 from lmi_build.cli.render import data, say, table
@@ -67,6 +68,7 @@ _KINDS = ("fetch", "quantize", "checkpoint", "compile", "package", "verify")
     "cannot be published.",
 )
 @click.option("--no-publish", is_flag=True, help="Build and verify only.")
+@knows_catalog
 @with_lock_options
 @with_common_options
 @click.pass_obj

@@ -14,11 +14,34 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 VARIABLE = "LMI_BUILD_CATALOG"
 
-with_catalog: Callable[[F], F] = click.option(
-    "--catalog",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help=f"Instances, devices and prices of your own, over ours [{VARIABLE}].",
-)
+
+def _use(ctx: click.Context, _param: click.Parameter, told: Path | None) -> Path | None:
+    """The file that counts; its instances are known while the command runs."""
+    from lmi_build.cli.options import State
+
+    state = ctx.find_object(State)
+    path = catalog_path(state, told) if state is not None else told
+    if path is not None:
+        from lmi_build.catalog.instances import using
+        from lmi_build.catalog.market import read_market
+
+        ctx.with_resource(using(read_market(path).instances))
+    return path
+
+
+def _option(*, exposed: bool) -> Callable[[F], F]:
+    return click.option(
+        "--catalog",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help=f"Instances, devices and prices of your own, over ours [{VARIABLE}].",
+        callback=_use,
+        expose_value=exposed,
+    )
+
+
+# For commands that ask the market themselves, and for those that only plan.
+with_catalog: Callable[[F], F] = _option(exposed=True)
+knows_catalog: Callable[[F], F] = _option(exposed=False)
 
 
 def catalog_path(state: State, told: Path | None) -> Path | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmi_build import api
-from lmi_build.cli.catalog_option import catalog_path, with_catalog
+from lmi_build.cli.catalog_option import catalog_path, knows_catalog, with_catalog
 from lmi_build.cli.options import State, with_common_options, with_lock_options
 from lmi_build.cli.page_option import need_plots, with_page, write_page
 from lmi_build.cli.render import data, data_line, say, style, table
@@ -30,6 +30,7 @@ _WORK_TO_DO = 10
 
 @click.command()
 @RECIPE
+@knows_catalog
 @with_common_options
 @click.pass_obj
 def validate(state: State, recipe: Path) -> None:
@@ -203,6 +204,7 @@ def _plan_document(planned: Plan, outlook: Sequence[StageOutlook]) -> dict[str, 
 @click.command()
 @RECIPE
 @click.argument("stage", required=False)
+@knows_catalog
 @with_common_options
 @click.pass_obj
 def why(state: State, recipe: Path, stage: str | None) -> None:
