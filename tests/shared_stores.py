@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import urllib.request
 import uuid
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -15,6 +19,7 @@ from lmi_build.digest import Digest, digest_json
 from lmi_build.events import Event, ignore
 from lmi_build.execute.executor import execute
 from lmi_build.execute.stores import open_store
+from lmi_build.plan.saved import plan_to_json
 from lmi_build.store.tiered import TieredStore
 from lmi_build.values.publish import MIN_PART_BYTES, Transfer
 from lmi_build.values.result import Measure
@@ -22,13 +27,13 @@ from stage_plans import settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from lmi_build.store.store import Store
     from lmi_build.values.result import BuildResult
     from lmi_build.values.settings import Settings
     from lmi_build.values.stage import Plan
 
+TESTS = Path(__file__).parent
 BUCKET = "shared-bucket"
 URL = f"s3://{BUCKET}/team/store"
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
@@ -68,6 +73,14 @@ def client(server: FaultyS3) -> Any:
         aws_access_key_id="test",
         aws_secret_access_key="test",
     )
+
+
+def names(server: FaultyS3) -> list[str]:
+    """The key of every object below the store's prefix."""
+    s3 = client(server)
+    rows = s3.list_objects_v2(Bucket=BUCKET).get("Contents", [])
+    s3.close()
+    return [row["Key"].removeprefix("team/store/") for row in rows]
 
 
 def objects(server: FaultyS3) -> dict[str, bytes]:
@@ -128,3 +141,30 @@ def build(
     """Build a plan on one machine."""
     with opened(given) as store:
         return execute(item, store=store, settings=given, emit=emit)
+
+
+def start(
+    folder: Path, server: FaultyS3, name: str, plan: Plan, lease_seconds: float = 3.0
+) -> subprocess.Popen[str]:
+    """A host at work."""
+    request = folder / f"{name}.json"
+    document = {
+        "server": server.url,
+        "root": str(folder / name),
+        "host": name,
+        "plan": plan_to_json(plan),
+        "lease_seconds": lease_seconds,
+    }
+    request.write_text(json.dumps(document))
+    return subprocess.Popen(
+        [sys.executable, str(TESTS / "shared_host.py"), str(request)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"PYTHONPATH": str(TESTS), "PATH": "/usr/bin:/bin"},
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, list[dict[str, Any]]]:
+    """Its exit status and what it said."""
+    out, _ = process.communicate(timeout=120)
+    return process.returncode, [json.loads(line) for line in out.splitlines()]

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lmi_build.plan.saved import plan_to_json
 from lmi_build.store.gc import verify_store
 from lmi_build.store.store import Store
 from lmi_build.values.stage import Plan, PlannedArtifact
-from shared_stores import bucket_server, build, host, objects
+from shared_stores import bucket_server, build, ended, host, objects, start
 from stage_plans import stage
 
 if TYPE_CHECKING:
@@ -52,33 +49,6 @@ def matrix(counter: Path, *, run: str = "write", **job: JSONValue) -> Plan:
         kinds = {"quantize": middle.key, "compile": last.key}
         artifacts.append(PlannedArtifact(name=name, stages=kinds))
     return Plan(recipe="all", stages=tuple(stages), artifacts=tuple(artifacts))
-
-
-def start(
-    folder: Path, server: FaultyS3, name: str, plan: Plan, lease_seconds: float = 3.0
-) -> subprocess.Popen[str]:
-    """A host at work."""
-    request = folder / f"{name}.json"
-    document = {
-        "server": server.url,
-        "root": str(folder / name),
-        "host": name,
-        "plan": plan_to_json(plan),
-        "lease_seconds": lease_seconds,
-    }
-    request.write_text(json.dumps(document))
-    return subprocess.Popen(
-        [sys.executable, str(TESTS / "shared_host.py"), str(request)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={"PYTHONPATH": str(TESTS), "PATH": "/usr/bin:/bin"},
-    )
-
-
-def ended(process: subprocess.Popen[str]) -> tuple[int, list[dict[str, Any]]]:
-    """Its exit status and what it said."""
-    out, _ = process.communicate(timeout=120)
-    return process.returncode, [json.loads(line) for line in out.splitlines()]
 
 
 def built(lines: list[dict[str, Any]]) -> list[str]:

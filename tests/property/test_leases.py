@@ -101,11 +101,13 @@ def test_holder_renews_while_it_works() -> None:
     bucket = Bucket()
     lease, _ = claim(MemoryRemote(bucket), KEY, host="a", seconds=0.3)
     assert lease is not None
-    tags = {bucket.objects[lease_key(KEY)][1]}
+    tags: set[str] = set()
 
-    assert wait_until(
-        lambda: tags.add(bucket.objects[lease_key(KEY)][1]) or len(tags) > 3
-    )
+    def beats() -> int:
+        tags.add(bucket.objects[lease_key(KEY)][1])
+        return len(tags)
+
+    assert wait_until(lambda: beats() > 3)
     assert not lease.lost
     lease.end(done=False)
     assert look(MemoryRemote(bucket), KEY).free
