@@ -63,5 +63,9 @@ def test_commands_of_the_readme_parse() -> None:
         name, *arguments = shlex.split(line)[1:]
         parent = click.Context(cli, obj=State(environ={}), **cli.context_settings)
         command = cli.get_command(parent, name)
+        while isinstance(command, click.Group):
+            parent = click.Context(command, info_name=name, parent=parent)
+            name, *arguments = arguments
+            command = command.get_command(parent, name)
         assert command is not None, line
         command.make_context(name, arguments, parent=parent).close()

@@ -16,7 +16,7 @@ from lmi_build.cli.job_show import (
     show_ended,
     show_placed,
 )
-from lmi_build.cli.options import State, with_common_options
+from lmi_build.cli.options import State, with_common_options, with_lock_options
 from lmi_build.cli.progress import watching
 from lmi_build.cli.render import data, say
 from lmi_build.units import format_bytes, format_seconds
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 @click.option(
     "--wait", "and_wait", is_flag=True, help="Watch the jobs to their end, as `wait`."
 )
+@with_lock_options
 @with_common_options
 @click.pass_obj
 def submit(

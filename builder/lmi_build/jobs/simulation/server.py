@@ -26,7 +26,11 @@ _SLOW_DOWN = (
 )
 THROTTLED_SHARE = 0.2
 # What the server asks nobody for; a client must have something to sign with.
-KEYS = {"AWS_ACCESS_KEY_ID": "simulated", "AWS_SECRET_ACCESS_KEY": "simulated"}
+# Values that occur nowhere else: secrets are blotted out wherever they are printed.
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "AKIASIMULATEDSIMULAT",
+    "AWS_SECRET_ACCESS_KEY": "opens-nothing-but-the-simulation",
+}
 REGION = "us-east-1"
 
 
