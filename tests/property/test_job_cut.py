@@ -44,6 +44,7 @@ def check_laws(graph: JobGraph, work: Work) -> None:
     done: set[str] = set()
     for job in graph.jobs:
         assert set(job.after) <= done, "a job comes after one that comes later"
+        assert 1 <= job.num_hosts <= min(work.spec.num_hosts, len(job.stages))
         assert set(job.needs) <= there, "an input that nobody made"
         seen = there | set()
         for key in job.stages:

@@ -32,7 +32,14 @@ _MAX_PREFIX_CHARS = 30
 _HEX_CHARS = 12
 _NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9]+")
 # What no request holds, so that it makes no other job.
-_NOT_IN_REQUESTS = ("max_jobs", "name_prefix", "instances", "images", "store")
+_NOT_IN_REQUESTS = (
+    "max_jobs",
+    "name_prefix",
+    "instances",
+    "images",
+    "store",
+    "num_hosts",
+)
 
 
 def finish(
@@ -111,6 +118,7 @@ def _job(
     problem = _disk_problem(first, machine, asked)
     if problem is not None:
         return [first.recipe.locate(problem)]
+    hosts = min(spec.num_hosts, _width(group))
     volume = _volume(first, machine, asked, spec)
     takes_key = machine.local_disk_gb is None
     runtime = spec.max_runtime_seconds or asked.max_runtime_seconds
@@ -118,6 +126,7 @@ def _job(
         "stages": list(built),
         "kind": first.kind,
         "instance": machine.name,
+        "num_hosts": hosts,
         "image": first.image,
         "volume_size_gb": volume,
         "max_runtime_seconds": runtime,
@@ -132,7 +141,7 @@ def _job(
         label=label,
         kind=first.kind,
         instance=machine.name,
-        num_hosts=spec.num_hosts,
+        num_hosts=hosts,
         image=first.image,
         volume_size_gb=volume,
         volume_kms_key_id=spec.volume_kms_key_id if takes_key else None,
@@ -144,6 +153,20 @@ def _job(
         ram_bytes=asked.ram_bytes,
         reasons=tuple(_reasons(group, machine, asked, work, volume)),
     )
+
+
+def _width(group: Sequence[Placed]) -> int:
+    """
+    Stages of a group that can run side by side; further hosts would only cost.
+
+    Counted by the longest way to each within the group.
+    """
+    level: dict[Digest, int] = {}
+    for p in group:
+        before = [level[k] for k in p.stage.inputs.values() if k in level]
+        level[p.key] = max(before, default=-1) + 1
+    levels = list(level.values())
+    return max(levels.count(number) for number in set(levels))
 
 
 def _seconds(placed: Placed, work: Work) -> float | None:
@@ -247,6 +270,8 @@ def _reasons(
         else f"its own disk of {machine.local_disk_gb} GB for {held}"
     )
     found = [why, disk]
+    if work.spec.num_hosts > 1:
+        found.append(f"{_width(group)} of its stages can run side by side")
     if work.spec.volume_kms_key_id and machine.local_disk_gb is not None:
         found.append(
             f"{machine.name} encrypts its own disk and takes no key for a volume"

@@ -100,6 +100,7 @@ def gather(recipes: Sequence[Recipe], settings: Settings) -> Work:
         RemoteFailed: A model cannot be looked up.
     """
     spec = common_spec(recipes)
+    store, region = _store(spec, settings), _region(spec, settings)
     facts = api.resolve(recipes, settings)
     plan = api.make_plan(recipes, settings, facts=facts)
     refuse_stale_images(plan, recipes, settings)
@@ -108,8 +109,8 @@ def gather(recipes: Sequence[Recipe], settings: Settings) -> Work:
         recipes={recipe.name: recipe for recipe in recipes},
         facts=facts,
         spec=spec,
-        store=_store(spec, settings),
-        region=_region(spec, settings),
+        store=store,
+        region=region,
         publish=_wishes(recipes),
     )
 

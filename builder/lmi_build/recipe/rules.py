@@ -216,6 +216,13 @@ def _job(sections: Sections) -> Iterator[Problem]:
             path=f"job.{given}",
             hint=f"add `{missing}`",
         )
+    if job.network_isolation and job.num_hosts > 1:
+        yield Problem(
+            code="recipe.job-network",
+            message=f"{job.num_hosts} hosts without a network cannot share stages",
+            path="job.num_hosts",
+            hint="write `num_hosts: 1`, or leave out `network_isolation`",
+        )
     if job.spot and job.kind == "processing":
         yield Problem(
             code="recipe.unused-option",
