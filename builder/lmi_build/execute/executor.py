@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from lmi_build.errors import (
     ToolMissing,
     UsageInvalid,
 )
+from lmi_build.execute.fetching import bring, bring_wanted, coming_bytes_of
 from lmi_build.execute.launch import Attempt, run_worker
 from lmi_build.execute.record import RunRecord
 from lmi_build.execute.redact import Redactor
@@ -79,7 +79,8 @@ def execute(
     cached = store.lookup_all(stage.key for stage in stages)
     missing = [stage for stage in stages if cached[stage.key] is None]
     refuse_blocked(missing)
-    refuse_without_space(missing, store.root)
+    coming = coming_bytes_of(plan, missing, cached, store)
+    refuse_without_space(missing, store.root, coming_bytes=coming)
     record = RunRecord.create(store.root, plan)
     context = Context(
         store=store,
@@ -95,7 +96,7 @@ def execute(
     try:
         with store.in_use() if missing else nullcontext():
             rows.extend(_stage(stage, context) for stage in stages)
-            _bring_wanted(plan, rows, context)
+            bring_wanted(plan, rows, context)
     except BaseException:
         context.emit(finished(rows, ok=False, seconds=time.monotonic() - started))
         # A record that cannot be written must not hide why the build failed.
@@ -111,42 +112,6 @@ def execute(
         seconds=seconds,
         record_dir=record.folder,
     )
-
-
-# What is laid out for the user; everything else is read where it lies.
-_WANTED_HERE = frozenset({"package", "verify"})
-
-
-def _bring_wanted(plan: Plan, rows: list[StageRow], context: Context) -> None:
-    """Fetch what the user will be given, where it was found in a shared store."""
-    wanted = {
-        key
-        for artifact in plan.artifacts
-        for kind, key in artifact.stages.items()
-        if kind in _WANTED_HERE
-    }
-    for row in rows:
-        if row.result.key in wanted:
-            _bring(row.result, row.name, context)
-
-
-def _bring(result: StageResult, name: str, context: Context) -> None:
-    """Make sure that a result lies on this machine, and tell of its bytes."""
-    if context.store.is_here(result):
-        return
-    lock, done = threading.Lock(), 0
-
-    def got(num_bytes: int) -> None:
-        nonlocal done
-        with lock:
-            done += num_bytes
-            context.emit(
-                events.StageProgress(
-                    stage=name, done=done, total=result.out_bytes, unit="bytes"
-                )
-            )
-
-    context.store.bring([result], got)
 
 
 def by_artifact(plan: Plan, rows: list[StageRow]) -> dict[str, dict[str, StageResult]]:
@@ -190,20 +155,22 @@ def refuse_blocked(stages: list[Stage]) -> None:
             )
 
 
-def refuse_without_space(stages: list[Stage], root: Path) -> None:
+def refuse_without_space(
+    stages: list[Stage], root: Path, *, coming_bytes: int = 0
+) -> None:
     """
     Refuse what the disk cannot hold, before it is begun.
 
     Raises:
         DoesNotFit: `store.disk-too-small`.
     """
-    if not stages:
+    if not stages and not coming_bytes:
         return
     existing = root
     while not existing.exists():
         existing = existing.parent
-    needed = sum(s.estimate.disk_bytes for s in stages)
-    needed += max(s.estimate.scratch_bytes for s in stages)
+    needed = coming_bytes + sum(s.estimate.disk_bytes for s in stages)
+    needed += max((s.estimate.scratch_bytes for s in stages), default=0)
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise DoesNotFit(
@@ -307,7 +274,7 @@ def _attempt(stage: Stage, scratch: Path, log: Path, context: Context) -> StageR
                 hints=("run the same command again; it is built anew",),
             )
         inputs[role] = scratch / "in" / role
-        _bring(found, stage.name, context)
+        bring(found, stage.name, context)
         store.materialize(found, inputs[role])
     attempt = Attempt(
         stage=stage,

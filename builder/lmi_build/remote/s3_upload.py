@@ -119,14 +119,25 @@ class Uploader:
             PublishFailed: `publish.content-differs`.
             botocore.exceptions.ClientError: S3 refuses.
         """
-        if entry.size <= self.part_bytes:
-            try:
-                self._send_whole(source, key, entry, sent, exclusive=self.exclusive)
-            except _UploadGone:
-                # What is there in its place has the name of this content.
-                if not holds():
-                    self._send_whole(source, key, entry, sent, exclusive=False)
+        if entry.size > self.part_bytes:
+            self._send_large(source, key, entry, sent, holds=holds)
             return
+        try:
+            self._send_whole(source, key, entry, sent, exclusive=self.exclusive)
+        except _UploadGone:
+            # What is there in its place has the name of this content.
+            if not holds():
+                self._send_whole(source, key, entry, sent, exclusive=False)
+
+    def _send_large(
+        self,
+        source: Path,
+        key: str,
+        entry: FileEntry,
+        sent: Callable[[int], None],
+        *,
+        holds: Callable[[], bool],
+    ) -> None:
         told, fresh, exclusive = Once(sent), False, self.exclusive
         for attempt in range(1, _GONE_ATTEMPTS + 1):
             try:
@@ -135,6 +146,8 @@ class Uploader:
                 )
             except _UploadGone as gone:
                 if holds():
+                    if self.exclusive:  # ours may still be open beside theirs
+                        self.abort_all(key)
                     return
                 # What is there in its place has the name of this content.
                 exclusive = False
