@@ -60,8 +60,12 @@ matrix:
 """
 
 
-def make_matrix(root: Path) -> Path:
-    """A tiny model whose widths have kernels, and the recipe of its variants."""
+# One of them.
+SINGLE = MATRIX.partition("matrix:")[0]
+
+
+def make_matrix(root: Path, text: str = MATRIX) -> Path:
+    """A tiny model whose widths have kernels, and a recipe of it."""
     make_tiny_model(
         root / "model",
         num_key_value_heads=4,
@@ -70,8 +74,8 @@ def make_matrix(root: Path) -> Path:
         tie_word_embeddings=False,
         dtype="float16",
     )
-    recipe = root / "matrix.yaml"
-    recipe.write_text(MATRIX)
+    recipe = root / "recipe.yaml"
+    recipe.write_text(text)
     return recipe
 
 

@@ -246,7 +246,8 @@ try:
 except LmiBuildError as error:
     print(error.code, error.message, *error.hints, sep=" | ")
 else:
-    print(found.hf_token, found.hf_token in found.secret_values(), repr(found).count("hf_s"), sep=",")
+    hidden = found.hf_token in found.secret_values()
+    print(found.hf_token, hidden, repr(found).count("hf_s"), sep=",")
 """
 
 

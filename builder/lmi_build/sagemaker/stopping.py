@@ -7,8 +7,11 @@ Processing nothing is promised, so the limit is watched from inside as well.
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmi_build.errors import Interrupted
@@ -22,6 +25,9 @@ LIMIT = "limit"
 # limit that is shorter than twenty minutes.
 _MARGIN_SECONDS = 120.0
 _MARGIN_SHARE = 0.1
+_SOON_SECONDS = 0.001
+# Field 22, counted from the third, which follows the name in parentheses.
+_STARTTIME = 19
 
 
 @dataclass(kw_only=True, slots=True)
@@ -36,16 +42,23 @@ class Stop:
 
     on_stop: Callable[[str], None]
     reason: str = ""
+    _max_seconds: float = float("inf")
 
     def watch(self) -> None:
         """Let SIGTERM and SIGINT interrupt the main thread, once."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._end(STOPPED))
+            signal.signal(number, lambda *_: self._end(self._told()))
         signal.signal(signal.SIGALRM, lambda *_: self._end(LIMIT))
 
     def limit(self, max_runtime_seconds: float) -> None:
         """Interrupt some time before the job is ended from outside."""
-        signal.setitimer(signal.ITIMER_REAL, usable_seconds(max_runtime_seconds))
+        self._max_seconds = max_runtime_seconds
+        left = usable_seconds(max_runtime_seconds) - age_seconds()
+        signal.setitimer(signal.ITIMER_REAL, max(left, _SOON_SECONDS))
+
+    def _told(self) -> str:
+        """What a SIGTERM means: at the limit, it is the limit's."""
+        return LIMIT if age_seconds() >= usable_seconds(self._max_seconds) else STOPPED
 
     def done(self) -> None:
         """The work is over: what is written down now is not to be cut short."""
@@ -60,6 +73,17 @@ class Stop:
         self.reason = reason
         self.on_stop(reason)
         raise KeyboardInterrupt
+
+
+def age_seconds() -> float:
+    """
+    How long this process has run, the script that became it included.
+
+    Source: proc(5), `starttime` of /proc/PID/stat.
+    """
+    fields = Path("/proc/self/stat").read_text("utf-8", "replace").rpartition(")")[2]
+    started = int(fields.split()[_STARTTIME]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
 def usable_seconds(max_runtime_seconds: float) -> float:

@@ -95,6 +95,7 @@ class Container:
     _process: subprocess.Popen[bytes] | None = None
     _reader: threading.Thread | None = None
     _inside: bool = False
+    _killed: bool = False
 
     def start(self) -> None:
         """Start it."""
@@ -144,6 +145,9 @@ class Container:
             return None
         if self._reader is not None:
             self._reader.join(10)
+        if self._killed and status:
+            # `unshare` tells the end of its child in its own way.
+            return 128 + signal.SIGKILL
         return status if status >= 0 else 128 - status
 
     def terminate(self) -> None:
@@ -152,6 +156,7 @@ class Container:
 
     def kill(self) -> None:
         """End it at once, with everything in it."""
+        self._killed = True
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
