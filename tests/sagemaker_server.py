@@ -235,8 +235,6 @@ class SageMakerServer(FaultyS3):
         found = re.fullmatch(
             r"(Create|Describe|Stop|List)(Processing|Training)Job(s?)", operation
         )
-        if operation == "ListTags":
-            return _send(start, operation, {"Tags": self._tags(body["ResourceArn"])})
         assert found is not None, operation
         verb, kind = found.group(1), found.group(2)
         if verb == "List":
@@ -314,13 +312,6 @@ class SageMakerServer(FaultyS3):
         if last < len(found):
             answer["NextToken"] = str(last)
         return _send(start, operation, answer)
-
-    def _tags(self, arn: str) -> list[dict[str, str]]:
-        for job in self.jobs.values():
-            if job.arn == arn:
-                tags: list[dict[str, str]] = job.request.get("Tags", [])
-                return tags
-        return []
 
 
 def _described(job: Job) -> dict[str, Any]:

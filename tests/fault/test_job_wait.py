@@ -12,6 +12,7 @@ from lmi_build import events
 from lmi_build.errors import Interrupted, RemoteFailed
 from lmi_build.execute.redact import Redactor
 from lmi_build.jobs import service as aws
+from lmi_build.jobs.logs import LogTail
 from lmi_build.jobs.shared import SharedStore, open_shared
 from lmi_build.jobs.submission import submission_from_json
 from lmi_build.jobs.submit import Ground, submit
@@ -350,6 +351,40 @@ def test_an_interrupt_leaves_the_jobs_and_says_how_to_go_on(desk: Desk) -> None:
     assert "not yet created: sample-b" in error.value.message
     assert "lmi-build job cancel sample-a" in error.value.hints[1]
     assert desk.server.asked("StopProcessingJob") == 0
+
+
+def test_a_token_that_expires_while_waiting_leaves_the_jobs(desk: Desk) -> None:
+    ground = desk.ground(stage_plans.chain(), [0, 1, 2])
+    desk.server.on_create = None
+    submit(ground)
+
+    def expire(_seconds: float) -> None:
+        desk.server.fault("Describe", "ExpiredTokenException", times=9)
+
+    with pytest.raises(RemoteFailed) as error:
+        desk.wait(ground, sleep=expire)
+
+    assert (error.value.exit_code, error.value.code) == (6, "remote.expired-token")
+    assert "the jobs go on: sample-a" in error.value.message
+    assert desk.server.jobs["sample-a"].status == "InProgress"
+
+
+def test_logs_that_may_not_be_read_stop_nobody(desk: Desk) -> None:
+    ground = desk.ground(stage_plans.chain(), [0, 1, 2])
+    submit(ground)
+    waiter = desk.waiter(ground, [])
+    refused = RemoteFailed("no", code="job.denied")
+
+    def refuse(_tail: LogTail) -> list[str]:
+        raise refused
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LogTail, "_streams", refuse)
+        outcome = waiter.run()
+
+    assert outcome.failure is None
+    assert outcome.jobs[0].tail is not None
+    assert outcome.jobs[0].tail.refused is refused
 
 
 def test_throttling_while_waiting_is_waited_out(desk: Desk) -> None:

@@ -260,13 +260,6 @@ def list_summaries(
     return found
 
 
-def tags_of(service: Service, arn: str) -> dict[str, str]:
-    """The tags of a job."""
-    with explained("reading tags", service.region):
-        pages = service.sagemaker.get_paginator("list_tags").paginate(ResourceArn=arn)
-        return {tag["Key"]: tag["Value"] for page in pages for tag in page["Tags"]}
-
-
 def _state(kind: str, found: Mapping[str, Any]) -> JobState:
     word = _FIELD[kind]
     if kind == PROCESSING:

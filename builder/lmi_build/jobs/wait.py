@@ -115,6 +115,8 @@ class Waiter:
             self._loop()
         except KeyboardInterrupt:
             raise _left(self.rows) from None
+        except RemoteFailed as error:
+            raise _lost_sight(self.rows, error) from error
         seconds = time.monotonic() - started
         ok = not any(row.failure for row in self.rows) and self.refused is None
         self.merger.end(ok=ok, seconds=seconds)
@@ -251,6 +253,18 @@ class Waiter:
             last_lines=tuple(self.merger.last.get(row.name, ())),
         )
         row.done = True
+
+
+def _lost_sight(rows: list[Tracked], error: RemoteFailed) -> RemoteFailed:
+    """What went wrong here, and that it does not concern the jobs."""
+    names = " ".join(row.name for row in rows if row.runs)
+    if not names:
+        return error
+    return RemoteFailed(
+        f"{error.message}; the jobs go on: {names}",
+        code=error.code,
+        hints=(*error.hints, f"or stop them: `lmi-build job cancel {names}`"),
+    )
 
 
 def _left(rows: list[Tracked]) -> Interrupted:
