@@ -115,7 +115,8 @@ class Mirror:
             return False
         self._tag = stored.tag
         with suppress(OSError):
-            if self._marker.read_text("utf-8") == stored.tag:
+            mine = self._marker.read_text("utf-8") == stored.tag
+            if mine and any(self._folder.iterdir()):
                 self._there = {name for _, name, _ in _parse(stored.data) or ()}
                 return False
         files.remove_tree(self._folder)
