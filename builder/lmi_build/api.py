@@ -304,6 +304,7 @@ def build(
     *,
     emit: Emit = ignore,
     until: str | None = None,
+    thorough: bool = False,
 ) -> BuildResult:
     """
     Build what the store does not hold.
@@ -313,6 +314,8 @@ def build(
         settings: The user's environment.
         emit: Where events go.
         until: Kind of the last stage wanted; None builds all.
+        thorough: Also send again what a shared store has lost of results that are
+            here.
 
     Raises:
         LmiBuildError: The first stage that failed; everything before it is kept.
@@ -320,7 +323,14 @@ def build(
     from lmi_build.execute.executor import execute
 
     with closing(open_store(settings)) as store:
-        return execute(plan, store=store, settings=settings, emit=emit, until=until)
+        return execute(
+            plan,
+            store=store,
+            settings=settings,
+            emit=emit,
+            until=until,
+            thorough=thorough,
+        )
 
 
 def write_artifact(

@@ -15,6 +15,8 @@ import pytest
 
 from lmi_build.digest import digest_tree
 from lmi_build.errors import LmiBuildError, RemoteFailed, UsageInvalid
+from lmi_build.events import ignore
+from lmi_build.execute.executor import execute
 from lmi_build.execute.stores import open_store, split_store_url
 from lmi_build.store.far import blob_key, record_key
 from lmi_build.store.far_check import repair_far, verify_far
@@ -231,6 +233,22 @@ def test_removed_blob_is_seen_by_a_thorough_look(
         assert store.share(result, thorough=True) == 3
 
     assert finds(server, tmp_path, "two")
+
+
+def test_build_for_others_sends_again_what_was_lost(
+    tmp_path: Path, server: FaultyS3
+) -> None:
+    """Results that only this machine can make are whole there when it says so."""
+    given = host(tmp_path / "one", server)
+    item = chain()
+    result = build(item, given).rows[0].result
+    remove(server, blob_key(result.entries[0].digest))
+
+    with opened(given) as store:
+        execute(item, store=store, settings=given, emit=ignore, thorough=True)
+
+    with opened(host(tmp_path / "two", server)) as store:
+        assert store.lookup(result.key) == result
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,8 @@ class Context:
         settings: The user's environment.
         record: Folder of this run.
         emit: Where events go.
+        thorough: Whether files of results that are here are asked for in a shared
+            store, too.
     """
 
     store: BuildStore
@@ -51,6 +53,7 @@ class Context:
     record: RunRecord
     emit: Emit
     redactor: Redactor
+    thorough: bool = False
 
 
 def execute(
@@ -60,6 +63,7 @@ def execute(
     settings: Settings,
     emit: Emit,
     until: str | None = None,
+    thorough: bool = False,
 ) -> BuildResult:
     """
     Build what the store does not hold yet.
@@ -70,6 +74,8 @@ def execute(
         settings: The user's environment.
         emit: Where events go; they are also kept in the run's record.
         until: Kind of the last stage to build; None builds all.
+        thorough: Also send again what a shared store has lost of results that are
+            here, for those who have no other source.
 
     Raises:
         LmiBuildError: The first stage that failed; everything before it is kept.
@@ -88,6 +94,7 @@ def execute(
         record=record,
         emit=record.tee(emit),
         redactor=Redactor(settings.secret_values()),
+        thorough=thorough,
     )
     context.emit(
         events.PlanReady(recipe=plan.recipe, stages=tuple(s.name for s in stages))
@@ -199,7 +206,8 @@ def _stage(stage: Stage, context: Context) -> StageRow:
 def cached_row(stage: Stage, result: StageResult, context: Context) -> StageRow:
     """The row of a result that is there; others find it too, from now on."""
     # What only this machine has is sent.
-    context.store.share(result)
+    if context.store.is_here(result):
+        context.store.share(result, thorough=context.thorough)
     context.emit(
         events.StageCached(
             stage=stage.name,

@@ -90,7 +90,7 @@ def prepare(
         stages = tuple(stage for stage in graph.plan.stages if stage.key in local)
         plan = replace(graph.plan, stages=stages, artifacts=())
         there = replace(settings, store=graph.store)
-        api.build(plan, there, emit=emit)
+        api.build(plan, there, emit=emit, thorough=True)
     total = Sent()
     for channel in {r.channel_key: r.channel for r in rendered.requests}.values():
         total += upload_folder(shared.place, channel)
