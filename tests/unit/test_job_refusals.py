@@ -236,3 +236,32 @@ def test_opted_in_regions_have_their_own_registry() -> None:
         work = work_of(GPU, (*base, f"job.region={region}"))
         for job in render(work, wheel=WHEEL).graph.jobs:
             assert job.image.startswith(start)
+
+
+def test_what_will_go_wrong_is_said_before() -> None:
+    """Other versions in the image, too little time, and no way to publish."""
+    work = work_of(
+        GPU,
+        (
+            *BASE,
+            "job.max_runtime_seconds=60",
+            "job.network_isolation=true",
+            "publish.to=s3://artifacts/models",
+        ),
+    )
+
+    jobs = {job.label: job for job in render(work, wheel=WHEEL).graph.jobs}
+
+    said = "\n".join(jobs["cpu"].warnings)
+    assert "the image has torch 2.6.0, the plan was made with 1.0" in said
+    assert "lock RECIPE --tools-from JOB" in said
+    assert "publishes nothing" in said
+    assert any("may take" in text for text in jobs["gpu"].warnings)
+
+
+def test_a_job_without_network_publishes_nothing() -> None:
+    """It is told so, and its request gives it nothing to do it with."""
+    base = (*BASE, "publish.to=s3://artifacts/models")
+    for extra, wishes in (((), 1), (("job.network_isolation=true",), 0)):
+        graph = render(work_of(GPU, (*base, *extra)), wheel=WHEEL).graph
+        assert sum(len(graph.publishes(job)) for job in graph.jobs) == wishes

@@ -176,6 +176,8 @@ def _block(state: State, job: PlannedJob, names: dict[Any, str]) -> str:
     if job.after:
         lines.append(f"  after   {', '.join(job.after)}")
     lines += [f"  why     {reason}" for reason in job.reasons]
+    mark = style(state, "warning", fg="yellow")
+    lines += [f"  {mark} {text}" for text in job.warnings]
     return "\n".join(lines)
 
 

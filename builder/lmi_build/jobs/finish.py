@@ -10,6 +10,7 @@ from lmi_build.catalog.instances import instances
 from lmi_build.digest import digest_json
 from lmi_build.errors import Problem
 from lmi_build.jobs.graph import PlannedJob
+from lmi_build.jobs.images import other_versions
 from lmi_build.jobs.machines import cheapest_host
 from lmi_build.jobs.needs import AUTO
 from lmi_build.jobs.volume import Demand, demand, host_bytes, stage_seconds
@@ -152,6 +153,7 @@ def _job(
         disk_bytes=asked.disk_bytes,
         ram_bytes=asked.ram_bytes,
         reasons=tuple(_reasons(group, machine, asked, work, volume)),
+        warnings=tuple(_warnings(group, asked, work)),
     )
 
 
@@ -278,6 +280,34 @@ def _reasons(
         )
     if work.spec.max_runtime_seconds is None:
         found.append(_time_reason(asked))
+    return found
+
+
+def _warnings(group: Sequence[Placed], asked: Demand, work: Work) -> list[str]:
+    """What is known to go wrong, or likely to, one sentence each."""
+    found = []
+    for name, versions in other_versions(
+        (p.stage for p in group), group[0].image
+    ).items():
+        found.append(
+            f"the image has {name} {versions[0]}, the plan was made with {versions[1]}:"
+            " the job will name all such differences in its first minute, and"
+            " `lmi-build lock RECIPE --tools-from JOB` then plans for the image"
+        )
+    given = work.spec.max_runtime_seconds
+    if given is not None and asked.seconds is not None and given < asked.seconds:
+        found.append(
+            f"stopped after {format_seconds(given)}: by rule of thumb its stages may"
+            f" take {format_seconds(asked.seconds)}"
+        )
+    last = {
+        a.stages.get("verify") or a.stages.get("package") for a in work.plan.artifacts
+    }
+    if work.spec.network_isolation and work.publish and last & {p.key for p in group}:
+        found.append(
+            "it has no network and publishes nothing; `lmi-build build` publishes what"
+            " is in the store"
+        )
     return found
 
 

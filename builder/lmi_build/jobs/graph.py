@@ -35,6 +35,7 @@ class PlannedJob:
         disk_bytes: What the plan estimates for its disk.
         ram_bytes: What the plan estimates for one stage's memory, at most.
         reasons: Why it is so, in words.
+        warnings: What will go wrong, or is likely to, in words.
     """
 
     name: str
@@ -52,6 +53,7 @@ class PlannedJob:
     disk_bytes: int
     ram_bytes: int
     reasons: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,8 +97,10 @@ class JobGraph:
         What a job publishes when it ends.
 
         Those artifacts to S3 whose last stage it builds; a folder of the submitting
-        machine is out of a job's reach.
+        machine is out of a job's reach, and so is S3 for a job without network.
         """
+        if self.spec.network_isolation:
+            return {}
         built = set(job.stages)
         found = {}
         for artifact in self.plan.artifacts:

@@ -12,6 +12,8 @@ from lmi_build.errors import Problem
 from lmi_build.text import did_you_mean, join_words
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from lmi_build.jobs.needs import Need
     from lmi_build.values.stage import Stage
 
@@ -80,6 +82,28 @@ def _plain_image(stage: Stage, need: Need) -> tuple[str, str] | Problem:
         hint=f"build one from `{image.repository}:{image.tag}` with these packages,"
         " push it to ECR, and name it: `job: {image: URI}`",
     )
+
+
+def other_versions(stages: Iterable[Stage], uri: str) -> dict[str, tuple[str, str]]:
+    """
+    Tools that the catalogue knows an image to have in another version.
+
+    Args:
+        stages: That run in it.
+        uri: The image; nothing is known of one that is not the catalogue's.
+
+    Returns:
+        Distribution to its version in the image and in the plan.
+    """
+    image = default_image()
+    if f"/{image.repository}:{image.tag}" not in uri:
+        return {}
+    planned = {n: v for s in stages if not s.toolchain for n, v in s.tools.items()}
+    return {
+        name: (version, planned[name])
+        for name, version in image.versions.items()
+        if name in planned and planned[name].partition("+")[0] != version
+    }
 
 
 def _no_region(repository: str, tag: str, region: str) -> Problem:

@@ -223,6 +223,13 @@ def _job(sections: Sections) -> Iterator[Problem]:
             path="job.num_hosts",
             hint="write `num_hosts: 1`, or leave out `network_isolation`",
         )
+    if job.network_isolation and job.secrets:
+        yield Problem(
+            code="recipe.unused-option",
+            message="a job without a network can read no secret",
+            path="job.secrets",
+            hint="remove them: sources that need one are read before the jobs",
+        )
     if job.spot and job.kind == "processing":
         yield Problem(
             code="recipe.unused-option",
