@@ -52,6 +52,12 @@ compile:
   target: ml.g5.xlarge
   release: djl-tensorrtllm-0.33.0
 """
+NEURON = LLAMA.replace("awq, group_size: 128, sym: true", "none").partition("compile")[
+    0
+] + (
+    "compile: {backend: neuronx, target: ml.inf2.8xlarge, tensor_parallel_size: 2,"
+    " release: djl-neuronx-0.30.0}\n"
+)
 BOUNDS = ["--max-input-len", "3072", "--max-output-len", "1024", "--max-batch-size"]
 RATE = ["--requests-per-second", "2", "--mean-input-len", "900"]
 COMMANDS: dict[str, list[str]] = {
@@ -65,6 +71,7 @@ COMMANDS: dict[str, list[str]] = {
         *("size", "--model", "./Llama-3.1-8B-Instruct", "--target", "cpu"),
         *("--runtime", "onnxruntime", *BOUNDS, "1"),
     ],
+    "cores": ["size", "neuron.yaml"],
     "cost": ["cost", "llama.yaml"],
     "rate": ["cost", "llama.yaml", *RATE, "--mean-output-len", "250"],
 }
@@ -79,6 +86,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_shapes(name, root)
     (root / "recipe.yaml").write_text(TINY)
     (root / "llama.yaml").write_text(LLAMA)
+    (root / "neuron.yaml").write_text(NEURON)
     return root
 
 
@@ -127,7 +135,7 @@ def test_the_same_command_gives_the_same_bytes(
     assert page_of(desk, name, monkeypatch).read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["size", "too-large", "no-device"])
+@pytest.mark.parametrize("name", ["size", "too-large", "no-device", "cores"])
 def test_every_number_of_a_size_stands_on_its_page(
     desk: Path,
     name: str,
@@ -283,6 +291,16 @@ def test_the_front_is_what_nothing_beats(ways: list[Way]) -> None:
         )
     assert front(reversed(ways)) == best
     assert front(thinned(ways)) == best
+
+
+def test_cores_are_not_called_devices(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An Inferentia2 chip has two cores, and a rank is one of them."""
+    said = "".join(Page(page_of(desk, "cores", monkeypatch).read_text("utf-8")).text)
+
+    assert "2 cores of Inferentia2 of ml.inf2.8xlarge" in said
+    assert "What each core holds" in said
 
 
 def test_a_page_may_be_read_by_whom_the_mask_lets(

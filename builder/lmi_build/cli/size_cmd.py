@@ -258,7 +258,7 @@ def _text(state: State, report: SizeReport) -> str:
     found, place = report.fit, report.place
     head = f"{report.name}: {place.runtime.name}"
     if report.instance is not None:
-        head += f", {place.tp} x {report.instance.device} of {report.instance.name}"
+        head += f", {report.ranks}"
     sources = dict.fromkeys(line.source for line in found.lines)
     marks = {source: f"[{number}]" for number, source in enumerate(sources, 1)}
     rows = [

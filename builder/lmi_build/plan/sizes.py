@@ -180,6 +180,21 @@ class SizeReport:
     changes: tuple[Change, ...] = ()
     largest: Largest | None = None
 
+    @property
+    def unit(self) -> str:
+        """What a rank has to itself: a device, or a core where devices have several."""
+        found = self.instance
+        return "core" if found is not None and found.cores_per_device > 1 else "device"
+
+    @property
+    def ranks(self) -> str:
+        """Where all ranks lie, such as `4 x A10G of ml.g5.12xlarge`."""
+        many = self.place.tp * self.place.pp
+        if self.instance is None:
+            return f"{many} devices"
+        what = f"{many} x" if self.unit == "device" else f"{many} cores of"
+        return f"{what} {self.instance.device} of {self.instance.name}"
+
 
 def size_of(
     name: str, subject: Subject, bounds: Bounds, place: Place, instance: Instance | None

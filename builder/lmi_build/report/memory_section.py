@@ -54,28 +54,22 @@ def memory_section(report: SizeReport) -> str:
         report: What was found.
     """
     found, place = report.fit, report.place
-    devices = place.tp * place.pp
-    of = f" of {report.instance.name}" if report.instance else ""
-    device = report.instance.device if report.instance else "device"
-    ranks = (
-        f"The model is split over {devices} devices{of}; this is the fullest."
-        if devices > 1
-        else f"One {device}{of}."
-    )
-    band = "The band is what a process can have of the device."
+    ranks, unit = place.tp * place.pp, report.unit
+    where = f"One {unit}."
+    if report.instance is not None:
+        where = f"One {report.instance.device} of {report.instance.name}."
+    if ranks > 1:
+        where = f"The model is split over {report.ranks}; this is the fullest."
+    band = f"The band is what a process can have of the {unit}."
     if found.capacity is None:
         band = "How much memory the device has is not known; `--memory` says it."
     return (
-        f"<section><h2>What {_each(devices)} holds</h2>"
-        f'<p class="note">{text(ranks)} Two bars, because rules of thumb are ranges:'
+        f"<section><h2>What {'each' if ranks > 1 else 'the'} {unit} holds</h2>"
+        f'<p class="note">{text(where)} Two bars, because rules of thumb are ranges:'
         f" the least and the most that it takes. {prose(band)}</p>"
         f"{stack_chart(found, report.name)}{_lines(found)}</section>"
         f"{_unknown(found)}{_changes(report)}{_build(report.build)}"
     )
-
-
-def _each(devices: int) -> str:
-    return "each device" if devices > 1 else "the device"
 
 
 def stack_chart(found: FitReport, name: str) -> str:

@@ -53,8 +53,7 @@ def head(report: SizeReport) -> str:
     bounds = report.bounds
     place = report.place.runtime.name
     if report.instance is not None:
-        devices = f"{report.place.tp * report.place.pp} x {report.instance.device}"
-        place += f" on {devices} of {report.instance.name}"
+        place += f" on {report.ranks}"
     asked = (
         f"{bounds.max_batch_size} requests at once, prompts to"
         f" {bounds.max_input_len:,} and answers to {bounds.max_output_len:,} tokens,"
@@ -71,7 +70,7 @@ def _figures(report: SizeReport) -> Iterator[tuple[str, str, str]]:
     found = report.fit
     need, capacity = found.total, found.capacity
     yield (
-        "A device needs",
+        f"A {report.unit} needs",
         format_bytes(need.high),
         f"at most; {format_bytes(need.low)} at least",
     )

@@ -34,6 +34,7 @@ h2{font-size:21px;letter-spacing:-.01em;margin:0 0 6px;font-weight:650}
 h3{font-size:15px;margin:0;font-weight:600}
 p{margin:0 0 12px;max-width:68ch}
 section{margin-top:60px}
+section+header{margin-top:84px;border-top:1px solid var(--line);padding-top:48px}
 .lead{color:var(--soft);font-size:18px;margin:0}
 .soft,.note{color:var(--soft)}
 .note{font-size:14.5px}
