@@ -216,8 +216,14 @@ def test_no_lock(lmi: Any, mode: str, command: str) -> None:
 
 
 def test_both_wishes_are_refused(lmi: Any) -> None:
-    """`--locked` and `--frozen` exclude each other."""
+    """One excludes the other, and neither means anything to a saved plan."""
     assert lmi("plan", "recipe.yaml", "--locked", "--frozen")[0] == 2
+    assert lmi("plan", "recipe.yaml", "--out", "plan.json")[0] == 0
+
+    status, _, err = lmi("build", "--plan", "plan.json", "--locked")
+
+    assert status == 2
+    assert "lmi-build plan RECIPE --locked --out FILE" in err
 
 
 def test_a_recipe_that_moved_on(lmi: Any, hub: Hub, files: dict[str, bytes]) -> None:
@@ -311,13 +317,24 @@ def test_a_job_without_tools_or_store(lmi: Any) -> None:
     assert "--store s3://bucket/prefix" in nowhere[2]
 
 
-def test_a_folder_that_cannot_be_written(lmi: Any, monkeypatch: Any) -> None:
-    """A lock that cannot be written leaves the old one, and says where."""
-    del monkeypatch
+def test_a_store_that_the_recipe_names(lmi: Any) -> None:
+    """Without `--store`, a job is looked for where the recipe's jobs share results."""
+    Path("recipe.yaml").write_text(RECIPE + "job: {store: s3://team-store/lmi}\n")
+
+    status, _, err = lmi("lock", "recipe.yaml", "--tools-from", "a-job", "--offline")
+
+    assert status == 6
+    assert "s3://team-store/lmi" in err
+
+
+@pytest.mark.parametrize("command", ["lock", "plan"])
+def test_a_lock_that_is_a_folder(lmi: Any, command: str) -> None:
+    """What cannot be read as a lock is told by its name, and stays."""
     Path("recipe.lock").unlink()
     Path("recipe.lock").mkdir()
 
-    status, _, err = lmi("lock", "recipe.yaml")
+    status, _, err = lmi(command, "recipe.yaml")
 
     assert status == 2
-    assert "recipe.lock" in err
+    assert "--> recipe.lock" in err
+    assert Path("recipe.lock").is_dir()

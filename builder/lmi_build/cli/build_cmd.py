@@ -136,6 +136,12 @@ def _planned(
             code="usage.invalid",
             hints=("run `lmi-build build recipe.yaml`",),
         )
+    if plan_file is not None and state.lock_mode is not None:
+        raise UsageInvalid(
+            f"`--{state.lock_mode}` is for planning, and `--plan` is planned already",
+            code="usage.invalid",
+            hints=(f"give it to `lmi-build plan RECIPE --{state.lock_mode} --out FILE`",),
+        )
     if plan_file is not None:
         return api.load_plan(plan_file, state.settings()), ()
     assert recipe is not None  # noqa: S101 - one of the two is given

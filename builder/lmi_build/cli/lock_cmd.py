@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +71,10 @@ def lock(
     from lmi_build.relock import relock, write_lock
 
     settings = state.settings()
-    results = [_result(text, settings) for text in tools_from]
+    results = []
+    if tools_from:
+        shared = _with_store(settings, recipes, state.overrides)
+        results = [_result(text, shared) for text in tools_from]
     found = [
         relock(
             path,
@@ -106,6 +109,23 @@ def _images(
     from lmi_build.jobs.locked_images import references, uris_of
 
     return references(uris_of(plan, recipes), locked, settings, ask=ask)
+
+
+def _with_store(
+    settings: Settings, recipes: Sequence[Path], overrides: Sequence[str]
+) -> Settings:
+    """The settings, with the store of the recipes' jobs where they name none."""
+    from lmi_build import api
+
+    if settings.store:
+        return settings
+    loaded = [
+        recipe
+        for path in recipes
+        for recipe in api.load_recipe(path, overrides=overrides, lock=False)
+    ]
+    stores = [recipe.job.store for recipe in loaded if recipe.job and recipe.job.store]
+    return replace(settings, store=stores[0]) if stores else settings
 
 
 def _result(text: str, settings: Settings) -> FromJob:
