@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lmi_build import api
+from lmi_build.errors import UsageInvalid
 from lmi_build.execute.executor import execute
 from lmi_build.jobs.isolation import MANIFEST_FILE, bring_results, store_manifest
 from lmi_build.jobs.render import render
@@ -160,6 +161,12 @@ def simulate(
             read; what happens inside a job is in the result.
     """
     throttled = wish.fault is not None and wish.fault.kind == faults.THROTTLE
+    if throttled and wish.server:
+        raise UsageInvalid(
+            f"`--fault throttle` needs a server of our own, not {wish.server}",
+            code="usage.invalid",
+            hints=("leave out `--s3`",),
+        )
     own = s3_server(throttled=throttled)
     with nullcontext(wish.server) if wish.server else own as url:
         assert url is not None  # noqa: S101 - one of the two

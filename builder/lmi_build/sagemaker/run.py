@@ -7,7 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmi_build.errors import Interrupted, LmiBuildError, UsageInvalid
+from lmi_build.errors import (
+    DoesNotFit,
+    Interrupted,
+    LmiBuildError,
+    StageFailed,
+    UsageInvalid,
+    is_disk_full,
+)
 from lmi_build.execute.executor import execute
 from lmi_build.execute.redact import Redactor
 from lmi_build.execute.shared import execute_shared
@@ -109,14 +116,24 @@ def main(environ: Mapping[str, str]) -> int:
         result = _failed(watch, _stopped(watch, stop.reason) or error)
     except Exception as error:  # noqa: BLE001 - the last frame of the program
         watch.say(traceback.format_exc())
-        result = watch.result(
-            exit_code=1,
-            code="job.crashed",
-            message=f"{type(error).__name__}: {error}",
-            hints=("the job's log has the whole story; please report it",),
-        )
+        result = _failed(watch, _named(error))
     stop.done()
     return _end(watch, result)
+
+
+def _named(error: Exception) -> LmiBuildError:
+    """Name what no room below could: a full disk, or a fault of ours."""
+    if isinstance(error, OSError) and is_disk_full(error):
+        return DoesNotFit(
+            f"no space left on the disk: {error}",
+            code="job.disk-full",
+            hints=_LARGER_VOLUME,
+        )
+    return StageFailed(
+        f"{type(error).__name__}: {error}",
+        code="job.crashed",
+        hints=("the job's log has the whole story; please report it",),
+    )
 
 
 def _likely_places(root: Path) -> Places:
