@@ -140,7 +140,8 @@ def _show(state: State, found: Simulated, *, kept: bool) -> None:
             if host.message:
                 say(state, f"\nmessage of {job.name} {host.host}:\n{host.message}")
             if host.exit_code and not kept:
-                lines = host.log.read_text("utf-8", "replace").splitlines()
+                log = host.log.read_text("utf-8", "replace").splitlines()
+                lines = [line for line in log if not line.startswith('{"event"')]
                 say(state, "\n".join(f"  | {x}" for x in lines[-_TAIL_LINES:]))
     not_run = [job.name for job in found.graph.jobs[len(found.jobs) :]]
     if not_run:
