@@ -141,6 +141,7 @@ def test_each_fault_has_its_place(
         ("  role: arn:aws:iam::1:role/x", "recipe.job-role"),
         ("  name_prefix: a_b", "recipe.job-name"),
         ("  secrets: {HF_TOKEN: mellon}", "recipe.job-secret"),
+        ("  secrets: {TOKEN: ssm:/hub}", "recipe.job-no-secret"),
     ],
 )
 def test_what_the_text_alone_tells(job: str, code: str, tmp_path: Path) -> None:

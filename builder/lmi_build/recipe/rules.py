@@ -29,6 +29,8 @@ from lmi_build.recipe.model import (
 )
 from lmi_build.recipe.spellings import VALUES
 from lmi_build.recipe.words import show
+from lmi_build.text import join_words
+from lmi_build.values.job import SECRET_VARIABLES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -229,6 +231,13 @@ def _job(sections: Sections) -> Iterator[Problem]:
             message="a job without a network can read no secret",
             path="job.secrets",
             hint="remove them: sources that need one are read before the jobs",
+        )
+    for name in sorted({*job.secrets} - {*SECRET_VARIABLES}):
+        yield Problem(
+            code="recipe.job-no-secret",
+            message=f"no stage reads a secret from `{show(name)}`",
+            path=f"job.secrets.{name}",
+            hint=f"use {join_words(SECRET_VARIABLES)}, or remove it",
         )
     if job.spot and job.kind == "processing":
         yield Problem(

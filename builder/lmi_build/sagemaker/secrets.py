@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lmi_build.errors import RemoteFailed, UsageInvalid
 from lmi_build.remote.aws import make_session
 from lmi_build.text import join_words
+from lmi_build.values.job import SECRET_VARIABLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,11 +22,7 @@ if TYPE_CHECKING:
     from lmi_build.values.settings import Settings
 
 # The group of settings that a variable belongs to.
-_GROUPS: Mapping[str, str] = {
-    "HF_TOKEN": "hub",
-    "HTTP_PROXY": "hub",
-    "HTTPS_PROXY": "hub",
-}
+_GROUPS: Mapping[str, str] = dict.fromkeys(SECRET_VARIABLES, "hub")
 _MANAGER = "secretsmanager:"
 _PARAMETER = "ssm:"
 _DENIED = ("AccessDenied", "NotAuthorized", "Unauthorized")

@@ -28,6 +28,8 @@ KINDS = (PROCESSING, TRAINING)
 JOB_FILE = "job.json"
 PLAN_FILE = "plan.json"
 ENTRY_FILE = "sagemaker_entry.sh"
+# Variables that stages read secrets from.
+SECRET_VARIABLES = ("HF_TOKEN", "HTTP_PROXY", "HTTPS_PROXY")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
