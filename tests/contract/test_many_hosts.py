@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import pytest
 from lmi_build.store.gc import verify_store
 from lmi_build.store.store import Store
 from lmi_build.values.stage import Plan, PlannedArtifact
-from shared_stores import bucket_server, build, ended, host, objects, start
+from shared_stores import bucket_server, build, ended, host, names, objects, start
 from stage_plans import stage
 
 if TYPE_CHECKING:
@@ -104,6 +105,33 @@ def test_killed_host_loses_its_stage_only(
     assert set(names) == {stage.name for stage in plan.stages}
     assert build(plan, host(tmp_path / "fresh", server)).num_built == 0
     for folder in ("algo-2", "algo-3"):
+        assert verify_store(Store(tmp_path / folder / "store")) == []
+
+
+def test_paused_host_comes_back_too_late(tmp_path: Path, server: FaultyS3) -> None:
+    """A host that loses its lease while it builds may end its work; the first stays."""
+    counter = tmp_path / "count"
+    steps = replace(
+        stage("quantize", "resume", job={"counter": str(counter), "slow": 0.3}),
+        name="a/quantize",
+    )
+    plan = Plan(recipe="all", stages=(steps,), artifacts=())
+    paused = start(tmp_path, server, "algo-1", plan)
+    assert paused.stdout is not None
+    for line in paused.stdout:
+        if json.loads(line).get("done") == 1:
+            break
+    paused.send_signal(signal.SIGSTOP)
+    status, lines = ended(start(tmp_path, server, "algo-2", plan))
+    paused.send_signal(signal.SIGCONT)
+    late = ended(paused)
+
+    assert (status, late[0]) == (0, 0)
+    assert built(lines) == ["a/quantize"]
+    (record,) = [name for name in names(server) if name.startswith("actions/")]
+    assert record.endswith(f"{steps.key.removeprefix('sha256:')}.json")
+    assert build(plan, host(tmp_path / "fresh", server)).num_built == 0
+    for folder in ("algo-1", "algo-2"):
         assert verify_store(Store(tmp_path / folder / "store")) == []
 
 
