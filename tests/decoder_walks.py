@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lmi_build.catalog.architectures import find_architecture
 from lmi_build.checkpoint.reader import CheckpointReader
 from lmi_build.quantizers.block_loading import load_block
 from lmi_build.quantizers.decoder import Block, embed, read_config
-from lmi_build.quantizers.targets import find_architecture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from lmi_build.catalog.architectures import Architecture
-    from lmi_build.quantizers.decoder_config import DecoderConfig
+    from lmi_build.decoders.decoder_config import DecoderConfig
     from lmi_build.quantizers.steps import Step
 
 

@@ -11,13 +11,13 @@ import pytest
 import tiny_architectures
 from bench.folder_facts import folder_facts
 from lmi_build import registry
+from lmi_build.catalog.architectures import find_architecture
 from lmi_build.catalog.runtimes import runtimes
 from lmi_build.checkpoint.formats.layout import checkpoint_plans, kv_cache_plans
 from lmi_build.checkpoint.header import read_header
 from lmi_build.plan.sizes import subject_of
 from lmi_build.quantizers.builtin import PROVIDER, normal, worker_options
 from lmi_build.quantizers.builtin_checks import check, linears_of
-from lmi_build.quantizers.targets import find_architecture
 from lmi_build.sizing.memory import total, weight_lines
 from lmi_build.sizing.weights import checkpoint_bytes
 from lmi_build.values.recipe import CalibrationSpec, QuantSpec

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmi_build.quantizers import attention
-from lmi_build.quantizers.attention import Scores, alibi_bias, attend
+from lmi_build.decoders import attention
+from lmi_build.decoders.attention import Scores, alibi_bias, attend
 
 
 @settings(deadline=None, max_examples=60)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from lmi_build.catalog.architectures import Architecture, architectures
+from lmi_build.decoders.decoder_config import check_config, read_config
+from lmi_build.decoders.rope_config import Rope
+from lmi_build.decoders.rotary import rotary_tables, rotate
 from lmi_build.errors import Unsupported
-from lmi_build.quantizers.decoder_config import check_config, read_config
-from lmi_build.quantizers.rope_config import Rope
-from lmi_build.quantizers.rotary import rotary_tables, rotate
 
 BASE: dict[str, Any] = {
     "num_hidden_layers": 4,

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmi_build import registry
+from lmi_build.catalog.architectures import find_architecture
 from lmi_build.checkpoint.formats.codec import encode
 from lmi_build.checkpoint.formats.config import quantization_config
 from lmi_build.checkpoint.reader import CheckpointReader, byte_view
@@ -25,7 +26,7 @@ from lmi_build.quantizers.external.readable import (
     tokenizer_config_for,
 )
 from lmi_build.quantizers.state import BlockState
-from lmi_build.quantizers.targets import find_architecture, select
+from lmi_build.quantizers.targets import select
 from lmi_build.values.model import ModelFacts, TensorFact, geometry_from_config
 from lmi_build.values.quant import QuantScheme
 from lmi_build.values.recipe import QuantSpec

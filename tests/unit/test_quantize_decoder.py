@@ -10,10 +10,10 @@ import torch
 
 import tiny_architectures
 from decoder_walks import Decoder, run
-from lmi_build.catalog.architectures import architectures
+from lmi_build.catalog.architectures import architectures, find_architecture
+from lmi_build.decoders.decoder_config import check_tensors
 from lmi_build.quantizers.block_loading import load_block
-from lmi_build.quantizers.decoder_config import check_tensors
-from lmi_build.quantizers.targets import candidates, find_architecture
+from lmi_build.quantizers.targets import candidates
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -314,7 +314,7 @@ def test_prefixes_may_be_left_out(folders: Folders) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_plans_take_every_model(name: str, folders: Folders, tmp_path: Path) -> None:
     """What a map says agrees with the shapes that `sources` expects of a model."""
-    from lmi_build.quantizers.decoder_config import check_config
+    from lmi_build.decoders.decoder_config import check_config
     from lmi_build.sources.cache import FactsCache
     from lmi_build.sources.local import resolve_folder
     from lmi_build.values.recipe import ModelSpec

@@ -9,7 +9,7 @@ import pytest
 import tiny_architectures
 from lmi_build.catalog.architectures import architectures
 from lmi_build.catalog.runtimes import runtimes
-from lmi_build.quantizers.decoder_config import read_config
+from lmi_build.decoders.decoder_config import read_config
 from lmi_build.sizing.cache import cache_bytes, cache_shape
 from lmi_build.values.bounds import Bounds
 from lmi_build.values.model import geometry_from_config

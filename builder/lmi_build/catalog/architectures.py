@@ -236,6 +236,24 @@ def architectures() -> Mapping[str, Architecture]:
     )
 
 
+def find_architecture(
+    config: Mapping[str, object], names: Names | None = None
+) -> Architecture | None:
+    """
+    The map of a model's architecture, if there is one.
+
+    Args:
+        config: `config.json`.
+        names: Tensors of the checkpoint; where given, the map is located in it.
+    """
+    named = config.get("architectures")
+    if not isinstance(named, list | tuple):
+        return None
+    known = architectures()
+    found = next((known[name] for name in named if name in known), None)
+    return found if found is None or names is None else found.locate(names)
+
+
 def _inherit(name: str, tables: Mapping[str, Any]) -> dict[str, Any]:
     """A table with what it takes over; nested tables are merged as well."""
     own = dict(tables[name])

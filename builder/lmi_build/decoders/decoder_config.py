@@ -11,8 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lmi_build.errors import Unsupported
-from lmi_build.quantizers.config_values import (
+from lmi_build.catalog.architectures import find_architecture
+from lmi_build.decoders.config_values import (
     FULL,
     LAYER_TYPES,
     NO_MAP,
@@ -22,16 +22,16 @@ from lmi_build.quantizers.config_values import (
     or_one,
     unknown,
 )
-from lmi_build.quantizers.rope_config import check_ropes, read_ropes
-from lmi_build.quantizers.targets import find_architecture
+from lmi_build.decoders.rope_config import check_ropes, read_ropes
+from lmi_build.errors import Unsupported
 from lmi_build.text import join_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from lmi_build.catalog.architectures import Architecture, Names
+    from lmi_build.decoders.rope_config import Rope
     from lmi_build.errors import Problem
-    from lmi_build.quantizers.rope_config import Rope
 
 ACTIVATIONS = (
     "gelu",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lmi_build.quantizers.config_values import (
+from lmi_build.decoders.config_values import (
     FULL,
     LAYER_TYPES,
     SLIDING,
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from lmi_build.catalog.architectures import Architecture
+    from lmi_build.decoders.config_values import Values
     from lmi_build.errors import Problem
-    from lmi_build.quantizers.config_values import Values
 
 ROPE_TYPES = ("default", "dynamic", "linear", "llama3", "longrope", "yarn")
 # Older names of LongRoPE; Phi-3 called it so before it had a paper.

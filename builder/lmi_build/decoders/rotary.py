@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from lmi_build.quantizers.rope_config import Rope
+    from lmi_build.decoders.rope_config import Rope
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

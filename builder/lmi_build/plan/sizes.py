@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lmi_build.backends.neuronx.encoders import is_encoder
+from lmi_build.catalog.architectures import find_architecture
 from lmi_build.catalog.devices import devices
 from lmi_build.catalog.runtimes import Interval
 from lmi_build.quantizers.builtin_checks import linears_of
-from lmi_build.quantizers.targets import find_architecture
 from lmi_build.sizing.cache import cache_shape
 from lmi_build.sizing.change import Change, Option, changes
 from lmi_build.sizing.fit import FITS, FitReport, Largest, Place, fit, largest

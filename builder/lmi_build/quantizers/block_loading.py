@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lmi_build.decoders.decoder_config import check_tensors
 from lmi_build.errors import Unsupported
 from lmi_build.quantizers.decoder import Block
-from lmi_build.quantizers.decoder_config import check_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmi_build.catalog.architectures import Architecture, Names
-    from lmi_build.quantizers.decoder_config import DecoderConfig
+    from lmi_build.decoders.decoder_config import DecoderConfig
 
 
 def load_block(

@@ -5,22 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from lmi_build.catalog.architectures import find_architecture
 from lmi_build.checkpoint.formats.layout import (
     checkpoint_plans,
     kv_cache_plans,
     packing_of,
 )
 from lmi_build.checkpoint.writer import encode_header, plan_shards
+from lmi_build.decoders.decoder_config import read_config
 from lmi_build.errors import Problem
 from lmi_build.quantizers.builtin_checks import METHODS, check, linears_of
 from lmi_build.quantizers.calibration import (
     calibration_params,
     calibration_settings,
 )
-from lmi_build.quantizers.decoder_config import read_config
 from lmi_build.quantizers.memory import MemoryNeed, walk_need
 from lmi_build.quantizers.options import Options
-from lmi_build.quantizers.targets import find_architecture
 from lmi_build.spi import ProviderInfo
 from lmi_build.text import join_words
 from lmi_build.values.quant import QuantScheme

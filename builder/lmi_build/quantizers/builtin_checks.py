@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lmi_build.catalog.architectures import architectures
+from lmi_build.catalog.architectures import architectures, find_architecture
 from lmi_build.checkpoint.formats.layout import refusals, width_problem
+from lmi_build.decoders.decoder_config import check_config, check_tensors
 from lmi_build.errors import Problem
-from lmi_build.quantizers.decoder_config import check_config, check_tensors
 from lmi_build.quantizers.options import DATA_FREE
 from lmi_build.quantizers.targets import (
     TRANSPOSED_MODEL_TYPES,
     candidates,
-    find_architecture,
     is_ignored,
     select,
 )

@@ -13,6 +13,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from lmi_build.catalog.architectures import find_architecture
 from lmi_build.checkpoint.reader import CheckpointReader
 from lmi_build.digest import digest_file, digest_json
 from lmi_build.errors import SourceInvalid, StageFailed
@@ -23,7 +24,6 @@ from lmi_build.quantizers.coverage import Coverage, coverage_notes
 from lmi_build.quantizers.options import options_from_params
 from lmi_build.quantizers.state import BlockState
 from lmi_build.quantizers.targets import (
-    find_architecture,
     select,
 )
 from lmi_build.values.quant import QuantScheme

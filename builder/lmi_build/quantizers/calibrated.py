@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lmi_build.catalog.architectures import find_architecture
 from lmi_build.errors import DoesNotFit, StageFailed
 from lmi_build.quantizers.activations import (
     HeldActivations,
@@ -20,7 +21,6 @@ from lmi_build.quantizers.memory import (
     walk_need,
 )
 from lmi_build.quantizers.options import options_from_params
-from lmi_build.quantizers.targets import find_architecture
 from lmi_build.quantizers.walker import Walker
 from lmi_build.units import format_bytes
 from lmi_build.values.quant import QuantScheme

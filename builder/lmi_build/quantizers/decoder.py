@@ -30,14 +30,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lmi_build.decoders.activation_functions import ACTIVATIONS
+from lmi_build.decoders.attention import Scores, alibi_bias, attend
+from lmi_build.decoders.decoder_config import DecoderConfig, read_config
+from lmi_build.decoders.rotary import RotaryTables, rotary_tables, rotate
 from lmi_build.quantizers import experts
-from lmi_build.quantizers.activation_functions import ACTIVATIONS
-from lmi_build.quantizers.attention import Scores, alibi_bias, attend
 from lmi_build.quantizers.coded import CodedLinear, multiply
-from lmi_build.quantizers.decoder_config import DecoderConfig, read_config
 from lmi_build.quantizers.embedding import embed
 from lmi_build.quantizers.lanes import Lanes
-from lmi_build.quantizers.rotary import RotaryTables, rotary_tables, rotate
 from lmi_build.quantizers.steps import Absorb, Activations, Room, Step
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from lmi_build.catalog.architectures import Architecture
     from lmi_build.checkpoint.reader import CheckpointReader
-    from lmi_build.quantizers.decoder_config import DecoderConfig
+    from lmi_build.decoders.decoder_config import DecoderConfig
 
 
 def embed(

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from lmi_build.catalog.architectures import architectures
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from lmi_build.catalog.architectures import Architecture, Names
+    from lmi_build.catalog.architectures import Architecture
 
 FLOAT_DTYPES = frozenset({"float64", "float32", "float16", "bfloat16"})
 # A matrix inside a numbered block: what int8 rounds where no map is known.
@@ -62,24 +60,6 @@ class Linear:
 def is_ignored(name: str, patterns: Iterable[str]) -> bool:
     """Whether a module name equals a pattern or matches it as a wildcard."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def find_architecture(
-    config: Mapping[str, object], names: Names | None = None
-) -> Architecture | None:
-    """
-    The map of a model's architecture, if there is one.
-
-    Args:
-        config: `config.json`.
-        names: Tensors of the checkpoint; where given, the map is located in it.
-    """
-    named = config.get("architectures")
-    if not isinstance(named, list | tuple):
-        return None
-    known = architectures()
-    found = next((known[name] for name in named if name in known), None)
-    return found if found is None or names is None else found.locate(names)
 
 
 def candidates(

@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmi_build.catalog.architectures import find_architecture
 from lmi_build.checkpoint.reader import CheckpointReader
 from lmi_build.digest import digest_json
 from lmi_build.errors import DoesNotFit, StageFailed, ToolMissing, Unsupported
@@ -30,7 +31,7 @@ from lmi_build.quantizers.calibration_windows import read_windows
 from lmi_build.quantizers.external.driver import Request
 from lmi_build.quantizers.external.readable import make_readable
 from lmi_build.quantizers.state import BlockState
-from lmi_build.quantizers.targets import find_architecture, select
+from lmi_build.quantizers.targets import select
 from lmi_build.values.quant import QuantScheme
 
 if TYPE_CHECKING:
