@@ -103,16 +103,17 @@ def resolve(
     for recipe in recipes:
         base = _base(recipe)
         spec, entry = followed_model(recipe, settings)
-        if (spec, base) not in found:
+        wanted = (spec, _lies_at(spec.source, base))
+        if wanted not in found:
             try:
                 # A lock is held against what the files are, so they are read.
                 hashes = hashed or entry is not None
                 facts = resolve_model(spec, settings=settings, base=base, hashed=hashes)
             except SourceInvalid as error:
                 raise _placed(explain_lost(error, recipe, entry), recipe) from error
-            found[spec, base] = facts
-        by_name[recipe.name] = found[spec, base]
-        refuse_changed(recipe, entry, found[spec, base])
+            found[wanted] = facts
+        by_name[recipe.name] = found[wanted]
+        refuse_changed(recipe, entry, found[wanted])
     return by_name
 
 
@@ -155,6 +156,17 @@ def _placed(
 def _base(recipe: Recipe) -> Path:
     """The folder that relative paths of a recipe start from."""
     return Path(recipe.file).absolute().parent
+
+
+def _lies_at(source: str, base: Path) -> Path | None:
+    """Where a local source lies; None for others, the same from every recipe."""
+    from lmi_build.sources.resolve import local_path, source_kind
+
+    try:
+        kind = source_kind(source, base=base)
+    except SourceInvalid:
+        return base  # looking it up says what is wrong, and where
+    return None if kind in {"hub", "s3"} else local_path(source, base=base)
 
 
 def make_plan(
@@ -257,7 +269,8 @@ def _pin_calibration(recipes: Sequence[Recipe], settings: Settings) -> list[Reci
             continue
         base = _base(recipe)
         asked, entry = followed_data(recipe, spec, settings)
-        wanted = (asked.dataset, spec.num_samples * spec.max_seq_len, base)
+        lies = None if ":" in asked.dataset else base / asked.dataset
+        wanted = (asked.dataset, spec.num_samples * spec.max_seq_len, lies)
         if wanted not in found:
             try:
                 facts = resolve_dataset(asked, settings=settings, base=base)

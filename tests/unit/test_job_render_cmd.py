@@ -177,3 +177,27 @@ def test_an_optimization_job_says_why_not(
 
     assert status == 0
     assert "why not" in capsys.readouterr().out
+
+
+def test_a_model_is_looked_up_once_for_recipes_of_many_folders(folder: Path) -> None:
+    """What lies elsewhere is the same from every folder; what is relative is not."""
+    from dataclasses import replace
+
+    from lmi_build import api
+    from lmi_build.values.settings import Settings
+
+    settings = Settings(cache_dir=folder / "cache")
+    (recipe,) = api.load_recipe(folder / "one.yaml")
+    absolute = replace(recipe.model, source=str(folder / "model"))
+    recipes = []
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        file = str(folder / name / "r.yaml")
+        recipes.append(replace(recipe, name=name, file=file, model=absolute))
+    (folder / "b" / "model").symlink_to(folder / "model")
+    relative = replace(recipes[1], name="c", model=recipe.model)
+
+    found = api.resolve([*recipes, relative], settings)
+
+    assert found["a"] is found["b"]
+    assert found["c"] is not found["a"]
