@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lmi_build.errors import RemoteFailed
+from lmi_build.errors import RemoteFailed, UsageInvalid
 from lmi_build.jobs import service as aws
 from lmi_build.values.settings import Settings
 from sagemaker_server import REGION, SageMakerServer
@@ -189,7 +189,7 @@ def test_no_region_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    with pytest.raises(RemoteFailed) as error:
+    with pytest.raises(UsageInvalid) as error:
         aws.connect(Settings(cache_dir=tmp_path), patience=QUICK)
 
     assert error.value.code == "job.no-region"

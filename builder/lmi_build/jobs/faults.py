@@ -12,7 +12,7 @@ import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lmi_build.errors import LmiBuildError, RemoteFailed
+from lmi_build.errors import LmiBuildError, RemoteFailed, UsageInvalid
 from lmi_build.jobs.console import console_domain
 
 if TYPE_CHECKING:
@@ -111,7 +111,9 @@ def explain(error: Exception, *, doing: str, region: str | None) -> LmiBuildErro
     tries = response.get("ResponseMetadata", {}).get("RetryAttempts", 0)
     again = f" (after {tries + 1} tries)" if tries else ""
     text = f"{doing}: {code}: {told}{again}" if code else f"{doing}: {told}"
-    return RemoteFailed(text, code=slug, hints=_hints(slug, told, region or ""))
+    # Nothing was asked of anybody yet: that is the command line's fault.
+    cls = UsageInvalid if slug == "job.no-region" else RemoteFailed
+    return cls(text, code=slug, hints=_hints(slug, told, region or ""))
 
 
 def _slug(error: Exception, code: str) -> str:

@@ -134,8 +134,8 @@ def connect(
         patience: None takes the usual.
 
     Raises:
-        RemoteFailed: `remote.offline`, `job.no-region`, `remote.no-credentials`
-            (unknown profile).
+        RemoteFailed: `remote.offline`, `remote.no-credentials` (unknown profile).
+        UsageInvalid: `job.no-region`.
     """
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
