@@ -85,7 +85,10 @@ class Runner:
         store.far.remote.create(key, json.dumps(result_to_json(result)).encode())
         store.close()
         self.server.put_log(job, "algo-1", lines)
-        job.told["ExitMessage"] = result.message
+        if job.kind == "Processing":
+            job.told["ExitMessage"] = result.message
+        elif not result.ok:
+            job.told["FailureReason"] = f"AlgorithmError: {result.message}"
         job.next = ["InProgress", "Completed" if result.ok else "Failed"]
 
     def _build(
@@ -127,7 +130,13 @@ class Runner:
         )
 
 
-def submission(plan: Plan, uri: str, *groups: Sequence[int], **more: Any) -> Submission:
+def submission(
+    plan: Plan,
+    uri: str,
+    *groups: Sequence[int],
+    kind: str = "processing",
+    **more: Any,
+) -> Submission:
     """
     One job for each group of stages of a plan, by their places in it.
 
@@ -135,6 +144,7 @@ def submission(plan: Plan, uri: str, *groups: Sequence[int], **more: Any) -> Sub
         plan: Whose stages.
         uri: Of the shared store.
         groups: Places of stages.
+        kind: Of the jobs.
         more: Fields of the submission.
     """
     maker: dict[Digest, str] = {}
@@ -154,8 +164,10 @@ def submission(plan: Plan, uri: str, *groups: Sequence[int], **more: Any) -> Sub
         jobs.append(
             SubmittedJob(
                 name=name,
-                kind="processing",
-                request=request(name, uri),
+                kind=kind,
+                request=request(name, uri)
+                if kind == "processing"
+                else training_request(name, uri),
                 stages=tuple(StageRef(name=s.name, key=s.key) for s in stages),
                 inputs=inputs,
                 after=tuple(dict.fromkeys(maker[k] for k in inputs if k in maker)),
@@ -199,4 +211,34 @@ def request(name: str, uri: str) -> dict[str, Any]:
                 }
             ]
         },
+    }
+
+
+def training_request(name: str, uri: str) -> dict[str, Any]:
+    """The same of a training job."""
+    return {
+        "TrainingJobName": name,
+        "RoleArn": "arn:aws:iam::123456789012:role/jobs",
+        "AlgorithmSpecification": {
+            "TrainingImage": "123456789012.dkr.ecr.eu-west-1/x:1",
+            "TrainingInputMode": "File",
+        },
+        "InputDataConfig": [
+            {
+                "ChannelName": "job",
+                "DataSource": {
+                    "S3DataSource": {
+                        "S3Uri": f"{uri}/inputs/00/",
+                        "S3DataType": "S3Prefix",
+                    }
+                },
+            }
+        ],
+        "OutputDataConfig": {"S3OutputPath": f"{uri}/jobs/{name}/output"},
+        "ResourceConfig": {
+            "InstanceType": "ml.trn1.2xlarge",
+            "InstanceCount": 1,
+            "VolumeSizeInGB": 30,
+        },
+        "StoppingCondition": {"MaxRuntimeInSeconds": 3600},
     }

@@ -101,8 +101,9 @@ def end_of(told: list[Event]) -> tuple[bool, int, int]:
     return last.ok, last.num_built, last.num_cached
 
 
-def test_jobs_follow_each_other_and_look_like_one_build(desk: Desk) -> None:
-    ground = desk.ground(stage_plans.chain(), [0], [1, 2])
+@pytest.mark.parametrize("kind", ["processing", "training"])
+def test_jobs_follow_each_other_and_look_like_one_build(desk: Desk, kind: str) -> None:
+    ground = desk.ground(stage_plans.chain(), [0], [1, 2], kind=kind)
     placed = submit(ground)
     outcome, told = desk.wait(ground)
     stages = ["sample/fetch", "sample/quantize", "sample/compile"]
