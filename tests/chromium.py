@@ -153,8 +153,18 @@ class Browser:
         while not any(each.get("method") == event for each in self._events):
             self._events.append(self._next())
 
-    def look(self, page: Path, *, width: int = 1100, dark: bool = False) -> Seen:
-        """Open a page in a window of some width, in the light or dark scheme."""
+    def look(
+        self, page: Path, *, width: int = 1100, dark: bool = False, media: str = ""
+    ) -> Seen:
+        """
+        Open a page as somebody has it before them.
+
+        Args:
+            page: The file.
+            width: Of the window.
+            dark: Whether the system is set to the dark scheme.
+            media: `print` for paper; empty for a screen.
+        """
         self._events.clear()
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)
@@ -162,7 +172,7 @@ class Browser:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable", name)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", name, features=[scheme])
+        self.call("Emulation.setEmulatedMedia", name, media=media, features=[scheme])
         self.call(
             "Emulation.setDeviceMetricsOverride",
             name,

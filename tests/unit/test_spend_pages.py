@@ -240,6 +240,19 @@ def test_pages_can_be_read(
     assert len(seen.said) > 300
 
 
+@pytest.mark.parametrize("name", ["plan", "size", "rate"])
+def test_paper_is_light(
+    desk: Path, name: str, chromium: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the system is dark: black on white, and all of it in view."""
+    page = page_of(desk, name, monkeypatch)
+    seen = chromium.look(page, width=720, dark=True, media="print")
+
+    assert seen.complaints == []
+    assert seen.outside == []
+    assert seen.faint == []
+
+
 def way(margin: float, paid: float, verdict: str = FITS, name: str = "a") -> Way:
     """A way with a margin and a cost."""
     return Way(

@@ -23,7 +23,7 @@ _MARGINS = (8, 14, 26, 42)
 # Beyond this many GiB an axis counts in them; below in MiB.
 _LARGE = 2 * GiB
 # Room that nothing is put into stays quiet.
-_QUIET = {"fragmentation": "var(--p8)", "left free": "var(--p9)"}
+_QUIET = {"fragmentation": "var(--q0)", "left free": "var(--q1)"}
 
 
 def badge(report: SizeReport) -> str:

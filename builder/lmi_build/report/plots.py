@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 VEGA_LITE = "6.4"
 WIDE, NARROW = 760, 340
 # Colours of the style, in the order in which parts of a whole take them.
-NUM_COLORS = 8
+NUM_COLORS = 10
 _FONT = "ui-sans-serif,system-ui,sans-serif"
 _SOFT = {
     "labelColor": "var(--soft)",

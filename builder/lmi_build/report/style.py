@@ -9,13 +9,13 @@ PALETTE = """
 --good-ground:#e3f2e8;--bad:#a8281f;--bad-ground:#fbe7e4;--warn:#7a5200;
 --warn-ground:#fbf0d9;--p0:#1f5fa8;--p1:#c2762b;--p2:#5f8f6b;--p3:#8a63a6;--p4:#8c867b;
 --p5:#b0506a;--p6:#2f8a99;--p7:#7d8a2e;
---p8:#c9c3b8;--p9:#e4e0d8}
-@media (prefers-color-scheme:dark){:root{--ground:#161719;--card:#1d1f22;--ink:#ebe8e2;
---soft:#a8a49b;--line:#34363a;--faint:#26282c;--accent:#7fb2ee;--band:#34587f;
+--p8:#4a4f9c;--p9:#9a5b2e;--q0:#c9c3b8;--q1:#e4e0d8}
+@media screen and (prefers-color-scheme:dark){:root{--ground:#161719;
+--card:#1d1f22;--ink:#ebe8e2;--soft:#a8a49b;--line:#34363a;--faint:#26282c;--accent:#7fb2ee;--band:#34587f;
 --good:#7fd0a0;--good-ground:#1b3126;--bad:#f39a8f;--bad-ground:#3d2220;--warn:#e5bd6b;
 --warn-ground:#37301d;--p0:#7fb2ee;--p1:#e0a05c;--p2:#8fc09b;--p3:#bd9bd6;--p4:#a39d92;
 --p5:#dc8ba1;--p6:#6fc3d1;--p7:#b9c46a;
---p8:#5a5d61;--p9:#34363a}}
+--p8:#9a9fe8;--p9:#cf9468;--q0:#5a5d61;--q1:#34363a}}
 """.strip()
 STYLE = (
     f"{PALETTE}\n"
@@ -111,6 +111,7 @@ padding:0;font-size:14px}
 vertical-align:-1px}
 th small{display:block;font-size:12px}
 .memory small{display:block;font-size:12px;color:var(--soft)}
+.memory th{white-space:nowrap}
 .memory td:last-child{min-width:210px}
 .sum th,.sum td{border-bottom-color:transparent;padding-bottom:0;font-weight:600}
 ol.sources{margin:14px 0 0;padding-left:20px;font-size:13.5px;color:var(--soft)}
