@@ -266,3 +266,15 @@ def test_a_job_without_network_publishes_nothing() -> None:
     for extra, wishes in (((), 1), (("job.network_isolation=true",), 0)):
         graph = render(work_of(GPU, (*base, *extra)), wheel=WHEEL).graph
         assert sum(len(graph.publishes(job)) for job in graph.jobs) == wishes
+
+
+def test_a_release_without_an_image_needs_one_of_your_own() -> None:
+    """Jobs pull from ECR alone."""
+    work = work_of(NEURON, (*BASE, "compile.release=djl-neuronx-0.34.0"))
+
+    with pytest.raises(RecipeInvalid) as caught:
+        render(work, wheel=WHEEL)
+
+    (problem,) = caught.value.problems
+    assert problem.code == "job.no-image"
+    assert "job: {images: {compile: URI}}" in problem.hint

@@ -137,6 +137,32 @@ def test_a_fault_is_shown_at_its_place(
 
 
 @pytest.mark.parametrize(
+    ("job", "code", "place"),
+    [
+        (
+            "  kind: processing\n  instance: ml.inf2.8xlarge\n",
+            "compile.instance-use",
+            "13:13",
+        ),
+        ("  instances: {verify: ml.m5.huge}\n", "job.unknown-instance", "12:23"),
+    ],
+)
+def test_validate_knows_instances(
+    job: str, code: str, place: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is planned; what is sound is valid."""
+    file = folder / "one.yaml"
+    assert run(["validate", str(file)]) == 0
+    file.write_text(file.read_text() + job)
+
+    assert run(["validate", str(file), "--no-color"]) != 0
+
+    shown = capsys.readouterr().err
+    assert f"error[{code}]" in shown
+    assert f"{file}:{place}" in shown
+
+
+@pytest.mark.parametrize(
     ("line", "code"),
     [
         ("store:", "job.no-store"),

@@ -117,3 +117,20 @@ def test_a_host_with_an_own_disk_takes_no_key_and_no_larger_volume() -> None:
     assert gpu.volume_kms_key_id is None
     assert any("takes no key" in reason for reason in gpu.reasons)
     assert cpu.volume_kms_key_id == "alias/volumes"
+
+
+def test_a_release_that_needs_no_device_compiles_on_a_plain_host() -> None:
+    """As a processing job, on a host with the memory, in the release's own image."""
+    path = RECIPES / "llama-3.1-8b" / "none.neuronx.yaml"
+    image = "111122223333.dkr.ecr.us-east-1.amazonaws.com/neuronx:0.34"
+    more = ("compile.release=djl-neuronx-0.34.0", f"job.images.compile={image}")
+    work = work_of(path, (*BASE, *more))
+
+    graph = render(work, wheel=WHEEL).graph
+
+    compile_job = next(job for job in graph.jobs if job.image == image)
+    machine = instances()[compile_job.instance]
+    assert compile_job.kind == "processing"
+    assert machine.accelerator == "none"
+    assert machine.memory_bytes > compile_job.ram_bytes
+    assert "compiles without a device" in compile_job.reasons[0]

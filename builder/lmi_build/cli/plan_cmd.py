@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lmi_build.api import StageOutlook
+    from lmi_build.values.recipe import Recipe
     from lmi_build.values.stage import Plan
 
 RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
@@ -41,6 +42,7 @@ def validate(state: State, recipe: Path) -> None:
     or one that was planned before. The network is never used.
     """
     recipes = api.load_recipe(recipe, overrides=state.overrides)
+    _refuse_instances(recipes)
     checked = api.check_offline(recipes, state.settings())
     names = [item.name for item in recipes]
     if state.output != "text":
@@ -50,6 +52,18 @@ def validate(state: State, recipe: Path) -> None:
     say(state, f"{recipe}: {len(names)} valid {word}: {', '.join(names)}")
     if not checked:
         say(state, "note: the model's sizes are not known yet; `plan` checks them too")
+
+
+def _refuse_instances(recipes: Sequence[Recipe]) -> None:
+    """Hold the instances that job sections name against what SageMaker takes."""
+    if all(recipe.job is None for recipe in recipes):
+        return
+    from lmi_build.errors import RecipeInvalid
+    from lmi_build.jobs.machines import named_problems
+
+    problems = [problem for recipe in recipes for problem in named_problems(recipe)]
+    if problems:
+        raise RecipeInvalid(tuple(dict.fromkeys(problems)))
 
 
 @click.command()

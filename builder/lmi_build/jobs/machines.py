@@ -18,6 +18,7 @@ from lmi_build.values.job import PROCESSING, TRAINING
 if TYPE_CHECKING:
     from lmi_build.catalog.instances import Instance
     from lmi_build.jobs.needs import Need
+    from lmi_build.values.recipe import Recipe
     from lmi_build.values.stage import Stage
 
 # Fewer make a host that waits for its own calibration.
@@ -77,13 +78,7 @@ def _named(stage: Stage, need: Need, kind: str) -> Choice | Problem:
     """The instance that the recipe names."""
     machine = instances().get(need.instance)
     if machine is None:
-        near = did_you_mean(need.instance, instances())
-        return Problem(
-            code="job.unknown-instance",
-            message=f"the catalogue has no instance `{need.instance}`",
-            path=need.instance_path,
-            hint=f"did you mean `{near}`?" if near else "see docs/reference, instances",
-        )
+        return _unknown(need.instance, need.instance_path)
     chosen = _job_kind(
         machine, kind, path=need.instance_path, why=f"`{need.instance_path}` says so"
     )
@@ -91,6 +86,44 @@ def _named(stage: Stage, need: Need, kind: str) -> Choice | Problem:
         return chosen
     return (
         _device_problem(need, machine) or _ram_problem(stage, need, machine) or chosen
+    )
+
+
+def named_problems(recipe: Recipe) -> list[Problem]:
+    """
+    What the job section alone tells: instances that are none, or none for its kind.
+
+    Whether they fit the stages is known when the recipe is planned.
+
+    Args:
+        recipe: Checked; without a job section it has no such problem.
+    """
+    job = recipe.job
+    if job is None:
+        return []
+    named = {f"job.instances.{kind}": name for kind, name in job.instances.items()}
+    if job.instance != AUTO:
+        named["job.instance"] = job.instance
+    found = []
+    for path, name in named.items():
+        machine = instances().get(name)
+        problem = (
+            _unknown(name, path)
+            if machine is None
+            else _job_kind(machine, job.kind, path=path, why="")
+        )
+        if isinstance(problem, Problem):
+            found.append(recipe.locate(problem))
+    return found
+
+
+def _unknown(name: str, path: str) -> Problem:
+    near = did_you_mean(name, instances())
+    return Problem(
+        code="job.unknown-instance",
+        message=f"the catalogue has no instance `{name}`",
+        path=path,
+        hint=f"did you mean `{near}`?" if near else "write one such as `ml.m5.2xlarge`",
     )
 
 
