@@ -296,12 +296,17 @@ def _price(instance: Instance, question: CostQuestion) -> Price:
     price = question.market.price(instance, region=question.region)
     if price is None:
         known = question.market.regions(instance)
+        row = (
+            f'[prices.mine] with region = "{question.region}", jobs = ["endpoint"],'
+            " source, checked and usd_per_hour ="
+            f' {{ "{instance.name.removeprefix("ml.")}" = N }}'
+        )
         raise UsageInvalid(
             f"no price of `{instance.name}` is known in `{question.region}`",
             code="cost.no-price",
             hints=(
                 *((f"try `--region {known[0]}`",) if known else ()),
-                f"add a price in {question.region} with `--catalog FILE`",
+                f"add it with `--catalog FILE`: {row}",
             ),
         )
     return price

@@ -160,7 +160,7 @@ def read_market(path: Path | None) -> Market:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageInvalid(
-            f"{path} cannot be read ({type(error).__name__}: {error})",
+            f"`{path}` cannot be read: {getattr(error, 'strerror', None) or error}",
             code="catalog.unreadable",
             hints=("name a TOML file with `--catalog FILE`, or leave it out",),
         ) from error
