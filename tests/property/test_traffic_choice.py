@@ -105,7 +105,7 @@ def test_a_cell_holds_more_than_32_bits() -> None:
     for _ in range(3):
         joint.add(1, 7, 1 << 31)
 
-    assert dict(joint.row(1))[7] == 3 * (1 << 31) + 1
+    assert {o: n for _, o, n in joint.cells()}[7] == 3 * (1 << 31) + 1
     assert joint.total == 3 * (1 << 31) + 128
 
 
@@ -208,3 +208,54 @@ def test_many_at_once_are_counted_as_one_by_one(pairs: list[tuple[int, int]]) ->
 
     assert joint == JointLengths(many)
     assert joint.total == len(many)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 300), st.sampled_from([0, 1, 5, 900, LARGEST_LEN])),
+        max_size=40,
+    ),
+    st.lists(st.integers(1, 60), min_size=1, max_size=20),
+)
+def test_what_is_kept_and_what_is_counted_are_the_same_requests(
+    pairs: list[tuple[int, int]], sizes: list[int]
+) -> None:
+    """Whenever it is looked at what to count, and in whatever batches rows come."""
+    joint, plain = JointLengths(), Counter[tuple[int, int]]()
+    for size in sizes:
+        batch = (pairs * size)[: 40 * size]
+        joint.add_all([i for i, _ in batch], [o for _, o in batch])
+        plain.update(batch)
+        # Reading counts what is worth it; what follows is added to that.
+        list(joint.rows())
+
+    assert list(joint.cells()) == [(i, o, n) for (i, o), n in sorted(plain.items())]
+    assert joint.total == sum(plain.values())
+    descending = [(i, tuple(o)) for i, o, _ in joint.rows(descending=True)]
+    assert descending[::-1] == [(i, tuple(o)) for i, o, _ in joint.rows()]
+
+
+def test_a_count_grows_past_its_32_bits() -> None:
+    """An array that is full becomes one of 64 bits, in whatever way a request came."""
+    joint = JointLengths((1, output) for output in range(64))
+    list(joint.rows())
+    joint._counted[1][7] = (1 << 32) - 1
+    joint.add_all([1] * 3, [7] * 3)
+    joint.add(1, 7)
+
+    assert {o: n for _, o, n in joint.cells()}[7] == (1 << 32) + 3
+
+
+def test_a_request_costs_four_bytes_however_wide_the_lengths_are() -> None:
+    """Random lengths to 131,072 and 8,192 tokens: nearly every pair is a new one."""
+    import random
+
+    draw = random.Random(3).randrange  # noqa: S311 - no secret
+    joint = JointLengths()
+    for _ in range(20):
+        batch = [(draw(131072), draw(8192)) for _ in range(5000)]
+        joint.add_all([i for i, _ in batch], [o for _, o in batch])
+    arrays = [*joint._kept.values(), *joint._counted.values()]
+    size = sum(found.itemsize * len(found) for found in arrays)
+
+    assert size <= 4 * joint.total

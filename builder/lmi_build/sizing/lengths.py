@@ -1,26 +1,59 @@
 """
 The joint histogram of input and output lengths, exact for every integer.
 
-One row per input length: a dictionary while it is sparse, an array of 32-bit counts
-once that is smaller. A pair so costs at most the bytes of a dictionary's entry, and
-all pairs together at most four bytes for each (input, output) up to the longest.
+What falls where many requests fall is counted in an array for each input length, four
+bytes for each output up to the longest of them. Everything else is kept as it came,
+four bytes a request, in arrays that 128 neighbouring input lengths share. So a
+request costs at most four bytes however far lengths are spread, and however many there
+are, a row costs at most four bytes for each output length.
 """
 
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 # Seven digits: no model has positions for ten million tokens, so more is a fault of
 # the log.
 LARGEST_LEN = 9_999_999
-# What an entry of a dictionary of small integers costs, against 4 bytes of an array.
-_DENSE_PER_ENTRY = 12
-_FIRST_DENSE = 64
-_TYPECODE = "I"
+# A code is the input's place among its neighbours over 24 bits of output; 31 bits.
+_OUTPUT_BITS = 24
+_OUTPUT_MASK = (1 << _OUTPUT_BITS) - 1
+_NEIGHBOUR_BITS = 7
+_NEIGHBOUR_MASK = (1 << _NEIGHBOUR_BITS) - 1
+_CODE, _WIDE = "I", "Q"
+# Requests that are kept as they came before it is looked at which of them to count,
+# in one array and in all; and by how much more what could not be counted must grow.
+_FIRST_LOOK = 4096
+_LOOK_EVERY = 1 << 19
+_GROWTH = 4
+# More of one pair at once than this is worth a dictionary's entry.
+_FEW = 16
+# Batches with a larger share outside of the counts are kept first and counted later.
+_MANY_MISSES = 0.2
+
+
+class _Kept(dict[int, "Callable[[int], None]"]):
+    """Where to keep a code, by the number of its array, which is made on demand."""
+
+    def __init__(self, arrays: dict[int, array[int]]) -> None:
+        super().__init__()
+        self.arrays = arrays
+
+    def __missing__(self, number: int) -> Callable[[int], None]:
+        made = self.arrays[number] = array(_CODE)
+        append = self[number] = made.append
+        return append
+
+    def replace(self, number: int, codes: array[int]) -> None:
+        """Keep other codes instead."""
+        self.arrays[number] = codes
+        self[number] = codes.append
 
 
 class JointLengths:
@@ -30,10 +63,28 @@ class JointLengths:
     Two histograms of the same requests are equal, whatever the order they came in.
     """
 
-    __slots__ = ("_rows", "total")
+    __slots__ = (
+        "_counted",
+        "_keep",
+        "_kept",
+        "_limits",
+        "_many",
+        "_misses",
+        "_settled",
+        "_since",
+        "total",
+    )
 
     def __init__(self, pairs: Iterable[tuple[int, int]] = ()) -> None:
-        self._rows: dict[int, dict[int, int] | array[int]] = {}
+        self._counted: dict[int, array[int]] = {}
+        self._kept: dict[int, array[int]] = {}
+        self._keep = _Kept(self._kept)
+        self._many: dict[int, dict[int, int]] = {}
+        self._limits: dict[int, int] = {}
+        self._misses = 1.0
+        self._since = 0
+        # How many requests there were when the last of them was looked at.
+        self._settled = 0
         self.total = 0
         for input_len, output_len in pairs:
             self.add(input_len, output_len)
@@ -52,18 +103,16 @@ class JointLengths:
         """
         if not (0 <= input_len <= LARGEST_LEN and 0 <= output_len <= LARGEST_LEN):
             raise ValueError(f"lengths {input_len}, {output_len} out of range")
-        row = self._rows.get(input_len)
-        if row is None:
-            row = self._rows[input_len] = {}
-        if isinstance(row, dict):
-            row[output_len] = row.get(output_len, 0) + count
-            # Looked at only when the number of entries is a power of two.
-            size = len(row)
-            if size >= _FIRST_DENSE and not size & (size - 1):
-                self._settle(input_len, row)
-        else:
-            self._add_dense(input_len, row, output_len, count)
         self.total += count
+        if count > _FEW:
+            row = self._many.setdefault(input_len, {})
+            row[output_len] = row.get(output_len, 0) + count
+            return
+        append = self._keep[input_len >> _NEIGHBOUR_BITS]
+        code = (input_len & _NEIGHBOUR_MASK) << _OUTPUT_BITS | output_len
+        for _ in range(count):
+            append(code)
+        self._look(count)
 
     def add_all(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         """
@@ -81,63 +130,145 @@ class JointLengths:
         lengths = (min(inputs), min(outputs), max(inputs), max(outputs))
         if min(lengths) < 0 or max(lengths) > LARGEST_LEN:
             raise ValueError(f"lengths from {min(lengths)} to {max(lengths)}")
-        rows, add = self._rows, self.add
+        if self._misses < _MANY_MISSES:
+            self._count_first(inputs, outputs)
+        else:
+            keep = self._keep
+            for input_len, output_len in zip(inputs, outputs, strict=True):
+                keep[input_len >> 7]((input_len & 127) << 24 | output_len)
+            self._look(len(inputs))
+        self.total += len(inputs)
+
+    def _count_first(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        """Count what has a place among the counts, and keep the rest."""
+        counted, keep = self._counted, self._keep
         missed = 0
         for input_len, output_len in zip(inputs, outputs, strict=True):
-            # A dense row or a pair seen before changes no size; `add` does the rest.
             try:
-                rows[input_len][output_len] += 1
+                counted[input_len][output_len] += 1
             except (KeyError, IndexError, OverflowError):
-                add(input_len, output_len)
+                keep[input_len >> 7]((input_len & 127) << 24 | output_len)
                 missed += 1
-        self.total += len(inputs) - missed
+        self._misses = missed / len(inputs)
+        self._look(missed)
 
-    def _add_dense(
-        self, input_len: int, row: array[int], output_len: int, count: int
-    ) -> None:
-        size = len(row)
-        if size <= output_len < 2 * size:
-            # A quarter more than asked, so that a rising log does not copy each time.
-            row.frombytes(bytes((output_len + 1 + size // 4 - size) * row.itemsize))
-        try:
-            row[output_len] += count
-        except (IndexError, OverflowError):
-            # Much longer than the row, or more than an entry holds: sparse again,
-            # until there are enough of them.
-            sparse = {output: n for output, n in enumerate(row) if n}
-            sparse[output_len] = sparse.get(output_len, 0) + count
-            self._rows[input_len] = sparse
-            self._settle(input_len, sparse)
+    def _look(self, more: int) -> None:
+        """See from time to time which of the kept requests are better counted."""
+        self._since += more
+        if self._since < _LOOK_EVERY:
+            return
+        before = sum(map(len, self._kept.values()))
+        self._settle()
+        after = sum(map(len, self._kept.values()))
+        # Of what came since then, this share found no place.
+        self._misses = max(0, after - (before - self._since)) / self._since
+        self._since = 0
 
-    def _settle(self, input_len: int, row: dict[int, int]) -> None:
-        size = max(row) + 1
-        if size <= _DENSE_PER_ENTRY * len(row) and max(row.values()) < 1 << 31:
-            dense = array(_TYPECODE, bytes(size * array(_TYPECODE).itemsize))
-            for output_len, count in row.items():
-                dense[output_len] = count
-            self._rows[input_len] = dense
+    def _settle(self, *, everything: bool = False) -> None:
+        """Count what is kept where an array of counts is no larger."""
+        if everything and self._settled == self.total:
+            return
+        for number, codes in list(self._kept.items()):
+            if everything or len(codes) >= self._limits.get(number, _FIRST_LOOK):
+                left = self._settle_one(number, sorted(codes))
+                self._keep.replace(number, array(_CODE, left))
+                self._limits[number] = max(_FIRST_LOOK, _GROWTH * len(left))
+        self._settled = self.total if everything else self._settled
+
+    def _settle_one(self, number: int, codes: list[int]) -> list[int]:
+        """Count what is worth it of ascending codes; returns the others."""
+        left: list[int] = []
+        for place, end, begin in _slices(codes):
+            input_len = (number << _NEIGHBOUR_BITS) + place
+            outputs = [code & _OUTPUT_MASK for code in codes[begin:end]]
+            counts = self._counted.get(input_len)
+            rest = outputs if counts is None else self._fill(input_len, outputs)
+            size = 0 if counts is None else len(counts)
+            fit = _fitting(rest, size)
+            if fit:
+                counts = self._counted.setdefault(input_len, array(_CODE))
+                counts.frombytes(bytes(counts.itemsize * (rest[fit - 1] + 1 - size)))
+                self._fill(input_len, rest[:fit])
+            high = place << _OUTPUT_BITS
+            left.extend(high | output for output in rest[fit:])
+        return left
+
+    def _fill(self, input_len: int, outputs: list[int]) -> list[int]:
+        """Count outputs that have a place; returns the others. Both ascend."""
+        counts = self._counted[input_len]
+        inside = bisect_left(outputs, len(counts))
+        for position in range(inside):
+            try:
+                counts[outputs[position]] += 1
+            except OverflowError:
+                counts = self._counted[input_len] = array(_WIDE, counts)
+                counts[outputs[position]] += 1
+        return outputs[inside:]
 
     def merge(self, other: JointLengths) -> None:
         """Count everything that another histogram counted."""
-        for input_len in other.inputs():
-            for output_len, count in other.row(input_len):
-                self.add(input_len, output_len, count)
+        for input_len, output_len, count in other.cells():
+            self.add(input_len, output_len, count)
 
-    def inputs(self) -> list[int]:
-        """Every input length that occurs, ascending."""
-        return sorted(self._rows)
+    def rows(
+        self, *, descending: bool = False
+    ) -> Iterator[tuple[int, list[int], list[int] | None]]:
+        """
+        Every input length with its requests.
 
-    def row(self, input_len: int) -> Iterator[tuple[int, int]]:
-        """Output lengths of one input length with their counts, ascending."""
-        row = self._rows.get(input_len, {})
-        cells = sorted(row.items()) if isinstance(row, dict) else enumerate(row)
-        return ((output, count) for output, count in cells if count)
+        Args:
+            descending: From the longest input to the shortest; else from the shortest.
+
+        Yields:
+            The input length; output lengths, ascending, of which some may stand there
+            several times; and how many requests each stands for, None for one each.
+        """
+        self._settle(everything=True)
+        numbers = set(self._kept)
+        numbers |= {length >> _NEIGHBOUR_BITS for length in self._counted}
+        numbers |= {length >> _NEIGHBOUR_BITS for length in self._many}
+        for number in sorted(numbers, reverse=descending):
+            codes = list(self._kept.get(number, ()))
+            kept = {
+                place: [code & _OUTPUT_MASK for code in codes[begin:end]]
+                for place, end, begin in _slices(codes)
+            }
+            first = number << _NEIGHBOUR_BITS
+            places = range(_NEIGHBOUR_MASK + 1)
+            for place in reversed(places) if descending else places:
+                row = self._row(first + place, kept.get(place, []))
+                if row is not None:
+                    yield (first + place, *row)
+
+    def _row(
+        self, input_len: int, kept: list[int]
+    ) -> tuple[list[int], list[int] | None] | None:
+        counts, many = self._counted.get(input_len), self._many.get(input_len)
+        if many is not None:
+            cells = dict(many)
+            for output in kept:
+                cells[output] = cells.get(output, 0) + 1
+            for output, count in enumerate(counts or ()):
+                if count:
+                    cells[output] = cells.get(output, 0) + count
+            return sorted(cells), [cells[output] for output in sorted(cells)]
+        if counts is None:
+            return (kept, None) if kept else None
+        outputs = [output for output, count in enumerate(counts) if count]
+        found = [count for count in counts if count]
+        # What is kept lies beyond the counts, or it would have been counted.
+        return outputs + kept, found + [1] * len(kept)
 
     def cells(self) -> Iterator[tuple[int, int, int]]:
         """Every (input length, output length, count), ascending."""
-        for input_len in self.inputs():
-            for output_len, count in self.row(input_len):
-                yield input_len, output_len, count
+        for input_len, outputs, counts in self.rows():
+            if counts is None:
+                for output_len, same in groupby(outputs):
+                    yield input_len, output_len, sum(1 for _ in same)
+                continue
+            pairs = zip(outputs, counts, strict=True)
+            for output_len, group in groupby(pairs, key=lambda pair: pair[0]):
+                yield input_len, output_len, sum(count for _, count in group)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, JointLengths):
@@ -149,11 +280,34 @@ class JointLengths:
     def rejected(self, max_input_len: int, max_output_len: int) -> int:
         """Requests longer than one of two bounds."""
         accepted = 0
-        for input_len, row in self._rows.items():
+        for input_len, outputs, counts in self.rows():
             if input_len > max_input_len:
-                continue
-            if isinstance(row, dict):
-                accepted += sum(n for o, n in row.items() if o <= max_output_len)
-            else:
-                accepted += sum(row[: max_output_len + 1])
+                break
+            inside = bisect_left(outputs, max_output_len + 1)
+            accepted += inside if counts is None else sum(counts[:inside])
         return self.total - accepted
+
+
+def _fitting(outputs: list[int], size: int) -> int:
+    """
+    The most of ascending outputs that are no fewer than the places they need.
+
+    Args:
+        outputs: None below `size`.
+        size: Places that there are.
+    """
+    fit = len(outputs)
+    while fit and outputs[fit - 1] + 1 - size > fit:
+        # Fewer have fewer places yet: only what lies below those can be among them.
+        fit = min(fit - 1, bisect_left(outputs, fit - 1 + size))
+    return fit
+
+
+def _slices(codes: list[int]) -> Iterator[tuple[int, int, int]]:
+    """Place among neighbours, end and begin of each run of ascending codes."""
+    begin = 0
+    while begin < len(codes):
+        place = codes[begin] >> _OUTPUT_BITS
+        end = bisect_left(codes, (place + 1) << _OUTPUT_BITS, begin)
+        yield place, end, begin
+        begin = end

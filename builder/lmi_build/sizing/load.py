@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
@@ -50,12 +51,13 @@ def best_split(joint: JointLengths, choice: Choice) -> Split | None:
         The split that saves most, the least one of equals; None when none saves.
     """
     rows: list[tuple[int, int, int]] = []
-    for input_len in joint.inputs():
+    for input_len, lengths, counts in joint.rows():
         if input_len > choice.max_input_len:
             break
-        kept = [c for c in joint.row(input_len) if c[0] <= choice.max_output_len]
-        if kept:
-            rows.append((input_len, kept[-1][0], sum(count for _, count in kept)))
+        inside = bisect_right(lengths, choice.max_output_len)
+        if inside:
+            count = inside if counts is None else sum(counts[:inside])
+            rows.append((input_len, lengths[inside - 1], count))
     accepted = sum(count for _, _, count in rows)
     after = list(accumulate((row[1] for row in reversed(rows)), max))[::-1]
     whole = accepted * choice.capacity

@@ -10,9 +10,11 @@ cheapest has the least capacity, and of those the shorter input.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import accumulate
+from itertools import accumulate, repeat
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -154,14 +156,18 @@ def measure(joint: JointLengths) -> Measures:
     if not joint.total:
         raise ValueError("no requests")
     inputs: dict[int, int] = {}
-    outputs: dict[int, int] = {}
-    totals: dict[int, int] = {}
-    for input_len in joint.inputs():
-        for output_len, count in joint.row(input_len):
-            inputs[input_len] = inputs.get(input_len, 0) + count
-            outputs[output_len] = outputs.get(output_len, 0) + count
-            both = input_len + output_len
-            totals[both] = totals.get(both, 0) + count
+    outputs: Counter[int] = Counter()
+    totals: Counter[int] = Counter()
+    for input_len, lengths, counts in joint.rows():
+        if counts is None:
+            inputs[input_len] = len(lengths)
+            outputs.update(lengths)
+            totals.update([input_len + length for length in lengths])
+            continue
+        inputs[input_len] = sum(counts)
+        for length, count in zip(lengths, counts, strict=True):
+            outputs[length] += count
+            totals[input_len + length] += count
     total = summarise(totals)
     longest = expected_longest(totals, PADDED_BATCH)
     return Measures(
@@ -221,27 +227,35 @@ def choose_all(joint: JointLengths, targets: Sequence[Fraction]) -> list[Choice]
         raise ValueError("no requests")
     if any(not 0 <= target < 1 for target in targets):
         raise ValueError("a share that may be rejected is from 0 to less than 1")
-    left: dict[int, int] = {}
-    for _, output_len, count in joint.cells():
-        left[output_len] = left.get(output_len, 0) + count
+    left = _answers(joint)
     outputs = sorted(left)
     walks = [_Walk(target, joint.total) for target in targets]
     remaining = joint.total
-    for input_len in reversed(joint.inputs()):
+    for input_len, lengths, counts in joint.rows(descending=True):
         walking = [walk for walk in walks if walk.needed <= remaining]
         if not walking:
             break
+        sums = None if counts is None else [0, *accumulate(counts)]
         for walk in walking:
             walk.consider(max(1, input_len), outputs, left)
-        cells = list(joint.row(input_len))
-        sums = [0, *accumulate(count for _, count in cells)]
-        lengths = [output_len for output_len, _ in cells]
-        for walk in walking:
-            walk.drop(lengths, sums, outputs)
-        for output_len, count in cells:
-            left[output_len] -= count
-        remaining -= sums[-1]
+            inside = bisect_right(lengths, walk.longest)
+            walk.accepted -= inside if sums is None else sums[inside]
+        for length, count in zip(lengths, counts or repeat(1)):  # noqa: B905 - endless
+            left[length] -= count
+        remaining -= len(lengths) if sums is None else sums[-1]
     return [walk.choice(joint.total) for walk in walks]
+
+
+def _answers(joint: JointLengths) -> dict[int, int]:
+    """Requests by the length of their answer."""
+    found: Counter[int] = Counter()
+    for _, lengths, counts in joint.rows():
+        if counts is None:
+            found.update(lengths)
+        else:
+            for length, count in zip(lengths, counts, strict=True):
+                found[length] += count
+    return dict(found)
 
 
 class _Walk:
@@ -252,26 +266,20 @@ class _Walk:
         self.needed = requests - math.floor(target * requests)
         self.accepted = 0
         self.index = 0  # answers before it are accepted
+        self.longest = -1
         self.best: tuple[int, int, int, int] | None = None
 
     def consider(
         self, input_len: int, outputs: Sequence[int], left: Mapping[int, int]
     ) -> None:
         while self.accepted < self.needed:
-            self.accepted += left[outputs[self.index]]
+            self.longest = outputs[self.index]
+            self.accepted += left[self.longest]
             self.index += 1
-        output_len = outputs[self.index - 1]
-        found = (input_len + output_len, input_len, output_len, self.accepted)
-        if self.best is None or found[:2] < self.best[:2]:
-            self.best = found
-
-    def drop(
-        self, lengths: Sequence[int], sums: Sequence[int], outputs: Sequence[int]
-    ) -> None:
-        from bisect import bisect_right
-
-        bound = outputs[self.index - 1]
-        self.accepted -= sums[bisect_right(lengths, bound)]
+        capacity = input_len + self.longest
+        best = self.best
+        if best is None or (capacity, input_len) < (best[0], best[1]):
+            self.best = (capacity, input_len, self.longest, self.accepted)
 
     def choice(self, requests: int) -> Choice:
         assert self.best is not None  # noqa: S101 - the longest pair rejects nothing
