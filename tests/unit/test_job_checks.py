@@ -103,13 +103,25 @@ def test_memory_names_the_stage_that_needs_most() -> None:
     small = stage(name="r/verify", kind="verify", estimate=Estimate(ram_bytes=GiB))
     large = stage(estimate=Estimate(ram_bytes=96 * GiB))
 
-    checks.refuse_too_small([small], 0, machine(memory=2 * GiB))
+    checks.refuse_too_small([small], 0, machine(memory=GiB))
 
     with pytest.raises(DoesNotFit) as caught:
-        checks.refuse_too_small([small, large], 0, machine())
+        checks.refuse_too_small([small, large], 0, machine(memory=95 * GiB))
     assert caught.value.code == "job.memory-too-small"
     assert caught.value.message.startswith("r/compile needs 96.0 GiB")
     assert "`job.instances.compile`" in caught.value.hints[0]
+
+
+def test_the_least_limit_counts(tmp_path: Path) -> None:
+    """The host's memory, or the container's where that is less."""
+    meminfo, limit = tmp_path / "meminfo", tmp_path / "memory.max"
+    meminfo.write_text("MemTotal:       4 kB\nMemFree: 1 kB\n")
+    limit.write_text("max\n")
+    without = checks.memory_bytes(meminfo, [str(limit), str(tmp_path / "none")])
+    limit.write_text("3000\n")
+
+    assert without == 4096
+    assert checks.memory_bytes(meminfo, [str(limit)]) == 3000
 
 
 def test_what_nobody_makes_is_refused_before_any_work() -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmi_build.errors import DoesNotFit, ToolMissing
+from lmi_build.quantizers.memory import CGROUP_FILES
 from lmi_build.toolchains.environment import pinned_toolchain
 from lmi_build.toolchains.versions import installed_versions
 from lmi_build.units import GiB, format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
     from lmi_build.digest import Digest
     from lmi_build.values.result import StageResult
@@ -23,11 +25,10 @@ if TYPE_CHECKING:
     from lmi_build.values.stage import Stage
 
 ABSENT = "absent"
+_LIMIT_FILES = tuple(limit for limit, _ in CGROUP_FILES)
 # Keeps its activations on disk where they do not fit, and refuses by itself what does
 # not fit even so: its estimate is what it would like to have.
 _SPILLS = "lmi_build.quantizers.builtin"
-# Of a host's memory; the rest is the kernel's and this process's.
-_USABLE_SHARE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,22 +38,45 @@ class Machine:
 
     Args:
         free_disk_bytes: On the volume of the store.
-        memory_bytes: That this process and its workers may still take.
+        memory_bytes: Of the host, or of the container where that is less.
     """
 
     free_disk_bytes: int
     memory_bytes: int
 
 
-def look_around(cache_dir: Path, available_memory: Callable[[], int]) -> Machine:
+def look_around(cache_dir: Path) -> Machine:
     """Measure this host; `cache_dir` need not exist."""
     existing = cache_dir
     while not existing.exists():
         existing = existing.parent
     return Machine(
         free_disk_bytes=shutil.disk_usage(existing).free,
-        memory_bytes=available_memory(),
+        memory_bytes=memory_bytes(),
     )
+
+
+def memory_bytes(
+    meminfo: Path = Path("/proc/meminfo"),
+    limit_files: Sequence[str] = _LIMIT_FILES,
+) -> int:
+    """
+    Memory of this host, or of its container where that is less.
+
+    Returns:
+        Bytes; a very large number where the system does not tell.
+    """
+    found = [1 << 62]
+    with suppress(OSError):
+        lines = meminfo.read_text("utf-8").splitlines()
+        totals = [line for line in lines if line.startswith("MemTotal:")]
+        found += [int(line.split()[1]) << 10 for line in totals]
+    for name in limit_files:
+        with suppress(OSError):
+            text = Path(name).read_text("utf-8").strip()
+            if text != "max":
+                found.append(int(text))
+    return min(found)
 
 
 def versions_here(stages: Sequence[Stage], settings: Settings) -> dict[str, str]:
@@ -186,12 +210,10 @@ def refuse_too_small(
     if not fixed:
         return
     largest = max(fixed, key=lambda stage: stage.estimate.ram_bytes)
-    usable = int(machine.memory_bytes * _USABLE_SHARE)
-    if largest.estimate.ram_bytes > usable:
+    if largest.estimate.ram_bytes > machine.memory_bytes:
         raise DoesNotFit(
             f"{largest.name} needs {format_bytes(largest.estimate.ram_bytes)} of"
-            f" memory, {format_bytes(usable)} of {format_bytes(machine.memory_bytes)}"
-            " can be had",
+            f" memory, this host has {format_bytes(machine.memory_bytes)}",
             code="job.memory-too-small",
             hints=(
                 f"choose an instance with more memory: `job.instances.{largest.kind}`",

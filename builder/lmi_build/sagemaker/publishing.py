@@ -51,7 +51,7 @@ def publish_complete(
     *,
     first: int,
     emit: Emit,
-) -> list[dict[str, JSONValue]]:
+) -> tuple[tuple[dict[str, JSONValue], ...], LmiBuildError | None]:
     """
     Publish every complete artifact that its recipe wants published.
 
@@ -67,15 +67,16 @@ def publish_complete(
         emit: Where events go.
 
     Returns:
-        Rows of name, manifest_digest and uri, in the plan's order.
-
-    Raises:
-        LmiBuildError: The first that could not be published; the others are.
+        Rows of name, manifest_digest and uri, in the plan's order; and why the first
+        of those could not be published that could not be, or None.
     """
-    ready = list(complete(plan, store))
-    turn = first % len(ready) if ready else 0
     rows: dict[str, dict[str, JSONValue]] = {}
     failure: LmiBuildError | None = None
+    try:
+        ready = list(complete(plan, store))
+    except LmiBuildError as error:
+        return (), error
+    turn = first % len(ready) if ready else 0
     for artifact, results in ready[turn:] + ready[:turn]:
         digest = next(
             e.digest for e in results["package"].entries if e.path == MANIFEST_NAME
@@ -92,9 +93,8 @@ def publish_complete(
                 failure = failure or error
         row = {"name": artifact.name, "manifest_digest": digest, "uri": uri}
         rows[artifact.name] = dict(row)
-    if failure is not None:
-        raise failure
-    return [rows[item.name] for item in plan.artifacts if item.name in rows]
+    told = [rows[item.name] for item in plan.artifacts if item.name in rows]
+    return tuple(told), failure
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

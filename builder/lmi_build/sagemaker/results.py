@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from lmi_build.sagemaker.places import Places
     from lmi_build.sagemaker.watch import Watch
-    from lmi_build.store.far import Remote
+    from lmi_build.store.bucket import Remote
     from lmi_build.values.job import JobResult
 
 

@@ -20,7 +20,6 @@ from lmi_build.execute.redact import Redactor
 from lmi_build.execute.shared import execute_shared
 from lmi_build.execute.stores import open_store
 from lmi_build.plan.saved import plan_from_json
-from lmi_build.quantizers.memory import available_bytes
 from lmi_build.sagemaker import checks, isolated, results
 from lmi_build.sagemaker.places import (
     JOB_CHANNEL,
@@ -112,6 +111,7 @@ def main(environ: Mapping[str, str]) -> int:
     stop.watch()
     try:
         result = _run(root, environ, watch, stop)
+        stop.done()
     except (LmiBuildError, KeyboardInterrupt) as error:
         result = _failed(watch, _stopped(watch, stop.reason) or error)
     except Exception as error:  # noqa: BLE001 - the last frame of the program
@@ -228,28 +228,25 @@ def _read_plan(path: Path, document: JobDocument) -> Plan:
 def _work(job: Job, environ: Mapping[str, str], watch: Watch) -> JobResult:
     """Check, build, publish."""
     job = _checked(job, environ, watch)
-    failure = None
+    failure: LmiBuildError | None = None
     try:
         _build(job, watch)
     except Interrupted:
         raise
     except LmiBuildError as error:
         failure = error
-    rows: list[dict[str, JSONValue]] = []
-    try:
-        rows = publish_complete(
-            job.plan,
-            job.document.publish,
-            job.store,
-            job.settings,
-            first=job.told.index,
-            emit=watch.emit,
-        )
-    except LmiBuildError as error:
-        failure = failure or error
+    rows, unpublished = publish_complete(
+        job.plan,
+        job.document.publish,
+        job.store,
+        job.settings,
+        first=job.told.index,
+        emit=watch.emit,
+    )
+    failure = failure or unpublished
     if failure is not None:
-        return _failed(watch, failure, artifacts=tuple(rows))
-    return watch.result(exit_code=0, message=_summary(rows), artifacts=tuple(rows))
+        return _failed(watch, failure, artifacts=rows)
+    return watch.result(exit_code=0, message=_summary(rows), artifacts=rows)
 
 
 def _checked(job: Job, environ: Mapping[str, str], watch: Watch) -> Job:
@@ -268,7 +265,7 @@ def _checked(job: Job, environ: Mapping[str, str], watch: Watch) -> Job:
         for result in known.values()
         if result is not None and not job.store.is_here(result)
     )
-    machine = checks.look_around(job.settings.cache_dir, available_bytes)
+    machine = checks.look_around(job.settings.cache_dir)
     checks.refuse_too_small(missing, inputs_bytes, machine)
     settings = with_secrets(
         job.settings, job.document.secrets, region=job.document.region
@@ -317,7 +314,7 @@ def _failed(
     )
 
 
-def _summary(rows: list[dict[str, JSONValue]]) -> str:
+def _summary(rows: tuple[dict[str, JSONValue], ...]) -> str:
     """One line for each artifact: where it is, and what it is."""
     lines = [f"{row['uri'] or row['name']} {row['manifest_digest']}" for row in rows]
     return "\n".join(["ok", *lines])
