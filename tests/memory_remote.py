@@ -91,11 +91,14 @@ class MemoryRemote:
         data, tag, _, written = self.bucket.objects[key]
         return Stored(data=data, tag=tag, age_seconds=time.monotonic() - written)
 
-    def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
+    def stream(
+        self, key: str, *, start: int = 0, count: int | None = None
+    ) -> Iterator[bytes]:
         """Its bytes."""
         if key not in self.bucket.objects:
             raise RemoteFailed(f"no {key}", code="remote.not-found")
-        yield self.bucket.objects[key][0][start:]
+        end = None if count is None else start + count
+        yield self.bucket.objects[key][0][start:end]
 
     def put(self, key: str, data: bytes, *, tag: str = "") -> str | None:
         """A conditional write."""

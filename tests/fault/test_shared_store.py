@@ -306,6 +306,20 @@ def test_answer_that_was_cut_is_taken_up(tmp_path: Path, server: FaultyS3) -> No
     assert rule.struck == 1
 
 
+def test_large_blob_comes_in_pieces(tmp_path: Path, server: FaultyS3) -> None:
+    """Pieces overlap and are joined in order, with a broken one asked for again."""
+    data = b"".join(n.to_bytes(4, "big") for n in range(9 * MiB))
+    with opened(host(tmp_path / "one", server)) as store:
+        commit(store, tmp_path, data=data)
+    rule = server.rule(r"^GET .*/blobs/", "cut", skip=2)
+    server.log.clear()
+
+    assert finds(server, tmp_path, "two")
+    assert rule.struck == 1
+    # Five pieces of eight MiB and one of the rest, the small file, and one again.
+    assert server.count(r"^GET .*/blobs/") == 7
+
+
 def test_blob_of_other_bytes_is_named_and_repaired(
     tmp_path: Path, server: FaultyS3
 ) -> None:

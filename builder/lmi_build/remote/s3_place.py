@@ -194,13 +194,23 @@ class S3Place:
                     )
         raise AssertionError("the last attempt returns or raises")
 
-    def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
-        """The object's bytes; a broken connection is taken up where it broke."""
+    def stream(
+        self, key: str, *, start: int = 0, count: int | None = None
+    ) -> Iterator[bytes]:
+        """
+        The object's bytes; a broken connection is taken up where it broke.
+
+        Args:
+            key: Which object.
+            start: First byte.
+            count: How many bytes; None goes to the end.
+        """
         from botocore.exceptions import BotoCoreError
 
         done, tag, failures = start, "", 0
         while True:
-            ranged = {"Range": f"bytes={done}-"} if done else {}
+            last = "" if count is None else str(start + count - 1)
+            ranged = {"Range": f"bytes={done}-{last}"} if done or last else {}
             same = {"IfMatch": tag} if tag else {}
             with explained(self.uri(key), self._access):
                 answer = self._client.get_object(

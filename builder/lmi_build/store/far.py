@@ -26,93 +26,36 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeAlias, TypeVar
 
 from lmi_build.errors import RemoteFailed
 from lmi_build.store import files
 from lmi_build.store.record import hex_of, parse_record, result_of
+from lmi_build.units import MiB
 from lmi_build.values.manifest import FileEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
 
+    from lmi_build.store.bucket import Remote
     from lmi_build.values.result import Entry, StageResult
+
+    Got: TypeAlias = Callable[[int], None]
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
+# One connection to S3 gives less than a disk takes; above this, several share a file.
+_LARGE_BYTES = 32 * MiB
+_PIECE_BYTES = 8 * MiB
 # What a blob is fetched into before its digest is known to be right.
 _FETCH_ATTEMPTS = 2
-
-
-class SmallObject(Protocol):
-    """A small object as it was read."""
-
-    @property
-    def data(self) -> bytes:
-        """Its bytes."""
-
-    @property
-    def tag(self) -> str:
-        """What a conditional write compares."""
-
-    @property
-    def age_seconds(self) -> float:
-        """Since it was written, by the remote's own clock."""
-
-
-class Remote(Protocol):
-    """
-    What a shared store needs of a bucket; keys are relative to its prefix.
-
-    Every method raises `RemoteFailed` when the remote refuses or vanishes.
-    """
-
-    num_files_at_once: int
-
-    def uri(self, key: str) -> str:
-        """The key as the user would write it."""
-
-    def holds(self, key: str, entry: FileEntry) -> bool:
-        """Whether the object is there and recorded to be exactly this content."""
-
-    def send(
-        self, source: Path, key: str, entry: FileEntry, sent: Callable[[int], None]
-    ) -> None:
-        """Store a file; one that came first with this content stays."""
-
-    def stop(self) -> None:
-        """Make every `send` in progress end soon."""
-
-    def go_on(self) -> None:
-        """Allow `send` again."""
-
-    def read(self, key: str) -> SmallObject | None:
-        """A small object, or None."""
-
-    def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
-        """An object's bytes; a broken connection is taken up where it broke."""
-
-    def put(self, key: str, data: bytes, *, tag: str = "") -> str | None:
-        """
-        Write a new small object, or overwrite one that still has this tag.
-
-        Returns:
-            The new tag, or None, and nothing written, when somebody came between.
-        """
-
-    def listing(self, prefix: str) -> Mapping[str, int]:
-        """Every key below a prefix, relative to it, with its length in bytes."""
-
-    def remove(self, key: str) -> None:
-        """Delete an object; that there is none is as good."""
-
-    def close(self) -> None:
-        """Give connections back."""
 
 
 def blob_key(digest: str) -> str:
@@ -230,14 +173,60 @@ class FarStore:
         """
         return self.remote.put(record_key(key), data, tag=tag) is not None
 
-    def fetch(self, digest: str, dest: Path, got: Callable[[int], None]) -> None:
-        """Bring a content to its place in the local store; see `download`."""
-        with self.download(blob_key(digest), digest, dest, got) as partial:
-            files.make_blob(partial, dest)
+    def fetch(
+        self, entries: Iterable[Entry], path: Callable[[str], Path], got: Got
+    ) -> None:
+        """
+        Bring contents to their places in the local store.
+
+        Large ones come one after another, each over all connections at once; the
+        others side by side. Memory is bounded by the pieces in flight.
+
+        Args:
+            entries: Files that are not here.
+            path: Digest to the place of the content.
+            got: Told of bytes as they come, from several threads.
+
+        Raises:
+            RemoteFailed: One is gone, or is not what its name says, twice.
+            OSError: The disk refused.
+        """
+
+        def fetch(entry: Entry) -> None:
+            key, dest = blob_key(entry.digest), path(entry.digest)
+            with self.download(key, entry.digest, dest, got, entry.size) as partial:
+                files.make_blob(partial, dest)
+
+        wanted = sorted(entries, key=lambda entry: -entry.size)
+        for entry in wanted:
+            if entry.size > _LARGE_BYTES:
+                fetch(entry)
+        self.each(fetch, [entry for entry in wanted if entry.size <= _LARGE_BYTES])
+
+    def _chunks(self, key: str, num_bytes: int) -> Iterator[bytes]:
+        """An object in order; a large one by many requests that overlap."""
+        if num_bytes <= _LARGE_BYTES:
+            yield from self.remote.stream(key)
+            return
+
+        def piece(start: int) -> bytes:
+            count = min(_PIECE_BYTES, num_bytes - start)
+            return b"".join(self.remote.stream(key, start=start, count=count))
+
+        starts = iter(range(0, num_bytes, _PIECE_BYTES))
+        width = self.remote.num_files_at_once
+        pool = ThreadPoolExecutor(width, thread_name_prefix="pieces")
+        try:
+            coming = deque(pool.submit(piece, at) for at in islice(starts, width))
+            while coming:
+                yield coming.popleft().result()
+                coming.extend(pool.submit(piece, at) for at in islice(starts, 1))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
     @contextmanager
     def download(
-        self, key: str, digest: str, dest: Path, got: Callable[[int], None]
+        self, key: str, digest: str, dest: Path, got: Got, num_bytes: int = 0
     ) -> Iterator[Path]:
         """
         Bring an object into a synced file beside `dest`, for the body to rename.
@@ -247,6 +236,7 @@ class FarStore:
             digest: Its content, which every byte is held against.
             dest: Where it shall be; nothing is there before the body renames it.
             got: Told of bytes as they come.
+            num_bytes: Its length, where it is known to be large.
 
         Raises:
             RemoteFailed: It is not what its name says, twice.
@@ -261,7 +251,7 @@ class FarStore:
                 for _ in range(_FETCH_ATTEMPTS):
                     stream.seek(0)
                     stream.truncate()
-                    found = _pour(self.remote.stream(key), stream, got)
+                    found = _pour(self._chunks(key, num_bytes), stream, got)
                     if found == hex_of(digest):
                         break
                 else:
@@ -296,7 +286,7 @@ class FarStore:
             self.remote.go_on()
 
 
-def _pour(chunks: Iterator[bytes], stream: FileIO, got: Callable[[int], None]) -> str:
+def _pour(chunks: Iterator[bytes], stream: FileIO, got: Got) -> str:
     """Write an answer, and name it while it is written."""
     sha = hashlib.sha256()
     for chunk in chunks:

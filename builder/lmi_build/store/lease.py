@@ -36,7 +36,7 @@ from lmi_build.store.record import hex_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lmi_build.store.far import Remote, SmallObject
+    from lmi_build.store.bucket import Remote, SmallObject
 
 _LOG = logging.getLogger(__name__)
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lmi_build.digest import Digest, JSONValue
-    from lmi_build.store.far import Remote
-    from lmi_build.values.result import Entry, Measure, StageResult
+    from lmi_build.store.bucket import Remote
+    from lmi_build.values.result import Measure, StageResult
 
 _LOG = logging.getLogger(__name__)
 
@@ -150,12 +150,7 @@ class TieredStore(Store):
             if not self._present(entry)
         }
         with files.explaining("fetching results", self.root):
-
-            def fetch(entry: Entry) -> None:
-                self.far.fetch(entry.digest, self.blob_path(entry.digest), got)
-
-            # Large ones first, so that no connection ends alone with one.
-            self.far.each(fetch, sorted(absent.values(), key=lambda e: -e.size))
+            self.far.fetch(absent.values(), self.blob_path, got)
             for result in wanted:
                 found = self._shared.get(result.key)
                 if found is not None:
