@@ -7,11 +7,12 @@ parameter store) answer there too. It can throttle as S3 does.
 
 from __future__ import annotations
 
+import io
 import logging
 import random
 import re
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from lmi_build.errors import ToolMissing
@@ -65,7 +66,7 @@ def s3_server(*, throttled: bool = False) -> Iterator[str]:
         ) from error
     # A line for every request would drown what the user came to see.
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
-    application: Any = DomainDispatcherApplication(create_backend_app)
+    application: Any = _at_once(DomainDispatcherApplication(create_backend_app))
     if throttled:
         application = _throttle(application)
     server = make_server("127.0.0.1", 0, application, threaded=True)
@@ -76,6 +77,36 @@ def s3_server(*, throttled: bool = False) -> Iterator[str]:
     finally:
         server.shutdown()
         thread.join()
+
+
+def _at_once(application: Any) -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
+    """Let conditional writes through one by one: moto looks, then writes."""
+    lock = threading.Lock()
+
+    def answer(environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+        conditional = {"HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"} & environ.keys()
+        if environ["REQUEST_METHOD"] not in {"PUT", "POST"} or not conditional:
+            return application(environ, start)  # type: ignore[no-any-return]
+        # A slow sender must not hold up the others.
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        environ["wsgi.input"] = io.BytesIO(body)
+        with lock:
+            return list(application(environ, start))
+
+    return answer
+
+
+def _conditional(application: Any) -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
+    """Let a conditional write compare and store in one step, as S3 does."""
+    lock = threading.Lock()
+
+    def answer(environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+        writes = environ["REQUEST_METHOD"] in {"PUT", "POST", "DELETE"}
+        with lock if writes else nullcontext():
+            answered: Iterable[bytes] = application(environ, start)
+            return answered
+
+    return answer
 
 
 def _throttle(application: Any) -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
