@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmi_build import registry
-from lmi_build.catalog.market import shipped_market
+from lmi_build.catalog.instances import instances
 from lmi_build.catalog.runtimes import runtimes
 from lmi_build.errors import DoesNotFit, Problem, RecipeInvalid, UsageInvalid
 from lmi_build.plan.beside import Beside, with_beside
@@ -196,7 +196,7 @@ def _advised(
     report: SizeReport, facts: ModelFacts, spec: QuantSpec, market: Market | None
 ) -> SizeReport:
     """A report with the changes that make it fit, where it does not."""
-    machines = (market or shipped_market()).instances.values()
+    machines = (instances() if market is None else market.instances).values()
     forms = _other_forms(facts, spec, report.place.runtime.name)
     return advise(report, forms, machines)
 
@@ -327,7 +327,6 @@ def find_instance(target: str, tp: int, market: Market | None = None) -> Instanc
     Raises:
         UsageInvalid: There is none of that name, or it has too few devices.
     """
-    from lmi_build.catalog.instances import instances
     from lmi_build.text import did_you_mean
 
     name = target if target.startswith("ml.") else f"ml.{target}"
@@ -350,9 +349,7 @@ def find_instance(target: str, tp: int, market: Market | None = None) -> Instanc
 
 
 def plan_sizes(
-    recipes: Iterable[Recipe],
-    facts: Mapping[str, ModelFacts],
-    market: Market | None = None,
+    recipes: Iterable[Recipe], facts: Mapping[str, ModelFacts]
 ) -> dict[str, SizeReport]:
     """
     Sizes of the recipes whose backend's memory is known.
@@ -360,10 +357,9 @@ def plan_sizes(
     Args:
         recipes: Checked recipes.
         facts: Recipe name to its model.
-        market: Instances of the user's own beside those shipped.
     """
     return {
-        recipe.name: size_recipe(recipe, facts[recipe.name], market=market)
+        recipe.name: size_recipe(recipe, facts[recipe.name])
         for recipe in recipes
         if recipe.compile.backend in runtimes()
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmi_build import api
-from lmi_build.cli.catalog_option import catalog_path, knows_catalog, with_catalog
+from lmi_build.cli.catalog_option import knows_catalog
 from lmi_build.cli.options import State, with_common_options, with_lock_options
 from lmi_build.cli.page_option import need_plots, with_page, write_page
 from lmi_build.cli.render import data, data_line, say, style, table
@@ -81,7 +81,7 @@ def _refuse_instances(recipes: Sequence[Recipe]) -> None:
     help="Plan what `build --rehearse` would do: no stage needs another machine.",
 )
 @with_page
-@with_catalog
+@knows_catalog
 @with_common_options
 @click.pass_obj
 def plan(
@@ -93,21 +93,18 @@ def plan(
     want_status: bool,
     rehearse: bool,
     page: Path | None,
-    catalog: Path | None,
 ) -> int:
     """Show what a build would do, and what it would cost."""
-    from lmi_build.catalog.market import read_market
     from lmi_build.sizes import plan_sizes, size_lines
 
     need_plots(page)
-    market = read_market(catalog_path(state, catalog))
     state.rehearse = rehearse
     settings = state.settings()
     recipes = api.load_recipe(recipe, overrides=state.overrides)
     facts = api.resolve(recipes, settings)
     planned = api.make_plan(recipes, settings, facts=facts)
     outlook = api.outlook(planned, settings)
-    reports = plan_sizes(recipes, facts, market)
+    reports = plan_sizes(recipes, facts)
     sizes = {item.name: size_lines(reports.get(item.name)) for item in recipes}
     if out is not None:
         from lmi_build.plan.saved import plan_to_json
