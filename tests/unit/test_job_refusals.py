@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -278,3 +279,24 @@ def test_a_release_without_an_image_needs_one_of_your_own() -> None:
     (problem,) = caught.value.problems
     assert problem.code == "job.no-image"
     assert "job: {images: {compile: URI}}" in problem.hint
+
+
+def test_what_is_absent_here_is_needed_in_the_image() -> None:
+    """A machine without the tools plans, and is told the same as one with them."""
+    work = work_of(ONNX, BASE)
+    bare = [
+        replace(stage, tools=dict.fromkeys(stage.tools, "absent"))
+        for stage in work.plan.stages
+        if stage.kind in {"fetch", "compile"}
+    ]
+    artifact = replace(
+        work.plan.artifacts[0], stages={stage.kind: stage.key for stage in bare}
+    )
+    plan = replace(work.plan, stages=tuple(bare), artifacts=(artifact,))
+
+    with pytest.raises(RecipeInvalid) as caught:
+        render(replace(work, plan=plan), wheel=WHEEL)
+
+    (problem,) = caught.value.problems
+    assert problem.code == "job.image-lacks"
+    assert "`onnxruntime-genai`" in problem.message

@@ -286,13 +286,12 @@ def _reasons(
 def _warnings(group: Sequence[Placed], asked: Demand, work: Work) -> list[str]:
     """What is known to go wrong, or likely to, one sentence each."""
     found = []
-    for name, versions in other_versions(
-        (p.stage for p in group), group[0].image
-    ).items():
+    stages = [p.stage for p in group]
+    for name, (theirs, ours) in other_versions(stages, group[0].image).items():
         found.append(
-            f"the image has {name} {versions[0]}, the plan was made with {versions[1]}:"
-            " the job will name all such differences in its first minute, and"
-            " `lmi-build lock RECIPE --tools-from JOB` then plans for the image"
+            f"the image has {name} {theirs}, the plan was made with {ours}: the job"
+            " will name all such differences in its first minute, and `lmi-build lock"
+            " RECIPE --tools-from JOB` then plans for the image"
         )
     given = work.spec.max_runtime_seconds
     if given is not None and asked.seconds is not None and given < asked.seconds:

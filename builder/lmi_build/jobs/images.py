@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from lmi_build.values.stage import Stage
 
 _DIGEST = "sha256:"
-# What a plan writes for a package that is not there; the stage does without it.
-_ABSENT = "absent"
 _MOST_REGIONS = 6
 
 
@@ -67,11 +65,9 @@ def _release_image(need: Need) -> tuple[str, str] | Problem:
 def _plain_image(stage: Stage, need: Need) -> tuple[str, str] | Problem:
     """Repository and tag of the image for stages that need no device."""
     image = default_image()
-    lacking = [
-        name
-        for name, version in sorted(stage.tools.items())
-        if version != _ABSENT and not image.has(name)
-    ]
+    # What is absent here is needed all the same: a stage names nothing it can do
+    # without.
+    lacking = [name for name in sorted(stage.tools) if not image.has(name)]
     if not lacking or stage.toolchain:
         return image.repository, image.tag
     return Problem(
