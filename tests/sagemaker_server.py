@@ -294,6 +294,8 @@ class SageMakerServer(FaultyS3):
         self, kind: str, operation: str, body: dict[str, Any], start: Any
     ) -> list[bytes]:
         wanted = body.get("NameContains", "")
+        if "NameContains" in body and not re.fullmatch(r"[a-zA-Z0-9\-]{1,63}", wanted):
+            return _refuse(start, 400, "ValidationException", "NameContains: pattern")
         found = [j for j in self.jobs.values() if j.kind == kind and wanted in j.name]
         found.sort(key=lambda job: job.created, reverse=True)
         first = int(body.get("NextToken", 0))

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 BUCKET = "bench"
 REGION = "us-east-1"
 HIDDEN = 2048
+_CASES = ("new", "unchanged", "unchanged, from an empty local store")
 RECIPE = f"""\
 schema: lmi-build/v1
 name: large
@@ -139,7 +140,7 @@ def _in_progress(application: Any, environ: dict[str, Any], start: Any) -> list[
     return [body]
 
 
-def submit(root: Path, url: str) -> tuple[dict[str, Any], float, float]:
+def submit(root: Path, url: str, cache: str) -> tuple[dict[str, Any], float, float]:
     """Submit once; its answer, wall seconds and CPU seconds."""
     environment = {
         **os.environ,
@@ -153,7 +154,7 @@ def submit(root: Path, url: str) -> tuple[dict[str, Any], float, float]:
     done = subprocess.run(
         [
             *(sys.executable, "-c", "from lmi_build.cli.main import main; main()"),
-            *("--cache-dir", "cache", "job", "submit", "recipe.yaml"),
+            *("--cache-dir", cache, "job", "submit", "recipe.yaml"),
             *("--output", "json"),
         ],
         cwd=root,
@@ -171,7 +172,7 @@ def submit(root: Path, url: str) -> tuple[dict[str, Any], float, float]:
 
 
 def main() -> None:
-    """Submit three times: new, then unchanged twice."""
+    """Submit three times, with a local store that is empty in the end again."""
     parser = argparse.ArgumentParser(description="bytes that `job submit` sends")
     parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--size", type=parse_bytes, default=parse_bytes("2GiB"))
@@ -195,11 +196,12 @@ def main() -> None:
         )
         client.create_bucket(Bucket=BUCKET)
         client.close()
-        for number in range(1, 4):
+        for number, case in enumerate(_CASES, 1):
             counted.clear()
-            found, seconds, cpu = submit(root, url)
+            cache = "elsewhere" if number == len(_CASES) else "cache"
+            found, seconds, cpu = submit(root, url, cache)
             print(
-                f"submit {number}: {sum(counted):,} bytes sent to the store,"
+                f"{case}: {sum(counted):,} bytes sent to the store,"
                 f" {len(counted)} requests, {seconds:.1f} s, {cpu:.1f} CPU s,"
                 f" jobs {[row['how'] for row in found['jobs']]}"
             )

@@ -23,7 +23,12 @@ from lmi_build.jobs.status import list_jobs, status
 from lmi_build.jobs.submit import Ground, submit
 from lmi_build.plan.saved import plan_to_json
 from lmi_build.store.lease import lease_key
-from lmi_build.values.job import JobDocument, JobResult, job_to_json
+from lmi_build.values.job import (
+    JobDocument,
+    JobResult,
+    job_to_json,
+    result_to_json,
+)
 from publishing import QUICK
 from running_jobs import submission
 from sagemaker_server import REGION, SageMakerServer
@@ -235,6 +240,27 @@ def test_a_name_of_nobody_is_refused(
         submission_of_name(service, name, settings)
 
     assert error.value.code == "job.unknown"
+
+
+def test_results_are_the_hosts_own_each_once(shared: SharedStore) -> None:
+    """SageMaker uploads the output `report` beside them, with logs in folders."""
+
+    def put(key: str, host: str, message: str) -> None:
+        result = JobResult(name="n", host=host, ok=True, exit_code=0, message=message)
+        data = json.dumps(result_to_json(result)).encode()
+        assert shared.place.create(f"jobs/n/{key}", data)
+
+    put("algo-1.json", "algo-1", "own")
+    put("report/algo-1.json", "algo-1", "uploaded")
+    put("report/algo-2.json", "algo-2", "uploaded")
+    put("report/algo-1/builds/x/algo-3.json", "algo-3", "a log")
+    assert shared.place.create("jobs/n/submission.json", b"{}")
+    found = shared.results("n")
+
+    assert [(r.host, r.message) for r in found] == [
+        ("algo-1", "own"),
+        ("algo-2", "uploaded"),
+    ]
 
 
 # -- jobs without a network -----------------------------------------------------------

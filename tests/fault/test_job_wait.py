@@ -388,6 +388,32 @@ def test_logs_that_may_not_be_read_stop_nobody(desk: Desk) -> None:
     assert outcome.jobs[0].tail.refused is refused
 
 
+def test_lines_come_once_although_reading_them_fails(desk: Desk) -> None:
+    """Throttled between two hosts' streams: what was read stays, the rest follows."""
+    ground = desk.ground(stage_plans.chain(), [0, 1, 2])
+    desk.server.on_create = None
+    submit(ground)
+    job = desk.server.jobs["sample-a"]
+    desk.server.put_log(job, "algo-1", ["one", "two"])
+    desk.server.put_log(job, "algo-2", ["three"])
+    tail = LogTail(desk.service, "processing", "sample-a")
+    real, calls = tail._read, 0
+
+    def fail_second(stream: str) -> Iterator[Any]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise RemoteFailed("Rate exceeded", code="remote.throttled")
+        return real(stream)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tail, "_read", fail_second)
+        first = [line.text for line in tail.poll()]
+        second = [line.text for line in tail.poll()]
+
+    assert (first, second) == (["one", "two"], ["three"])
+
+
 def test_throttling_while_waiting_is_waited_out(desk: Desk) -> None:
     ground = desk.ground(stage_plans.chain(), [0, 1, 2])
     submit(ground)

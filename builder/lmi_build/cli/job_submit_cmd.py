@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,7 @@ def submit(
     a new name. Jobs that need results of others are created by `wait`.
     """
     from lmi_build.jobs.find import open_ground
-    from lmi_build.jobs.prepare import prepare
+    from lmi_build.jobs.prepare import prepare, submission_of
     from lmi_build.jobs.service import connect
     from lmi_build.jobs.submit import submit as place_all
 
@@ -64,8 +64,6 @@ def submit(
     graph = rendered.graph
     service = connect(settings, region=graph.region)
     try:
-        from lmi_build.jobs.prepare import submission_of
-
         submission = submission_of(rendered)
         with open_ground(
             submission, service, settings, lambda line: say(state, line)
@@ -139,10 +137,11 @@ def _wait(
     from lmi_build import api
     from lmi_build.execute.redact import Redactor
     from lmi_build.jobs.isolation import bring_results
+    from lmi_build.jobs.prepare import store_settings
     from lmi_build.jobs.wait import Waiter
     from lmi_build.jobs.watch import Merger
 
-    there = replace(settings, store=ground.submission.store)
+    there = store_settings(settings, ground.submission)
 
     def bring(job: Any, ended: Any) -> None:
         store = api.open_store(there)

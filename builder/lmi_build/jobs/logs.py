@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 # More streams than any job of ours has hosts.
 _MAX_STREAMS = 500
+_REFUSALS = frozenset({"job.denied", "remote.refused"})
+# What a job is not left alone for: the next look brings the lines.
+_PASSING = frozenset({"remote.throttled", "remote.server-error", "remote.unreachable"})
+_MAX_FAILURES = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,21 +65,34 @@ class LogTail:
         self._group = log_group(kind)
         self._prefix = f"{name}/"
         self._tokens: dict[str, str] = {}
+        self._failures = 0
         # Why there are no logs, where they may not be read.
         self.refused: LmiBuildError | None = None
 
     def poll(self) -> list[LogLine]:
-        """What came since the last call, in order of time."""
+        """
+        What came since the last call, in order of time.
+
+        Raises:
+            RemoteFailed: CloudWatch failed several times in a row.
+        """
         if self.refused is not None:
             return []
+        lines: list[LogLine] = []
         try:
-            lines = [line for stream in self._streams() for line in self._read(stream)]
+            for stream in self._streams():
+                # One after another: what was read stays when the next one fails.
+                for line in self._read(stream):
+                    lines.append(line)  # noqa: PERF402
+            self._failures = 0
         except LmiBuildError as error:
-            if error.code not in {"job.denied", "remote.refused"}:
-                raise
-            # A role that may run jobs but not read logs can still wait for them.
-            self.refused = error
-            return []
+            if error.code in _REFUSALS:
+                # A role that may run jobs but not read logs can still wait for them.
+                self.refused = error
+            else:
+                self._failures += 1
+                if error.code not in _PASSING or self._failures > _MAX_FAILURES:
+                    raise
         return sorted(lines, key=lambda line: line.timestamp_ms)
 
     def _streams(self) -> list[str]:

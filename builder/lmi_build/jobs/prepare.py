@@ -62,6 +62,15 @@ def submission_of(rendered: Rendered) -> Submission:
     )
 
 
+def store_settings(settings: Settings, submission: Submission) -> Settings:
+    """The user's environment, with the jobs' store and its key in place."""
+    return replace(
+        settings,
+        store=submission.store,
+        store_kms_key_id=submission.kms_key_id or settings.store_kms_key_id,
+    )
+
+
 def prepare(
     rendered: Rendered,
     *,
@@ -89,7 +98,7 @@ def prepare(
     if local:
         stages = tuple(stage for stage in graph.plan.stages if stage.key in local)
         plan = replace(graph.plan, stages=stages, artifacts=())
-        there = replace(settings, store=graph.store)
+        there = store_settings(settings, submission_of(rendered))
         api.build(plan, there, emit=emit, thorough=True)
     total = Sent()
     for channel in {r.channel_key: r.channel for r in rendered.requests}.values():

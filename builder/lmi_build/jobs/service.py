@@ -248,7 +248,8 @@ def list_summaries(
 ) -> list[JobState]:
     """The newest jobs of one kind, without what only `describe` says."""
     pages = service.sagemaker.get_paginator(f"list_{_WORD[kind]}s").paginate(
-        NameContains=name_contains,
+        # The API takes no empty word.
+        **({"NameContains": name_contains} if name_contains else {}),
         SortBy="CreationTime",
         SortOrder="Descending",
         PaginationConfig={"MaxItems": limit, "PageSize": min(limit, 100)},

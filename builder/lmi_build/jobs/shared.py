@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lmi_build.values.settings import Settings
 
 INPUTS = "inputs/"
+# Output of a job, and the folder that it goes to.
+REPORT = "report"
 
 
 class SharedStore:
@@ -52,18 +54,27 @@ class SharedStore:
         return [key for key, held in rows if not held]
 
     def results(self, name: str) -> tuple[JobResult, ...]:
-        """What the hosts of a job left when they ended, in order of host."""
+        """
+        What the hosts of a job left when they ended, in order of host.
+
+        A host that could not write to the store left it in its output, which SageMaker
+        uploads.
+        """
         base = f"jobs/{name}/"
-        found = []
-        for host in sorted(self.place.listing(base)):
-            stored = self.place.read(base + host)
-            if stored is None or not host.endswith(".json"):
-                continue
-            try:
-                found.append(result_from_json(stored.data))
-            except ValueError:
-                continue  # another document of the job's folder
-        return tuple(found)
+        there = self.place.listing(base)
+        found: dict[str, JobResult] = {}
+        for folder in ("", f"{REPORT}/"):
+            for key in sorted(there):
+                host = key.removeprefix(folder)
+                if not key.startswith(folder) or "/" in host or host in found:
+                    continue
+                stored = self.place.read(base + key)
+                if stored is None or not host.endswith(".json"):
+                    continue
+                # Other documents of the job lie there too.
+                with suppress(ValueError):
+                    found[host] = result_from_json(stored.data)
+        return tuple(found[host] for host in sorted(found))
 
 
 @contextmanager

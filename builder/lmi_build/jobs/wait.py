@@ -90,6 +90,8 @@ class Waiter:
         bring: Called for a job without network, to bring its results into the store.
         sleep: Waits for some seconds.
         refused: Why a follower could not be created.
+        rows: The jobs while they are watched.
+        silent: Names of jobs whose logs may not be read, and that was said.
     """
 
     ground: Ground
@@ -98,6 +100,7 @@ class Waiter:
     sleep: Callable[[float], None] = time.sleep
     refused: LmiBuildError | None = None
     rows: list[Tracked] = field(default_factory=list)
+    silent: set[str] = field(default_factory=set)
 
     def run(self) -> Outcome:
         """
@@ -221,6 +224,9 @@ class Waiter:
         state = aws.describe(self.ground.service, row.job.kind, row.name)
         lines = row.tail.poll()
         self.merger.take(row.name, lines)
+        if row.tail.refused is not None and row.name not in self.silent:
+            self.silent.add(row.name)
+            self.ground.say(f"note: no logs of {row.name}: {row.tail.refused.message}")
         changed = row.state is None or state is None or row.state.status != state.status
         row.state = state or row.state
         if state is not None and state.has_ended:
