@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lmi_build.values.stage import Stage
 
 _DIGEST = "sha256:"
+_ABSENT = "absent"
 _MOST_REGIONS = 6
 
 
@@ -75,8 +76,16 @@ def _plain_image(stage: Stage, need: Need) -> tuple[str, str] | Problem:
         message=f"stage `{stage.kind}` needs {join_words(lacking, last='and')}, which"
         " no image of AWS in the catalogue has",
         path=need.image_path,
-        hint=f"build one from `{image.repository}:{image.tag}` with these packages,"
-        " push it to ECR, and name it: `job: {image: URI}`",
+        hint=f"build one from `{image.repository}:{image.tag}` with `pip install"
+        f" {_requirements(stage)}`, push it to ECR, and name it: `job: {{image: URI}}`",
+    )
+
+
+def _requirements(stage: Stage) -> str:
+    """A stage's tools as pip takes them, in the plan's versions where it has them."""
+    return " ".join(
+        name if version == _ABSENT else f"{name}=={version.partition('+')[0]}"
+        for name, version in sorted(stage.tools.items())
     )
 
 
