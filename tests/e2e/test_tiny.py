@@ -294,3 +294,22 @@ def test_serve_answers_and_enforces_the_bounds(desk: Desk) -> None:
     assert "32" in json.dumps(refusal)
     assert 400 <= many_status < 500
     assert "8" in json.dumps(too_many)
+
+
+def test_a_log_is_held_against_the_built_artifact(desk: Desk) -> None:
+    """Bounds come from its manifest; what they reject decides the status."""
+    row = '{"input_tokens": %d, "output_tokens": %d}\n'
+    (desk.root / "same.jsonl").write_text(row % (32, 8) * 99)
+    (desk.root / "longer.jsonl").write_text(row % (32, 8) * 99 + row % (33, 9))
+
+    same = desk.run("bounds", "check", "same.jsonl", str(desk.tree), "--output", "json")
+    longer = desk.run(
+        "bounds", "check", "longer.jsonl", str(desk.tree), "--output", "json"
+    )
+
+    assert (same.status, longer.status) == (0, 11), (same.err, longer.err)
+    assert same.json["within"]
+    (built,) = longer.json["built"]
+    assert (built["max_input_len"], built["max_output_len"]) == (32, 8)
+    assert (built["over_input"], built["over_output"], built["rejected"]) == (1, 1, 1)
+    assert built["now"]["max_input_len"] == 33

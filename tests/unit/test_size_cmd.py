@@ -281,3 +281,89 @@ def test_what_a_core_has_no_room_for_is_told_with_a_batch_that_fits(
     assert found["verdict"] == "cannot fit"
     assert change["path"] == "bounds.max_batch_size"
     assert document(folder, str(path), *fitting, capsys=capsys)["verdict"] == "fits"
+
+
+def lines_of(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The lines of a report by name."""
+    return {line["name"]: line for line in report["lines"]}
+
+
+def test_adapters_and_a_draft_model_are_lines_of_their_own(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four adapters of rank 8: each linear's channels in and out, two bytes each."""
+    model = ["--model", str(folder / "model"), *MODEL]
+    bare = document(folder, *model, capsys=capsys)
+    more = document(
+        folder,
+        *(*model, "--max-loras", "4", "--max-lora-rank", "8"),
+        *("--draft-model", str(folder / "model")),
+        capsys=capsys,
+    )
+    config = json.loads((folder / "model" / "config.json").read_text("utf-8"))
+    wide, inner = config["hidden_size"], config["intermediate_size"]
+    heads = config["num_attention_heads"]
+    key = config["num_key_value_heads"] * config.get("head_dim", wide // heads)
+    query = heads * config.get("head_dim", wide // heads)
+    attention = 2 * (wide + query) + 2 * (wide + key)
+    channels = config["num_hidden_layers"] * (attention + 3 * (wide + inner))
+    before, after = lines_of(bare), lines_of(more)
+
+    assert set(after) - set(before) == {
+        "adapters",
+        "draft model: weights",
+        "draft model: cache",
+    }
+    assert after["adapters"]["low_bytes"] == 4 * 8 * 2 * channels
+    assert (
+        after["draft model: cache"]["low_bytes"]
+        == (before["key-value cache"]["low_bytes"])
+    )
+
+
+def test_a_recipes_environment_asks_for_adapters(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What LMI is told counts, with its own number of adapters where none is said."""
+    recipe = folder / "adapters.yaml"
+    recipe.write_text(
+        f"{RECIPE}serve:\n  environment:\n"
+        '    OPTION_ENABLE_LORA: "true"\n    OPTION_MAX_LORA_RANK: "8"\n'
+        "    OPTION_SPECULATIVE_DRAFT_MODEL: some/model\n",
+        "utf-8",
+    )
+    report = document(folder, str(recipe), capsys=capsys)
+
+    assert lines_of(report)["adapters"]["formula"].startswith("4 adapters x rank 8 x ")
+    assert any("--draft-model" in why for why in report["unknown"])
+
+
+@pytest.mark.parametrize(
+    ("told", "code"),
+    [
+        (["--max-lora-rank", "8"], "size.no-adapters"),
+        (["--bits", "4"], "size.no-method"),
+        (["--group-size", "64"], "size.no-method"),
+    ],
+)
+def test_an_option_that_changes_nothing_is_refused(
+    folder: Path, told: list[str], code: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--model", str(folder / "model"), *MODEL]
+    status, _, err = size(folder, *model, *told, capsys=capsys)
+
+    assert status == 2
+    assert f"error[{code}]" in err
+
+
+def test_an_8_bit_cache_is_half_as_large_without_quantized_weights(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--model", str(folder / "model"), *MODEL]
+    whole = lines_of(document(folder, *model, capsys=capsys))
+    half = lines_of(document(folder, *model, "--kv-cache-dtype", "fp8", capsys=capsys))
+
+    assert (
+        2 * half["key-value cache"]["low_bytes"]
+        == (whole["key-value cache"]["low_bytes"])
+    )
