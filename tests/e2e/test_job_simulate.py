@@ -12,6 +12,7 @@ import pytest
 
 from bench.jobs_faults import NUM_HOSTS, build, check
 from desk import Desk
+from faulty_s3 import FaultyS3
 from lmi_build.jobs.simulation.fault import Fault, parse_fault
 from lmi_build.jobs.simulation.server import s3_server
 from lmi_build.values.job import result_from_json
@@ -162,6 +163,23 @@ def test_a_throttled_store_only_takes_longer(room: Path) -> None:
         ended = bench.run(request, fault=parse_fault("throttle")).hosts[0]
 
     assert ended.exit_code == 0, ended.log.read_text()
+
+
+def test_a_token_that_expires_in_between_costs_nothing(room: Path) -> None:
+    """Status 6 and why, in the message; with a fresh one it goes on."""
+    with FaultyS3() as server:
+        bench = Bench(url=server.url, root=room)
+        bench.client.create_bucket(Bucket=BUCKET)
+        request = bench.request(plan_of(bench), lease_seconds=3)
+        server.rule(r"^PUT .*/actions/", "expired-token", times=9999)
+        expired = bench.run(request).hosts[0]
+        server.forget()
+        again = bench.run(request).hosts[0]
+
+    assert expired.exit_code == 6
+    assert expired.message.startswith("error[remote.expired-token]: ")
+    assert again.exit_code == 0, again.log.read_text()
+    assert "tiny/package" in again.built
 
 
 def test_other_tools_end_a_job_and_are_told(bench: Bench) -> None:

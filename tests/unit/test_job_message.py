@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmi_build.events import StageNote
 from lmi_build.execute.redact import Redactor
 from lmi_build.jobs.simulation.container import namespace
 from lmi_build.sagemaker.message import cut, message_bytes, write_message
@@ -96,6 +97,29 @@ def test_a_processing_job_tells_its_success(tmp_path: Path) -> None:
     write_message(watch.places, result, NOBODY)
 
     assert (tmp_path / "output/message").read_text() == "ok\ns3://b/x sha256:00"
+
+
+def test_events_words_and_results_hide_secrets(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever a container prints or leaves went through its redactor."""
+    secret = "hf_0123456789abcdefghij"
+    watch = Watch(
+        places=Places(kind="processing", root=tmp_path), redactor=Redactor((secret,))
+    )
+
+    watch.emit(
+        StageNote(stage="r/fetch", level="info", code="x.y", message=f"with {secret}")
+    )
+    watch.say(f"Traceback: {secret}")
+    result = watch.result(exit_code=1, message=secret, hints=(secret,))
+    end_message(watch, result)
+
+    out, err = capfd.readouterr()
+    left = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(left) == 1
+    assert out.count("[redacted]") == err.count("[redacted]") == 1
+    assert secret not in "".join([out, err, repr(result), *left])
 
 
 FULL = """
