@@ -132,18 +132,20 @@ def recipes(lock: Lock | None = None, text: str = RECIPE) -> tuple[Recipe, ...]:
     return tuple(replace(recipe, lock=lock) for recipe in parse_recipe(text))
 
 
-def plan_on(
-    machine: Machine, lock: Lock | None = None, *, locked: bool = False
-) -> tuple[Plan, Lock]:
-    """The plan that a machine makes, and the lock of it."""
-    settings = Settings(
+def settings_of(machine: Machine, *, locked: bool = False) -> Settings:
+    """What the user of a machine says."""
+    return Settings(
         cache_dir=Path("/nowhere"),
         threads=machine.threads,
         lock_mode=LOCKED if locked else FOLLOW,
     )
-    found = [open_lock(recipe, settings) for recipe in recipes(lock)]
-    world = World(
-        facts={recipe.name: machine.facts() for recipe in found},
+
+
+def world_of(machine: Machine, found: Iterable[Recipe], settings: Settings) -> World:
+    """What the planner may know on a machine; recipes share one model."""
+    facts = machine.facts()
+    return World(
+        facts={recipe.name: facts for recipe in found},
         quantizer=registry.quantizer,
         backend=registry.backend,
         versions=machine.version,
@@ -158,6 +160,15 @@ def plan_on(
         settings=settings,
         toolchain=lambda name: Pinned(versions={name: "1.0"}),
     )
+
+
+def plan_on(
+    machine: Machine, lock: Lock | None = None, *, locked: bool = False
+) -> tuple[Plan, Lock]:
+    """The plan that a machine makes, and the lock of it."""
+    settings = settings_of(machine, locked=locked)
+    found = [open_lock(recipe, settings) for recipe in recipes(lock)]
+    world = world_of(machine, found, settings)
     plan = make_plan("sample", found, world)
     lmi_build, catalog = machine.maker
     maker = Maker(

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmi_build.errors import RecipeInvalid
+from lmi_build.plan.planner import make_plan
 from lmi_build.recipe.lock import lock_text
 from lmi_build.recipe.lock_reader import parse_lock
 from lmi_build.values.lock import (
@@ -22,7 +23,16 @@ from lmi_build.values.lock import (
     scoped,
 )
 from lmi_build.values.model import FileFact
-from locked_plans import COMMIT, FILES, Machine, keys, plan_on
+from locked_plans import (
+    COMMIT,
+    FILES,
+    Machine,
+    keys,
+    plan_on,
+    recipes,
+    settings_of,
+    world_of,
+)
 
 WORDS = st.text(
     st.characters(codec="utf-8", exclude_characters="\x7f\x00"), min_size=1, max_size=12
@@ -212,6 +222,32 @@ def test_a_stage_never_runs_with_other_tools(other: Machine) -> None:
         same = {name: have or "absent" for name, have in here.items()} == stage.tools
         foreign = stage.platform != "any" and other.architecture != "x86_64"
         assert (stage.blocker is None) == (same and not foreign), stage.name
+
+
+@settings(max_examples=15, deadline=None)
+@given(MACHINES, MACHINES)
+def test_recipes_that_are_planned_together_keep_their_locks(
+    first: Machine, second: Machine
+) -> None:
+    """What recipes share is made once, but never by the lock of another."""
+    alone = [plan_on(machine) for machine in (first, second)]
+    together = [
+        replace(recipe, name=f"{recipe.name}-{number}", lock=lock)
+        for number, (_, lock) in enumerate(alone)
+        for recipe in recipes()
+    ]
+    here = Machine()
+    world = world_of(here, together, settings_of(here))
+
+    plan = make_plan("all", together, world)
+
+    found = {artifact.name: artifact.stages for artifact in plan.artifacts}
+    for number, (_, lock) in enumerate(alone):
+        its = plan_on(here, lock)[0]
+        for artifact in its.artifacts:
+            both = found[f"{artifact.name}-{number}"]
+            for kind in ("fetch", "quantize", "compile"):
+                assert both[kind] == artifact.stages[kind], kind
 
 
 def one(part: str, entry: str, old: str, new: str, field: str = "") -> LockChange:

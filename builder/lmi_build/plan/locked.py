@@ -23,7 +23,7 @@ from lmi_build.values.settings import FOLLOW, FROZEN, LOCKED
 from lmi_build.values.stage import Blocker
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Hashable, Mapping, Sequence
 
     from lmi_build.plan.planner import World
     from lmi_build.values.lock import LockChange, LockedData, LockedModel
@@ -176,6 +176,16 @@ def hold(
         hint=f"{way}, run it as a job whose container has these, or take what is here:"
         f" `lmi-build lock --upgrade tools {recipe.file}`",
     )
+
+
+def lock_terms(recipe: Recipe, kind: str) -> Hashable:
+    """What a lock decides of a stage; equal terms make equal stages."""
+    lock = recipe.lock
+    if lock is None:
+        return None
+    tools = sorted(lock.tools_of(recipe.name, kind).items())
+    pins = [(name, *sorted(pins.items())) for name, pins in lock.toolchains.items()]
+    return tuple(tools), tuple(sorted(pins)), lock.threads, lock.architecture
 
 
 def other_processor(recipe: Recipe, platform: str, world: World) -> Blocker | None:

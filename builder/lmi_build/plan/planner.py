@@ -16,7 +16,13 @@ from lmi_build.package.stage import ENTRY as PACKAGE_ENTRY
 from lmi_build.package.stage import PACKAGE_SALT, package_params
 from lmi_build.plan.checks import check_model
 from lmi_build.plan.hessian import calibration_notes
-from lmi_build.plan.locked import as_locked, hold, other_processor, threads
+from lmi_build.plan.locked import (
+    as_locked,
+    hold,
+    lock_terms,
+    other_processor,
+    threads,
+)
 from lmi_build.quantizers.calibration import calibration_distributions
 from lmi_build.sources import dataset as data
 from lmi_build.sources import resolve as fetch
@@ -261,7 +267,7 @@ def _chain(recipe: Recipe, world: World) -> list[Stage]:
     facts = world.facts[recipe.name]
     world = as_locked(recipe, world)
     recipe = _settled(recipe, world)
-    source = ("fetch", recipe.model, id(facts))
+    source = ("fetch", recipe.model, id(facts), lock_terms(recipe, "fetch"))
     chain = [_once(world, source, lambda: _fetch(recipe, facts, world))]
     scheme = float_scheme(facts)
     if recipe.quantize.provider == COMPILER:
@@ -270,7 +276,8 @@ def _chain(recipe: Recipe, world: World) -> list[Stage]:
         quantizer = world.quantizer(recipe.quantize.provider)
         scheme = quantizer.scheme(recipe.quantize, facts)
         dataset = _calibration(recipe, world)
-        made = ("quantize", recipe.quantize, id(facts), chain[0].key)
+        terms = lock_terms(recipe, "quantize")
+        made = ("quantize", recipe.quantize, id(facts), chain[0].key, terms)
         checkpoint = _once(
             world,
             made,
