@@ -389,7 +389,9 @@ def check_offline(recipes: Sequence[Recipe], settings: Settings) -> bool:
 
     offline = replace(settings, offline=True)
     try:
-        pinned, world = _world(recipes, offline, None)
+        # Nothing is named here, so no weight need be read.
+        facts = resolve(recipes, offline, hashed=False)
+        pinned, world = _world(recipes, offline, facts)
     except RemoteFailed:
         # Only what is not here ends so; `plan` looks at it over the network.
         from lmi_build.plan.planner import check_providers
