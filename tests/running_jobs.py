@@ -38,6 +38,8 @@ class Runner:
         before: Lines that a container prints first.
         die: Names of jobs that end without a word.
         threads: Of jobs that were started.
+        started: Their names.
+        listed: What their manifests list, where they have no network.
     """
 
     server: SageMakerServer
@@ -49,6 +51,7 @@ class Runner:
     die: set[str] = field(default_factory=set)
     threads: list[threading.Thread] = field(default_factory=list)
     started: list[str] = field(default_factory=list)
+    listed: list[list[str]] = field(default_factory=list)
 
     def start(self, job: Job) -> None:
         """Run a job beside the test."""
@@ -77,10 +80,12 @@ class Runner:
             job.next = ["Failed"]
             return
         settings = self.settings(job.name)
+        if planned.isolated:
+            settings = self._isolated(planned, job, settings)
         lines = list(self.before)
         stages = tuple(s for s in self.plan.stages if s.key in planned.keys)
         result = self._build(job.name, stages, settings, lines)
-        store: Any = api.open_store(settings)
+        store: Any = api.open_store(replace(settings, store=self.uri))
         key = f"jobs/{job.name}/algo-1.json"
         store.far.remote.create(key, json.dumps(result_to_json(result)).encode())
         store.close()
@@ -90,6 +95,20 @@ class Runner:
         elif not result.ok:
             job.told["FailureReason"] = f"AlgorithmError: {result.message}"
         job.next = ["InProgress", "Completed" if result.ok else "Failed"]
+
+    def _isolated(
+        self, planned: SubmittedJob, job: Job, settings: Settings
+    ) -> Settings:
+        """Take in what the manifest lists, and build into the job's own output."""
+        store: Any = api.open_store(settings)
+        manifest = store.far.remote.read(f"jobs/{job.name}/store.manifest")
+        listed = json.loads(manifest.data) if manifest else []
+        self.listed.append(listed[1:])
+        for key in planned.inputs:
+            assert f"actions/{key[7:9]}/{key[7:]}.json" in listed
+            store.bring([store.lookup(key)])
+        store.close()
+        return replace(settings, store=f"{self.uri}/jobs/{job.name}/store")
 
     def _build(
         self, name: str, stages: Any, settings: Settings, lines: list[str]
@@ -135,6 +154,7 @@ def submission(
     uri: str,
     *groups: Sequence[int],
     kind: str = "processing",
+    isolated: bool = False,
     **more: Any,
 ) -> Submission:
     """
@@ -145,6 +165,7 @@ def submission(
         uri: Of the shared store.
         groups: Places of stages.
         kind: Of the jobs.
+        isolated: Whether they have no network.
         more: Fields of the submission.
     """
     maker: dict[Digest, str] = {}
@@ -161,13 +182,13 @@ def submission(
                 if key not in built
             )
         )
+        made = request if kind == "processing" else training_request
         jobs.append(
             SubmittedJob(
                 name=name,
                 kind=kind,
-                request=request(name, uri)
-                if kind == "processing"
-                else training_request(name, uri),
+                request=made(name, uri),
+                isolated=isolated,
                 stages=tuple(StageRef(name=s.name, key=s.key) for s in stages),
                 inputs=inputs,
                 after=tuple(dict.fromkeys(maker[k] for k in inputs if k in maker)),
@@ -202,13 +223,14 @@ def request(name: str, uri: str) -> dict[str, Any]:
         "ProcessingOutputConfig": {
             "Outputs": [
                 {
-                    "OutputName": "report",
+                    "OutputName": output,
                     "S3Output": {
-                        "S3Uri": f"{uri}/jobs/{name}/report",
-                        "LocalPath": "/opt/ml/processing/output/report",
+                        "S3Uri": f"{uri}/jobs/{name}/{output}",
+                        "LocalPath": f"/opt/ml/processing/output/{output}",
                         "S3UploadMode": "EndOfJob",
                     },
                 }
+                for output in ("report", "store")
             ]
         },
     }

@@ -176,6 +176,23 @@ def test_a_recipe_goes_through_jobs_to_its_artifact(office: Office) -> None:
 
 
 @pytest.mark.e2e
+def test_a_job_without_network_leaves_its_results_for_all(office: Office) -> None:
+    """Its store comes by a manifest and leaves as an output; `wait` shares it."""
+    isolated = ("--set", "job.network_isolation=true")
+    done = office.run(
+        "job", "submit", "recipe.yaml", "--wait", *isolated, "--output", "json"
+    )
+    assert done.status == 0, done.err
+    (job,) = done.json["jobs"]
+    states = office.run("job", "status", job["name"], "--output", "json").json
+    manifests = [k for k in keys_in(office, "store/jobs/") if k.endswith("manifest")]
+
+    assert job["results"][0]["ok"] is True
+    assert {stage["state"] for stage in states[0]["stages"]} == {"built"}
+    assert manifests == [f"store/jobs/{job['name']}/store.manifest"]
+
+
+@pytest.mark.e2e
 def test_submit_and_wait_shows_one_builds_events(office: Office) -> None:
     done = office.run("job", "submit", "recipe.yaml", "--wait", "--output", "jsonl")
     assert done.status == 0, done.err

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import stage_plans
-from lmi_build import events
+from lmi_build import api, events
 from lmi_build.errors import Interrupted, RemoteFailed
 from lmi_build.execute.redact import Redactor
 from lmi_build.jobs import service as aws
+from lmi_build.jobs.isolation import bring_results
 from lmi_build.jobs.logs import LogTail
 from lmi_build.jobs.shared import SharedStore, open_shared
 from lmi_build.jobs.submission import submission_from_json
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lmi_build.events import Event
+    from lmi_build.jobs.submission import SubmittedJob
     from lmi_build.values.stage import Plan
 
 PATIENCE = aws.Patience(
@@ -73,11 +75,15 @@ class Desk:
     def waiter(self, ground: Ground, told: list[Event]) -> Waiter:
         """A waiter that tells a list."""
         merger = Merger(emit=told.append, redactor=Redactor(("top-secret",)))
-        return Waiter(ground=ground, merger=merger, bring=_nothing)
+        return Waiter(ground=ground, merger=merger, bring=self.bring)
 
-
-def _nothing(*_: object) -> None:
-    raise AssertionError("no job is isolated")
+    def bring(self, job: SubmittedJob, state: aws.JobState) -> None:
+        """Give the shared store what a job without network left."""
+        assert job.isolated
+        settings = self.server.settings(self.root / "here")
+        store = api.open_store(replace(settings, store=self.shared.uri))
+        bring_results(job, state, shared=self.shared, store=store, settings=settings)
+        store.close()
 
 
 @pytest.fixture
@@ -119,6 +125,30 @@ def test_jobs_follow_each_other_and_look_like_one_build(desk: Desk, kind: str) -
         "sample-b",
     ]
     assert desk.shared.missing(s.key for s in stage_plans.chain().stages) == []
+
+
+def test_jobs_without_network_follow_each_other(desk: Desk) -> None:
+    """Each gets what it needs by a manifest, and `wait` shares what it leaves."""
+    ground = desk.ground(stage_plans.chain(), [0], [1, 2], isolated=True)
+    submit(ground)
+    outcome, _ = desk.wait(ground)
+    assert desk.runner is not None
+
+    assert outcome.failure is None
+    assert [len(listed) for listed in desk.runner.listed] == [0, 2]
+    assert desk.shared.missing(s.key for s in stage_plans.chain().stages) == []
+
+
+def test_what_an_isolated_job_finished_stays_when_it_fails(desk: Desk) -> None:
+    first = stage_plans.stage("fetch")
+    bad = stage_plans.stage("quantize", "refuse", inputs={"model": first.key})
+    ground = desk.ground(stage_plans.plan(first, bad), [0, 1], isolated=True)
+    submit(ground)
+    outcome, _ = desk.wait(ground)
+
+    assert outcome.failure is not None
+    assert outcome.failure.code == "source.test"
+    assert desk.shared.missing([first.key, bad.key]) == [bad.key]
 
 
 def test_other_lines_are_told_as_lines_without_secrets(desk: Desk) -> None:
