@@ -271,7 +271,7 @@ def test_an_error_names_field_value_rule_and_fix() -> None:
     assert said.code == "job.request"
     assert "EndpointConfigName" in said.message
     assert any("did you mean `EndpointConfigName`?" in hint for hint in said.hints)
-    assert any(hint.startswith("EndpointName: ") for hint in said.hints)
+    assert any("`EndpointName` is `a_b`" in hint for hint in said.hints)
 
 
 def test_an_operation_that_is_none_is_ours_to_mend() -> None:

@@ -203,6 +203,11 @@ def inspect(
     requests = artifacts.deployment_requests(
         document, uri, region=spec.region or _REGION, role=role
     )
+    if requests:
+        from lmi_build.jobs.api_check import refuse
+
+        for operation, body in requests.items():
+            refuse(operation, body)
     if state.output != "text":
         data({**document, "requests": requests} if requests else document)
         return

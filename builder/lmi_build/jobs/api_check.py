@@ -106,7 +106,7 @@ def refuse(operation: str, document: Mapping[str, Any]) -> None:
     raise UsageInvalid(
         f"{operation}: {found[0].message}{more}",
         code="job.request",
-        hints=tuple(f"{each.path}: {each.fix}" for each in found),
+        hints=tuple(f"{each.message}: {each.fix}" for each in found),
     )
 
 
