@@ -367,3 +367,43 @@ def test_an_8_bit_cache_is_half_as_large_without_quantized_weights(
         2 * half["key-value cache"]["low_bytes"]
         == (whole["key-value cache"]["low_bytes"])
     )
+
+
+def test_a_model_that_reads_images_is_unproven_and_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its weights are counted to the byte; its verdict is never `fits`."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    text = {**sizes, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 128}
+    config = Gemma3Config(
+        text_config={**text, "max_position_embeddings": 256},
+        vision_config={**sizes, "image_size": 28, "patch_size": 14},
+    )
+    model = Gemma3ForConditionalGeneration(config).to(torch.bfloat16)
+    folder = tmp_path / "model"
+    config.architectures = ["Gemma3ForConditionalGeneration"]
+    config.save_pretrained(folder)
+    tensors = {
+        name: value.clone()
+        for name, value in model.state_dict().items()
+        if name != "lm_head.weight"
+    }
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (folder / "tokenizer.json").write_text("{}")
+    asked = ["--model", str(folder), *MODEL, "--target", "ml.g5.2xlarge"]
+    report = document(tmp_path, *asked, capsys=capsys)
+    weights = [line for line in report["lines"] if line["name"].startswith("weights")]
+    stored = sum(value.numel() * value.element_size() for value in tensors.values())
+
+    assert report["verdict"] == "unproven"
+    assert any("it reads images" in why for why in report["unknown"])
+    assert sum(line["high_bytes"] for line in weights) == stored

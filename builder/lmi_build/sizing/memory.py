@@ -8,6 +8,7 @@ an interval that measurements of others lie in (docs/concepts/sizing.md).
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from lmi_build.catalog.runtimes import Interval
@@ -85,11 +86,14 @@ def memory_lines(
     return (*weights, cache, *work, *_reserves(runtime, tp * pp, cache.bytes, held))
 
 
+@lru_cache(maxsize=256)
 def held_lines(
     subject: Subject, runtime: Runtime, *, tp: int, pp: int = 1
 ) -> tuple[MemoryLine, ...]:
     """
     Weights and what stays beside them from the start, whatever is served.
+
+    Kept for a while, as halving asks for the same model again and again.
 
     Args:
         subject: The model.

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _ATTENTION, _MLP = "attention", "mlp"
+# Tables of `config.json` beside that of the text, and what they are of.
+_ENCODED = {"vision": "images", "audio": "sound"}
 # The last word of a module where no map knows better, as most files name them.
 _USUAL: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys(("q_proj", "q_b_proj", "kv_b_proj"), (_ATTENTION, COLUMNS)),
@@ -114,6 +116,12 @@ def _unknown(
         found.append(
             f"`{facts.geometry.architecture}` is an architecture without a map here;"
             " its tensors are told apart by their names"
+        )
+    kinds = [word for word in _ENCODED if f"{word}_config" in facts.config]
+    if kinds:
+        told = " and ".join(_ENCODED[kind] for kind in kinds)
+        found.append(
+            f"it reads {told}: the weights of its encoder are counted, its results not"
         )
     lost = sum(item.count for item in rows if item.split == UNKNOWN)
     if lost:
