@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import time
 from collections import Counter
 from pathlib import Path
@@ -80,10 +81,10 @@ def test_a_job_makes_what_a_build_here_makes(room: Path) -> None:
     assert job.json["jobs"][0]["hosts"][0]["message"].startswith("ok\n")
 
 
-def test_a_job_without_network_makes_the_same(room: Path) -> None:
+def test_a_job_without_network_makes_the_same(room: Path, server: str) -> None:
     """Results come by a channel and leave by an output; nothing else reaches it."""
     desk = Desk(room)
-    isolated = ("--set", "job.network_isolation=true")
+    isolated = ("--set", "job.network_isolation=true", "--s3", server)
 
     job = desk.run("job", "simulate", "recipe.yaml", *isolated, "--output", "json")
     here = desk.run("build", "recipe.yaml", "--output", "json")
@@ -96,16 +97,18 @@ def test_a_job_without_network_makes_the_same(room: Path) -> None:
 def test_a_stopped_job_tells_so_and_goes_on(bench: Bench) -> None:
     """SIGTERM in a stage: status 130, the stage named; then only the rest is built."""
     plan = plan_of(bench)
-    request = bench.request(plan, lease_seconds=3)
+    request = bench.request(plan)
 
     stopped = bench.run(request, fault=parse_fault("stop:checkpoint")).hosts[0]
     result = result_of(bench)
+    leases = [json.loads(bench.read(key)) for key in bench.keys("leases")]
     again = bench.run(request).hosts[0]
 
     assert (stopped.status, stopped.exit_code) == ("Stopped", 130)
     assert stopped.message.startswith("error[job.stopped]: stopped during tiny/check")
     assert "\nhint: submit it again" in stopped.message
     assert (result.ok, result.exit_code, result.code) == (False, 130, "job.stopped")
+    assert [lease for lease in leases if lease["holder"]] == []
     assert again.exit_code == 0, again.log.read_text()
     assert [*stopped.built, *again.built] == [
         stage.name for stage in plan.stages if stage.kind not in LOCAL
