@@ -56,7 +56,7 @@ class Rule:
         pattern: Regular expression on `METHOD /path?query`.
         kind: A key of the answers above; or `reset` (no answer), `stall` (a late one),
             `drop-after` (done, but the answer is lost), `corrupt` (a byte of the body
-            flips on the way), `cut` (half of the answer's body), `call` (only `hook`).
+            flips on the way), `unconditional` (conditions are ignored), `cut` (half of the answer's body), `call` (only `hook`).
         times: How often it strikes.
         skip: Matching requests that pass before it strikes first.
         seconds: How long a stall lasts.
@@ -146,8 +146,7 @@ class FaultyS3:
             return _hang_up(environ)
         if kind == "stall" and rule:
             time.sleep(rule.seconds)
-        if kind == "corrupt" and body:
-            body = body[:-1] + bytes([body[-1] ^ 1])
+        body = _spoiled(kind, environ, body)
         if environ["REQUEST_METHOD"] == "POST" and "uploadId=" in query:
             wrong = self._find_wrong_whole(environ, query, body)
         else:
@@ -221,6 +220,16 @@ class FaultyS3:
 class _Quiet(WSGIRequestHandler):
     def log(self, *_: object, **__: object) -> None:
         """Requests are in `FaultyS3.log`."""
+
+
+def _spoiled(kind: str, environ: dict[str, Any], body: bytes) -> bytes:
+    """The request as a bad wire or a bad server takes it."""
+    if kind == "unconditional":
+        environ.pop("HTTP_IF_MATCH", None)
+        environ.pop("HTTP_IF_NONE_MATCH", None)
+    if kind == "corrupt" and body:
+        return body[:-1] + bytes([body[-1] ^ 1])
+    return body
 
 
 def _headers(environ: dict[str, Any]) -> dict[str, str]:

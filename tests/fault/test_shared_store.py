@@ -110,6 +110,7 @@ def unfinished(server: FaultyS3) -> list[Any]:
         ("kms", "remote.kms-refused"),
         ("redirect", "remote.wrong-region"),
         ("reset", "remote.unreachable"),
+        ("not-implemented", "remote.not-implemented"),
     ],
 )
 @pytest.mark.parametrize("room", ["actions", "blobs"])
@@ -134,6 +135,20 @@ def test_refused_write_back_keeps_the_local_result(
         assert kept is not None
         store.share(kept)
     assert finds(server, tmp_path, "other")
+
+
+def test_server_without_conditions_is_refused_before_any_work(
+    tmp_path: Path, server: FaultyS3
+) -> None:
+    """Where everybody would hold every lease, nobody builds."""
+    counter = tmp_path / "count"
+    server.rule(r"^PUT ", "unconditional", times=1000)
+
+    with pytest.raises(RemoteFailed) as caught:
+        build(chain(counter=str(counter)), host(tmp_path, server))
+
+    assert (caught.value.code, caught.value.exit_code) == ("remote.not-implemented", 6)
+    assert not counter.exists()
 
 
 def test_build_that_could_not_share_only_sends_the_next_time(

@@ -209,6 +209,27 @@ def claim(
     return lease, seen
 
 
+def refuse_unconditional(remote: Remote, key: str) -> None:
+    """
+    Refuse a server that writes whatever the condition; the caller holds the lease.
+
+    On such a server two hosts would hold one lease, and neither would know.
+
+    Raises:
+        RemoteFailed: `remote.not-implemented`.
+    """
+    stored = remote.read(lease_key(key))
+    if stored is not None and remote.put(lease_key(key), stored.data) is not None:
+        raise RemoteFailed(
+            f"{remote.uri(lease_key(key))} was overwritten in spite of"
+            " `If-None-Match: *`: this server does not honour conditions",
+            code="remote.not-implemented",
+            hints=(
+                "use AWS S3, or a server that honours `If-None-Match` and `If-Match`",
+            ),
+        )
+
+
 def _document(holder: str, beat: int, seconds: float) -> bytes:
     document = {
         "schema": _SCHEMA,

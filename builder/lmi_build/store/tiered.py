@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from lmi_build.errors import LmiBuildError, PublishFailed, RemoteFailed, StoreCorrupt
 from lmi_build.store import files
 from lmi_build.store.far import FarStore, Found
-from lmi_build.store.lease import LEASE_SECONDS, Lease, claim
+from lmi_build.store.lease import LEASE_SECONDS, Lease, claim, refuse_unconditional
 from lmi_build.store.mirror import LOOK_SECONDS, Mirror
 from lmi_build.store.record import hex_of
 from lmi_build.store.store import Store, _ignore
@@ -66,6 +66,8 @@ class TieredStore(Store):
         self._lease_seconds = lease_seconds
         self._look_seconds = look_seconds
         self._mirrors: dict[str, Mirror] = {}
+        # Asked once, with the first lease.
+        self._conditions_hold = False
         self._connect = connect
         self._far: FarStore | None = None
         self._lock = threading.Lock()
@@ -231,6 +233,9 @@ class TieredStore(Store):
         )
         self._mirrors[key] = mirror
         try:
+            if not self._conditions_hold:
+                refuse_unconditional(self.far.remote, key)
+                self._conditions_hold = True
             mirror.restore()
             mirror.start(self._look_seconds)
             yield
