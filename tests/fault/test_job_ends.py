@@ -73,6 +73,7 @@ def shared(server: SageMakerServer, settings: Settings) -> Iterator[SharedStore]
 @pytest.fixture
 def ground(service: aws.Service, shared: SharedStore) -> Ground:
     made = submission(stage_plans.chain(), shared.uri, [0], [1, 2])
+    shared.place.create("inputs/00/job.json", b"{}")
     return Ground(submission=made, service=service, shared=shared)
 
 
@@ -215,6 +216,7 @@ def test_a_rendered_job_that_others_created_stands_alone(
         name=job.name, kind=job.kind, stages=job.keys, store=shared.uri, wheel="x.whl"
     )
     base = "inputs/00/"
+    shared.place.remove(base + "job.json")
     shared.place.create(base + "job.json", json.dumps(job_to_json(told)).encode())
     shared.place.create(base + "plan.json", json.dumps(plan_to_json(plan)).encode())
     aws.create(service, "processing", job.request)

@@ -9,7 +9,7 @@ import pytest
 
 import stage_plans
 from lmi_build import api, events
-from lmi_build.errors import Interrupted, RemoteFailed
+from lmi_build.errors import Interrupted, RemoteFailed, UsageInvalid
 from lmi_build.execute.redact import Redactor
 from lmi_build.jobs import service as aws
 from lmi_build.jobs.isolation import bring_results
@@ -57,6 +57,7 @@ class Desk:
             uri=self.shared.uri,
         )
         self.server.on_create = self.runner.start
+        self.shared.place.create("inputs/00/job.json", b"{}")
         return Ground(submission=made, service=self.service, shared=self.shared)
 
     def wait(
@@ -296,6 +297,17 @@ def test_completed_without_results_is_no_success(desk: Desk) -> None:
 
     assert outcome.failure is not None
     assert outcome.failure.code == "job.incomplete"
+
+
+def test_what_nobody_submitted_is_not_created(desk: Desk) -> None:
+    """The plan, or the package, changed between `submit` and `wait`."""
+    ground = desk.ground(stage_plans.chain(), [0, 1, 2])
+    desk.shared.place.remove("inputs/00/job.json")
+    with pytest.raises(UsageInvalid) as error:
+        desk.wait(ground)
+
+    assert error.value.code == "job.not-submitted"
+    assert desk.server.jobs == {}
 
 
 def test_what_no_job_makes_is_named(desk: Desk) -> None:

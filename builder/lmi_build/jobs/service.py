@@ -261,26 +261,33 @@ def list_summaries(
     return found
 
 
-def _state(kind: str, found: Mapping[str, Any]) -> JobState:
-    word = _FIELD[kind]
+def channel_of(kind: str, found: Mapping[str, Any]) -> str:
+    """Where the channel `job` of a request or of a description lies."""
     if kind == PROCESSING:
-        resources = found.get("ProcessingResources", {}).get("ClusterConfig", {})
         inputs = {
             row.get("InputName"): row.get("S3Input", {}).get("S3Uri", "")
             for row in found.get("ProcessingInputs") or ()
         }
-        outputs = {
-            row.get("OutputName"): row.get("S3Output", {}).get("S3Uri", "")
-            for row in (found.get("ProcessingOutputConfig") or {}).get("Outputs", ())
-        }
     else:
-        resources = found.get("ResourceConfig", {})
         inputs = {
             row.get("ChannelName"): row.get("DataSource", {})
             .get("S3DataSource", {})
             .get("S3Uri", "")
             for row in found.get("InputDataConfig") or ()
         }
+    return str(inputs.get("job", ""))
+
+
+def _state(kind: str, found: Mapping[str, Any]) -> JobState:
+    word = _FIELD[kind]
+    if kind == PROCESSING:
+        resources = found.get("ProcessingResources", {}).get("ClusterConfig", {})
+        outputs = {
+            row.get("OutputName"): row.get("S3Output", {}).get("S3Uri", "")
+            for row in (found.get("ProcessingOutputConfig") or {}).get("Outputs", ())
+        }
+    else:
+        resources = found.get("ResourceConfig", {})
         uri = (found.get("OutputDataConfig") or {}).get("S3OutputPath", "")
         outputs = {"model": uri} if uri else {}
     return JobState(
@@ -296,6 +303,6 @@ def _state(kind: str, found: Mapping[str, Any]) -> JobState:
         ended=found.get("ProcessingEndTime") or found.get("TrainingEndTime"),
         instance=resources.get("InstanceType", ""),
         num_hosts=resources.get("InstanceCount", 1),
-        channel_uri=inputs.get("job", ""),
+        channel_uri=channel_of(kind, found),
         outputs=outputs,
     )

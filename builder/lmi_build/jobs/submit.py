@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lmi_build.errors import LmiBuildError, RemoteFailed
+from lmi_build.errors import LmiBuildError, RemoteFailed, UsageInvalid
 from lmi_build.jobs import service as aws
 from lmi_build.jobs.console import console_url
 from lmi_build.jobs.isolation import moved_request, put_manifest
@@ -22,6 +22,7 @@ from lmi_build.jobs.submission import (
     attempt_name,
     submission_to_json,
 )
+from lmi_build.values.job import JOB_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -140,6 +141,7 @@ def place(ground: Ground, job: SubmittedJob, *, room: bool = True) -> Placed:
 
 def create(ground: Ground, job: SubmittedJob, name: str, note: str = "") -> Placed:
     """Create an attempt; one that somebody created in the meantime is taken."""
+    _refuse_unsent(ground, job)
     request = moved_request(job, name, ground.submission.store)
     request = aws.named(job.kind, request, name)
     if job.isolated and job.inputs:
@@ -160,6 +162,24 @@ def create(ground: Ground, job: SubmittedJob, name: str, note: str = "") -> Plac
         raise
     url = console_url(job.kind, name, ground.service.region)
     return Placed(job=job, how=how, name=name, url=url, note=note)
+
+
+def _refuse_unsent(ground: Ground, job: SubmittedJob) -> None:
+    """Create no job whose channel nobody sent; SageMaker would start hosts for it."""
+    uri = aws.channel_of(job.kind, job.request).rstrip("/")
+    key = uri.removeprefix(f"{ground.submission.store}/")
+    if ground.shared.place.read(f"{key}/{JOB_FILE}") is None:
+        raise UsageInvalid(
+            f"{job.name} was never submitted as it is now: nothing lies at {uri}/",
+            code="job.not-submitted",
+            hints=(
+                "run `lmi-build job submit RECIPE`",
+                (
+                    "where the recipe or lmi-build changed since, wait for the job by"
+                    " its name: `lmi-build job list`"
+                ),
+            ),
+        )
 
 
 def latest(service: Service, job: SubmittedJob) -> tuple[str, JobState | None]:
