@@ -56,7 +56,8 @@ class Rule:
         pattern: Regular expression on `METHOD /path?query`.
         kind: A key of the answers above; or `reset` (no answer), `stall` (a late one),
             `drop-after` (done, but the answer is lost), `corrupt` (a byte of the body
-            flips on the way), `unconditional` (conditions are ignored), `cut` (half of the answer's body), `call` (only `hook`).
+            flips on the way), `unconditional` (conditions are ignored), `cut` (half of
+            the answer's body), `call` (only `hook`).
         times: How often it strikes.
         skip: Matching requests that pass before it strikes first.
         seconds: How long a stall lasts.
