@@ -95,6 +95,11 @@ def _sayer(state: State) -> Any:
     return lambda line: say(state, line)
 
 
+def num_jobs(count: int) -> str:
+    """`1 job`, `2 jobs`."""
+    return "1 job" if count == 1 else f"{count} jobs"
+
+
 def show_placed(state: State, placed: Sequence[Placed]) -> None:
     """What became of each job that was submitted."""
     for row in placed:
@@ -135,9 +140,9 @@ def show_ended(state: State, rows: Sequence[Tracked]) -> None:
         head = ["stage", "job", "", "time", "bytes", "key"]
         say(state, "\n" + table(head, list(stages.values())))
     for artifact in artifacts_of(rows):
-        uri = artifact["uri"] or "not published"
-        say(state, f"artifact {artifact['name']}, manifest")
-        say(state, f"  {short(str(artifact['manifest_digest']))}: {uri}")
+        where = ":" if artifact["uri"] else ": not published; `build --store` brings it"
+        digest = short(str(artifact["manifest_digest"]))
+        say(state, f"artifact {artifact['name']}, manifest {digest}{where}")
         if artifact["uri"]:
             click.echo(str(artifact["uri"]))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lmi_build.cli.job_show import jobs_table, meant
+from lmi_build.cli.job_show import jobs_table, meant, num_jobs
 from lmi_build.cli.options import State, with_common_options
 from lmi_build.cli.render import data, data_line, say, table
 from lmi_build.digest import short
@@ -131,7 +131,7 @@ def list_(state: State, *, part: str, limit: int) -> None:
         return
     if rows:
         click.echo(jobs_table(rows))
-    say(state, f"{len(rows)} jobs in {service.region}")
+    say(state, f"{num_jobs(len(rows))} in {service.region}")
 
 
 @click.command()

@@ -11,6 +11,7 @@ import click
 from lmi_build.cli.job_show import (
     artifacts_of,
     meant,
+    num_jobs,
     placed_document,
     rendered_of,
     show_ended,
@@ -164,7 +165,7 @@ def _ended(
     failure = outcome.failure
     if state.output == "text":
         show_ended(state, outcome.jobs)
-        say(state, f"{len(outcome.jobs)} jobs, {format_seconds(outcome.seconds)}")
+        say(state, f"{num_jobs(len(outcome.jobs))}, {format_seconds(outcome.seconds)}")
     elif state.output == "json" and failure is None:
         data(
             {
