@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
+from collections import Counter
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,7 @@ class JointLengths:
     """
 
     __slots__ = (
+        "_answers",
         "_counted",
         "_keep",
         "_kept",
@@ -85,6 +87,7 @@ class JointLengths:
         self._since = 0
         # How many requests there were when the last of them was looked at.
         self._settled = 0
+        self._answers: tuple[int, dict[int, int]] = (0, {})
         self.total = 0
         for input_len, output_len in pairs:
             self.add(input_len, output_len)
@@ -180,30 +183,31 @@ class JointLengths:
         left: list[int] = []
         for place, end, begin in _slices(codes):
             input_len = (number << _NEIGHBOUR_BITS) + place
-            outputs = [code & _OUTPUT_MASK for code in codes[begin:end]]
+            first = place << _OUTPUT_BITS
             counts = self._counted.get(input_len)
-            rest = outputs if counts is None else self._fill(input_len, outputs)
-            size = 0 if counts is None else len(counts)
-            fit = _fitting(rest, size)
-            if fit:
+            if counts is not None:
+                inside = bisect_left(codes, first + len(counts), begin, end)
+                self._fill(input_len, codes[begin:inside])
+                begin = inside  # noqa: PLW2901 - the others begin there
+            size = first + (0 if counts is None else len(self._counted[input_len]))
+            fit = _fitting(codes, begin, end, size)
+            if fit > begin:
+                more = codes[fit - 1] + 1 - size
                 counts = self._counted.setdefault(input_len, array(_CODE))
-                counts.frombytes(bytes(counts.itemsize * (rest[fit - 1] + 1 - size)))
-                self._fill(input_len, rest[:fit])
-            high = place << _OUTPUT_BITS
-            left.extend(high | output for output in rest[fit:])
+                counts.frombytes(bytes(counts.itemsize * more))
+                self._fill(input_len, codes[begin:fit])
+            left.extend(codes[fit:end])
         return left
 
-    def _fill(self, input_len: int, outputs: list[int]) -> list[int]:
-        """Count outputs that have a place; returns the others. Both ascend."""
+    def _fill(self, input_len: int, codes: list[int]) -> None:
+        """Count codes of one input length that have a place."""
         counts = self._counted[input_len]
-        inside = bisect_left(outputs, len(counts))
-        for position in range(inside):
+        for code in codes:
             try:
-                counts[outputs[position]] += 1
+                counts[code & _OUTPUT_MASK] += 1
             except OverflowError:
                 counts = self._counted[input_len] = array(_WIDE, counts)
-                counts[outputs[position]] += 1
-        return outputs[inside:]
+                counts[code & _OUTPUT_MASK] += 1
 
     def merge(self, other: JointLengths) -> None:
         """Count everything that another histogram counted."""
@@ -259,6 +263,19 @@ class JointLengths:
         # What is kept lies beyond the counts, or it would have been counted.
         return outputs + kept, found + [1] * len(kept)
 
+    def answers(self) -> dict[int, int]:
+        """Requests by output length; found once, until more are counted."""
+        if self._answers[0] != self.total:
+            found: Counter[int] = Counter()
+            for _, outputs, counts in self.rows():
+                if counts is None:
+                    found.update(outputs)
+                    continue
+                for output_len, count in zip(outputs, counts, strict=True):
+                    found[output_len] += count
+            self._answers = (self.total, dict(found))
+        return self._answers[1]
+
     def cells(self) -> Iterator[tuple[int, int, int]]:
         """Every (input length, output length, count), ascending."""
         for input_len, outputs, counts in self.rows():
@@ -288,19 +305,20 @@ class JointLengths:
         return self.total - accepted
 
 
-def _fitting(outputs: list[int], size: int) -> int:
+def _fitting(codes: list[int], begin: int, end: int, size: int) -> int:
     """
-    The most of ascending outputs that are no fewer than the places they need.
+    End of the most of ascending codes that are no fewer than the places they need.
 
     Args:
-        outputs: None below `size`.
-        size: Places that there are.
+        codes: Of one input length from `begin` to `end`.
+        begin: The first, none below `size`.
+        end: After the last.
+        size: The first code that has no place.
     """
-    fit = len(outputs)
-    while fit and outputs[fit - 1] + 1 - size > fit:
+    while end > begin and codes[end - 1] + 1 - size > end - begin:
         # Fewer have fewer places yet: only what lies below those can be among them.
-        fit = min(fit - 1, bisect_left(outputs, fit - 1 + size))
-    return fit
+        end = min(end - 1, bisect_left(codes, size + end - begin - 1, begin, end))
+    return end
 
 
 def _slices(codes: list[int]) -> Iterator[tuple[int, int, int]]:

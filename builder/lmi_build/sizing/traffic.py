@@ -156,17 +156,15 @@ def measure(joint: JointLengths) -> Measures:
     if not joint.total:
         raise ValueError("no requests")
     inputs: dict[int, int] = {}
-    outputs: Counter[int] = Counter()
+    outputs = joint.answers()
     totals: Counter[int] = Counter()
     for input_len, lengths, counts in joint.rows():
         if counts is None:
             inputs[input_len] = len(lengths)
-            outputs.update(lengths)
             totals.update([input_len + length for length in lengths])
             continue
         inputs[input_len] = sum(counts)
         for length, count in zip(lengths, counts, strict=True):
-            outputs[length] += count
             totals[input_len + length] += count
     total = summarise(totals)
     longest = expected_longest(totals, PADDED_BATCH)
@@ -227,7 +225,7 @@ def choose_all(joint: JointLengths, targets: Sequence[Fraction]) -> list[Choice]
         raise ValueError("no requests")
     if any(not 0 <= target < 1 for target in targets):
         raise ValueError("a share that may be rejected is from 0 to less than 1")
-    left = _answers(joint)
+    left = dict(joint.answers())
     outputs = sorted(left)
     walks = [_Walk(target, joint.total) for target in targets]
     remaining = joint.total
@@ -244,18 +242,6 @@ def choose_all(joint: JointLengths, targets: Sequence[Fraction]) -> list[Choice]
             left[length] -= count
         remaining -= len(lengths) if sums is None else sums[-1]
     return [walk.choice(joint.total) for walk in walks]
-
-
-def _answers(joint: JointLengths) -> dict[int, int]:
-    """Requests by the length of their answer."""
-    found: Counter[int] = Counter()
-    for _, lengths, counts in joint.rows():
-        if counts is None:
-            found.update(lengths)
-        else:
-            for length, count in zip(lengths, counts, strict=True):
-                found[length] += count
-    return dict(found)
 
 
 class _Walk:
