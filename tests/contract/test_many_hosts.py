@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 TESTS = Path(__file__).parents[1]
 
 
+# Each starts Python several times.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture
 def server() -> Iterator[FaultyS3]:
     """A server that holds the bucket."""

@@ -120,6 +120,8 @@ def test_failure_is_told_in_its_run(store: Store) -> None:
     with store.try_building(key_of(), run="r1") as again:
         assert again is None
     assert store.failure(key_of()) == error
+    with store.try_building(key_of(), run="r2") as later:
+        assert later is not None
 
 
 def test_state_outlives_an_attempt_and_not_a_commit(

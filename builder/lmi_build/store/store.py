@@ -211,7 +211,7 @@ class Store:
             raise files.explain_os_error(error, "using the store", self.root) from error
 
     @contextmanager
-    def try_building(self, key: Digest, *, run: str = "") -> Iterator[Path | None]:  # noqa: ARG002
+    def try_building(self, key: Digest, *, run: str = "") -> Iterator[Path | None]:
         """
         Do what `building` does, but yield None where somebody else holds the key.
 
@@ -220,9 +220,11 @@ class Store:
             run: What failed in this run is not yielded again in it.
         """
         lock = self.root / "locks" / f"{hex_of(key)}.lock"
+        if key in self._failures and self._failures[key]["run"] != run:
+            del self._failures[key]  # of an earlier run
         try:
             with files.locked(lock, wait=False) as held:
-                if held and self.failure(key) is None:
+                if held and key not in self._failures:
                     with self._fresh_scratch(key) as scratch:
                         yield scratch
                 else:
