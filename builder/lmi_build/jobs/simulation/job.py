@@ -183,7 +183,14 @@ def _begin(
     mounted: bool,
 ) -> _Running:
     spec = request.get("AppSpecification") or request["AlgorithmSpecification"]
-    variables = {**environment, **request.get("Environment", {})}
+    # What a container leaves in its temporary folder goes with the container.
+    temporary = host.root.with_name("tmp")
+    temporary.mkdir(parents=True, exist_ok=True)
+    variables = {
+        **environment,
+        "TMPDIR": str(temporary),
+        **request.get("Environment", {}),
+    }
     if host.kind != PROCESSING:
         variables["TRAINING_JOB_NAME"] = str(request["TrainingJobName"])
     full = fault is not None and fault.kind == faults.DISK_FULL
