@@ -36,7 +36,7 @@ _GROWTH = 4
 # More of one pair at once than this is worth a dictionary's entry.
 _FEW = 16
 # Batches with a larger share outside of the counts are kept first and counted later.
-_MANY_MISSES = 0.2
+_MANY_MISSES = 0.4
 
 
 class _Kept(dict[int, "Callable[[int], None]"]):
@@ -160,11 +160,9 @@ class JointLengths:
         self._since += more
         if self._since < _LOOK_EVERY:
             return
-        before = sum(map(len, self._kept.values()))
         self._settle()
-        after = sum(map(len, self._kept.values()))
-        # Of what came since then, this share found no place.
-        self._misses = max(0, after - (before - self._since)) / self._since
+        # The next batch tries again, and tells how many found no place.
+        self._misses = 0.0
         self._since = 0
 
     def _settle(self, *, everything: bool = False) -> None:
