@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lmi_build.jobs.shared import open_prefix
+from lmi_build.remote.s3_place import S3Place
 from lmi_build.store.far import blob_key, record_key
 from lmi_build.store.record import parse_record, result_of
 from lmi_build.store.tiered import TieredStore
@@ -25,11 +26,24 @@ if TYPE_CHECKING:
     from lmi_build.jobs.service import JobState
     from lmi_build.jobs.shared import SharedStore
     from lmi_build.jobs.submission import SubmittedJob
-    from lmi_build.remote.s3_place import S3Place
     from lmi_build.store.store import Store
+    from lmi_build.values.manifest import FileEntry
     from lmi_build.values.settings import Settings
 
 MANIFEST_FILE = "store.manifest"
+
+
+class Uploaded(S3Place):
+    """
+    What SageMaker uploaded.
+
+    Its objects carry no digest of ours. A length is enough to look for them, since
+    their bytes are held against their names when they are fetched.
+    """
+
+    def holds(self, key: str, entry: FileEntry) -> bool:
+        """Whether the object is there with this length."""
+        return self.listing(key).get("") == entry.size
 
 
 def moved_request(job: SubmittedJob, name: str, store: str) -> dict[str, Any]:
@@ -118,7 +132,9 @@ def bring_results(
         if base is None:
             continue
         at = f"{uri.rstrip('/')}/{base}"
-        left = TieredStore(store.root, partial(open_prefix, at, settings))
+        left = TieredStore(
+            store.root, partial(open_prefix, at, settings, kind=Uploaded)
+        )
         with closing(left):
             for key in shared.missing(job.keys):
                 result = left.lookup(key)

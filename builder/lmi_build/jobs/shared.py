@@ -112,11 +112,12 @@ def open_prefix(
     region: str | None = None,
     kms_key_id: str | None = None,
     transfer: Transfer | None = None,
+    kind: type[S3Place] = S3Place,
 ) -> S3Place:
     """The objects below a URI; close it at the end."""
     parts = urlsplit(uri)
     prefix = parts.path.strip("/")
-    return S3Place(
+    return kind(
         parts.netloc,
         f"{prefix}/" if prefix else "",
         access=StoreAccess(to=uri, region=region, kms_key_id=kms_key_id),
