@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from job_works import BASE, OWN_IMAGE, ROLE, WHEEL, work_of
+from job_works import BASE, OWN_IMAGE, ROLE, WHEEL, overrides_for, work_of
+from lmi_build.catalog.instances import instances
 from lmi_build.errors import RecipeInvalid, UsageInvalid
 from lmi_build.jobs.render import render
 from lmi_build.jobs.union import load_many
@@ -300,3 +301,14 @@ def test_what_is_absent_here_is_needed_in_the_image() -> None:
     (problem,) = caught.value.problems
     assert problem.code == "job.image-lacks"
     assert "`onnxruntime-genai`" in problem.message
+
+
+def test_threads_that_a_key_fixes_are_said() -> None:
+    """A host with other cores than the planning machine does not go unnoticed."""
+    path = RECIPES / "smollm2-135m" / "gptq.onnxruntime.cpu.yaml"
+
+    (job,) = render(work_of(path, overrides_for(path)), wheel=WHEEL).graph.jobs
+    vcpus = instances()[job.instance].num_vcpus
+
+    (said,) = [text for text in job.warnings if "threads" in text]
+    assert f"LMI_BUILD_THREADS={vcpus}" in said

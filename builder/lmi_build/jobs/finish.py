@@ -19,7 +19,7 @@ from lmi_build.units import format_bytes, format_seconds
 from lmi_build.values.job import PROCESSING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lmi_build.catalog.instances import Instance
     from lmi_build.digest import Digest, JSONValue
@@ -153,7 +153,7 @@ def _job(
         disk_bytes=asked.disk_bytes,
         ram_bytes=asked.ram_bytes,
         reasons=tuple(_reasons(group, machine, asked, work, volume)),
-        warnings=tuple(_warnings(group, asked, work)),
+        warnings=tuple(_warnings(group, machine, asked, work)),
     )
 
 
@@ -283,10 +283,12 @@ def _reasons(
     return found
 
 
-def _warnings(group: Sequence[Placed], asked: Demand, work: Work) -> list[str]:
+def _warnings(
+    group: Sequence[Placed], machine: Instance, asked: Demand, work: Work
+) -> list[str]:
     """What is known to go wrong, or likely to, one sentence each."""
-    found = []
     stages = [p.stage for p in group]
+    found = [*_thread_warnings(stages, machine)]
     for name, (theirs, ours) in other_versions(stages, group[0].image).items():
         found.append(
             f"the image has {name} {theirs}, the plan was made with {ours}: the job"
@@ -308,6 +310,18 @@ def _warnings(group: Sequence[Placed], asked: Demand, work: Work) -> list[str]:
             " is in the store"
         )
     return found
+
+
+def _thread_warnings(stages: Sequence[Stage], machine: Instance) -> Iterator[str]:
+    """Threads that a key fixes and the host has not, or leaves idle."""
+    fixed = {stage.params["threads"] for stage in stages if "threads" in stage.params}
+    for threads in sorted(fixed - {machine.num_vcpus}, key=str):
+        yield (
+            f"its key fixes {threads} threads, as where it was planned, and"
+            f" {machine.name} has {machine.num_vcpus} vCPUs; to plan for them set"
+            f" LMI_BUILD_THREADS={machine.num_vcpus} (another key: a build here with"
+            f" {threads} threads is then not found again)"
+        )
 
 
 def _time_reason(asked: Demand) -> str:
