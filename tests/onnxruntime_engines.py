@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lmi_build.backends import onnxruntime_worker
+from lmi_build.package.handlers import generation
 from lmi_build.package.handlers import onnxruntime_genai as handler
 from lmi_build.spi import Job
 from make_tiny_model import ARCHITECTURES, make_tiny_model
@@ -69,7 +70,7 @@ def compile_engine(
 def load_engine(engine: Path) -> handler.Engine:
     """The engine as the artifact's handler loads it."""
     settings = {"engine_dir": engine.name, "bounds": BOUNDS}
-    (engine.parent / handler.SETTINGS_NAME).write_text(json.dumps(settings))
+    (engine.parent / generation.SETTINGS_NAME).write_text(json.dumps(settings))
     return handler.Engine(engine.parent)
 
 

@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("onnxruntime_genai")
 pytest.importorskip("transformers")
 
+from lmi_build.package.handlers import generation
 from lmi_build.package.handlers import onnxruntime_genai as handler
 from make_tiny_model import make_tiny_model
 from onnxruntime_engines import BOUNDS, compile_engine
@@ -30,9 +31,9 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     model = make_tiny_model(root / "model")
     compile_engine(model, root)
     settings = {"engine_dir": "engine", "bounds": BOUNDS}
-    (root / handler.SETTINGS_NAME).write_text(json.dumps(settings))
+    (root / generation.SETTINGS_NAME).write_text(json.dumps(settings))
     yield root
-    handler._ENGINES.clear()
+    generation._ENGINES.clear()
 
 
 @pytest.fixture(scope="module")
@@ -57,34 +58,34 @@ class TestBounds:
 
     def test_one_token_more_is_refused(self, engine: handler.Engine) -> None:
         """The refusal comes with the call, before anything is generated."""
-        with pytest.raises(handler.BoundExceeded, match=r"25.*max_input_len = 24"):
+        with pytest.raises(generation.BoundExceeded, match=r"25.*max_input_len = 24"):
             engine.stream(prompt_of(25), {})
-        with pytest.raises(handler.BoundExceeded, match=r"17.*max_output_len = 16"):
+        with pytest.raises(generation.BoundExceeded, match=r"17.*max_output_len = 16"):
             engine.stream(prompt_of(1), {"max_new_tokens": 17})
 
     def test_a_batch_is_bounded(self, engine: handler.Engine) -> None:
         """`max_batch_size` prompts are answered, one more is refused."""
         assert len(engine.generate(["a", "b"], {"max_new_tokens": 2})) == 2
-        with pytest.raises(handler.BoundExceeded, match=r"3.*max_batch_size = 2"):
+        with pytest.raises(generation.BoundExceeded, match=r"3.*max_batch_size = 2"):
             engine.generate(["a", "b", "c"], {})
 
     def test_one_bad_prompt_refuses_the_batch_first(
         self, engine: handler.Engine
     ) -> None:
         """No prompt is answered when another one is too long."""
-        with pytest.raises(handler.BoundExceeded, match="max_input_len"):
+        with pytest.raises(generation.BoundExceeded, match="max_input_len"):
             engine.generate(["a", "b " * 50], {})
 
     def test_logits_are_bounded(self, engine: handler.Engine) -> None:
         """`max_seq_len` positions fit, one more does not."""
         assert engine.logits(prompt_of(40)).shape == (40, 512)
-        with pytest.raises(handler.BoundExceeded, match=r"41.*max_seq_len = 40"):
+        with pytest.raises(generation.BoundExceeded, match=r"41.*max_seq_len = 40"):
             engine.logits(prompt_of(41))
 
     @pytest.mark.parametrize("inputs", ["", [], [1], 3, None, {"a": 1}])
     def test_no_prompt_is_no_request(self, engine: handler.Engine, inputs: Any) -> None:
         """Anything but text is refused by the name of the field."""
-        with pytest.raises(handler.InvalidRequest, match="`inputs`"):
+        with pytest.raises(generation.InvalidRequest, match="`inputs`"):
             engine.generate(inputs, {})
 
 
@@ -302,7 +303,7 @@ class TestHandle:
     def test_the_empty_request_loads(self, artifact: Path) -> None:
         """The front end's first request loads the engine and is answered 200."""
         assert self.ask(artifact, b"").code == 200
-        assert str(artifact) in handler._ENGINES
+        assert str(artifact) in generation._ENGINES
 
     def test_an_answer_is_json(self, artifact: Path, engine: handler.Engine) -> None:
         """A request is answered as `generate` says."""

@@ -19,7 +19,7 @@ from lmi_build.errors import (  # noqa: E402
     StageFailed,
     Unsupported,
 )
-from lmi_build.package.handlers import onnxruntime_genai as handler  # noqa: E402
+from lmi_build.package.handlers import generation  # noqa: E402
 from make_tiny_model import make_tiny_model  # noqa: E402
 from onnxruntime_engines import compile_engine, load_engine  # noqa: E402
 
@@ -160,7 +160,7 @@ def test_a_cut_engine_does_not_load(
     path = out / name
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
 
-    with pytest.raises(handler.EngineBroken):
+    with pytest.raises(generation.EngineBroken):
         load_engine(out)
 
 

@@ -6,19 +6,23 @@ import json
 import math
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from lmi_build.package.handler_files import handler_source
+from lmi_build.package.handlers import generation
 from lmi_build.package.handlers import onnxruntime_genai as handler
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MAX_OUTPUT_LEN = 100
 
 
-def read(**document: Any) -> handler.Parameters:
-    return handler.read_parameters(document, MAX_OUTPUT_LEN)
+def read(**document: Any) -> generation.Parameters:
+    return generation.read_parameters(document, MAX_OUTPUT_LEN)
 
 
 class TestParameters:
@@ -28,7 +32,7 @@ class TestParameters:
         """An empty request is greedy, 30 tokens, without details."""
         found = read()
 
-        assert found == handler.Parameters(
+        assert found == generation.Parameters(
             max_new_tokens=30,
             do_sample=False,
             temperature=1.0,
@@ -43,12 +47,14 @@ class TestParameters:
 
     def test_the_default_length_respects_a_small_bound(self) -> None:
         """A client that names no length is never over the bound."""
-        assert handler.read_parameters({}, 7).max_new_tokens == 7
+        assert generation.read_parameters({}, 7).max_new_tokens == 7
 
     def test_the_bound_itself_is_accepted(self) -> None:
         """The last allowed length works, the next one is refused with both numbers."""
         assert read(max_new_tokens=100).max_new_tokens == 100
-        with pytest.raises(handler.BoundExceeded, match=r"101.*max_output_len = 100"):
+        with pytest.raises(
+            generation.BoundExceeded, match=r"101.*max_output_len = 100"
+        ):
             read(max_new_tokens=101)
 
     @pytest.mark.parametrize(
@@ -82,12 +88,12 @@ class TestParameters:
     )
     def test_what_is_wrong_is_named(self, document: Any, words: str) -> None:
         """A wrong parameter is refused by its name."""
-        with pytest.raises(handler.InvalidRequest, match=words):
-            handler.read_parameters(document, MAX_OUTPUT_LEN)
+        with pytest.raises(generation.InvalidRequest, match=words):
+            generation.read_parameters(document, MAX_OUTPUT_LEN)
 
     def test_neutral_values_of_other_engines_are_accepted(self) -> None:
         """Clients that always send LMI's other parameters are served."""
-        neutral = {name: values[0] for name, values in handler.NEUTRAL.items()}
+        neutral = {name: values[0] for name, values in generation.NEUTRAL.items()}
 
         assert read(**neutral) == read()
         assert read(**dict.fromkeys(neutral)) == read()
@@ -120,8 +126,10 @@ class TestRequest:
 
     def test_stream_is_read_in_both_places(self) -> None:
         """LMI's clients send `stream` beside the inputs or among the parameters."""
-        inside = handler.read_request({"inputs": "x", "parameters": {"stream": True}})
-        beside = handler.read_request({"inputs": "x", "stream": True})
+        inside = generation.read_request(
+            {"inputs": "x", "parameters": {"stream": True}}
+        )
+        beside = generation.read_request({"inputs": "x", "stream": True})
 
         assert inside == beside == ("x", {}, True)
 
@@ -138,14 +146,14 @@ class TestRequest:
     )
     def test_other_bodies_are_refused(self, document: Any, words: str) -> None:
         """A body of another form is refused by its field."""
-        with pytest.raises(handler.InvalidRequest, match=words):
-            handler.read_request(document)
+        with pytest.raises(generation.InvalidRequest, match=words):
+            generation.read_request(document)
 
 
-def byte_level(*, special: bool = False) -> handler.TokenBytes:
+def byte_level(*, special: bool = False) -> generation.TokenBytes:
     """A tokenizer whose first 256 tokens are bytes, as below every byte-level BPE."""
-    vocabulary = handler.byte_alphabet()
-    return handler.TokenBytes(
+    vocabulary = generation.byte_alphabet()
+    return generation.TokenBytes(
         {
             "decoder": {"type": "ByteLevel"},
             "model": {"vocab": {**vocabulary, "<extra>": 256}},
@@ -154,10 +162,10 @@ def byte_level(*, special: bool = False) -> handler.TokenBytes:
     )
 
 
-def fallback() -> handler.TokenBytes:
+def fallback() -> generation.TokenBytes:
     """A tokenizer as SentencePiece models become: pieces, and bytes for the rest."""
     vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}
-    return handler.TokenBytes(
+    return generation.TokenBytes(
         {
             "decoder": {
                 "type": "Sequence",
@@ -190,7 +198,7 @@ class TestDetokenizer:
     def test_pieces_join_to_the_whole(self, data: bytes) -> None:
         """Whatever the tokens cut through, the pieces make the text again."""
         for table in (byte_level(), fallback()):
-            detokenizer = handler.Detokenizer(table)
+            detokenizer = generation.Detokenizer(table)
             pieces = [detokenizer.push(byte) for byte in data]
             pieces.append(detokenizer.flush())
 
@@ -198,14 +206,14 @@ class TestDetokenizer:
 
     def test_half_a_character_is_never_shown(self) -> None:
         """A character appears with its last byte, not before."""
-        detokenizer = handler.Detokenizer(byte_level())
+        detokenizer = generation.Detokenizer(byte_level())
 
         pieces = [detokenizer.push(byte) for byte in "é🙂".encode()]
         assert pieces == ["", "é", "", "", "", "🙂"]
 
     def test_an_answer_cut_inside_a_character_says_so(self) -> None:
         """What never became a character is marked at the end, once."""
-        detokenizer = handler.Detokenizer(byte_level())
+        detokenizer = generation.Detokenizer(byte_level())
         pieces = [detokenizer.push(byte) for byte in "ok 🙂".encode()[:-1]]
 
         assert "".join(pieces) == "ok "
@@ -219,14 +227,14 @@ class TestDetokenizer:
 
     def test_the_first_space_of_pieces_is_dropped(self) -> None:
         """SentencePiece marks words by a leading space; a text begins without."""
-        detokenizer = handler.Detokenizer(fallback())
+        detokenizer = generation.Detokenizer(fallback())
 
         assert [detokenizer.push(token) for token in (257, 256)] == ["", " the"]
 
     def test_other_decoders_are_refused(self) -> None:
         """Text is never guessed."""
-        with pytest.raises(handler.EngineBroken, match="unknown decoder: WordPiece"):
-            handler.TokenBytes(
+        with pytest.raises(generation.EngineBroken, match="unknown decoder: WordPiece"):
+            generation.TokenBytes(
                 {"decoder": {"type": "WordPiece"}, "model": {"vocab": {"a": 0}}}
             )
 
@@ -238,7 +246,7 @@ class TestStopWatch:
     def test_a_stop_across_borders_is_found(self, size: int) -> None:
         """However the text is cut, it ends before the first stop sequence."""
         text = "one two three END four"
-        watch = handler.StopWatch(["END", "four"])
+        watch = generation.StopWatch(["END", "four"])
         shown = ""
         for start in range(0, len(text), size):
             part, stopped = watch.push(text[start : start + size])
@@ -250,14 +258,14 @@ class TestStopWatch:
 
     def test_false_beginnings_are_given_out(self) -> None:
         """Text that only looked like a stop sequence is not lost."""
-        watch = handler.StopWatch(["aab"])
+        watch = generation.StopWatch(["aab"])
         shown = "".join(watch.push(char)[0] for char in "aaaacaa") + watch.flush()
 
         assert shown == "aaaacaa"
 
     def test_the_earliest_of_several_wins(self) -> None:
         """The answer ends at the stop sequence that comes first."""
-        assert handler.StopWatch(["c", "b"]).push("abc") == ("a", True)
+        assert generation.StopWatch(["c", "b"]).push("abc") == ("a", True)
 
 
 class TestSampler:
@@ -268,7 +276,7 @@ class TestSampler:
     def pick(  # noqa: D102 - a shorthand
         self, logits: Any = None, prompt: Any = (), **document: Any
     ) -> int:
-        sampler = handler.Sampler(read(**document), prompt)
+        sampler = generation.Sampler(read(**document), prompt)
         return sampler.pick(self.logits if logits is None else logits)[0]
 
     def test_greedy_takes_the_largest(self) -> None:
@@ -285,7 +293,7 @@ class TestSampler:
         """The same seed draws the same tokens, another seed others."""
 
         def draw(seed: int) -> list[int]:
-            sampler = handler.Sampler(read(seed=seed, do_sample=True), ())
+            sampler = generation.Sampler(read(seed=seed, do_sample=True), ())
             return [sampler.pick(self.logits)[0] for _ in range(50)]
 
         assert draw(5) == draw(5)
@@ -293,7 +301,7 @@ class TestSampler:
 
     def test_draws_follow_the_distribution(self) -> None:
         """4000 draws agree with the softmax within five standard deviations."""
-        sampler = handler.Sampler(read(seed=1, do_sample=True, temperature=0.8), ())
+        sampler = generation.Sampler(read(seed=1, do_sample=True, temperature=0.8), ())
         counts = np.bincount([sampler.pick(self.logits)[0] for _ in range(4000)])
         weights = np.exp(self.logits.astype(float) / 0.8)
         expected = 4000 * weights / weights.sum()
@@ -306,7 +314,7 @@ class TestSampler:
     )
     def test_candidates_are_cut(self, document: Any, allowed: set[int]) -> None:
         """Only the candidates that `top_k` and `top_p` leave are drawn, and all."""
-        sampler = handler.Sampler(read(seed=2, **document), ())
+        sampler = generation.Sampler(read(seed=2, **document), ())
 
         assert {sampler.pick(self.logits)[0] for _ in range(300)} == allowed
 
@@ -318,7 +326,7 @@ class TestSampler:
 
     def test_the_log_probability_is_that_of_the_model(self) -> None:
         """Penalty and temperature do not change the reported probability."""
-        sampler = handler.Sampler(read(repetition_penalty=1.2), [1])
+        sampler = generation.Sampler(read(repetition_penalty=1.2), [1])
         token, logprob = sampler.pick(self.logits)
         exact = self.logits.astype(float)
 
@@ -329,7 +337,7 @@ class TestSampler:
 
 def test_the_file_stands_alone(tmp_path: Path) -> None:
     """It imports without lmi_build, without an engine library and on Python 3.9."""
-    source = Path(handler.__file__).read_bytes()
+    source = handler_source("onnxruntime_genai")
     (tmp_path / "model.py").write_bytes(source)
     code = (
         "import sys, json, importlib.util as u;"
@@ -383,7 +391,7 @@ def test_a_broken_artifact_says_what_is_missing(
     """Loading fails with the file at fault, before any native code runs."""
     pytest.importorskip("onnxruntime_genai")
     if settings is not None:
-        (tmp_path / handler.SETTINGS_NAME).write_text(settings)
+        (tmp_path / generation.SETTINGS_NAME).write_text(settings)
 
-    with pytest.raises(handler.EngineBroken, match=words):
+    with pytest.raises(generation.EngineBroken, match=words):
         handler.Engine(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import json
 import tarfile
@@ -223,6 +224,19 @@ def test_unknown_handler_is_a_programmer_error() -> None:
     """Only installed handlers can be shipped."""
     with pytest.raises(ValueError, match="no handler"):
         handler_files.handler_path("../../worker")
+
+
+@pytest.mark.parametrize("name", ["onnxruntime_genai", "aotinductor"])
+def test_a_shipped_handler_is_one_file(name: str) -> None:
+    """What handlers share lies inside each; no import of lmi-build is left."""
+    source = handler_files.handler_source(name).decode()
+
+    modules = [
+        n.module for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom)
+    ]
+    assert not [module for module in modules if (module or "").startswith("lmi_build")]
+    assert "class Sampler:" in source
+    compile(source, "model.py", "exec")
 
 
 def test_parameters_follow_the_recipe() -> None:

@@ -1,17 +1,25 @@
-"""The handler files that are shipped inside artifacts as `model.py`."""
+"""
+The handlers that are shipped inside artifacts as `model.py`.
+
+A handler is one file in a container, and several share their code here: what it
+imports from another module of `handlers/` is put in the place of that import.
+"""
 
 from __future__ import annotations
 
+import ast
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmi_build.digest import digest_file
+from lmi_build.digest import digest_bytes
 
 if TYPE_CHECKING:
     from lmi_build.digest import Digest
 
 _ROOT = Path(__file__).parent / "handlers"
+_ROOM = "lmi_build.package.handlers."
+_FUTURE = "from __future__ import annotations\n"
 
 
 def handler_path(name: str) -> Path:
@@ -27,7 +35,24 @@ def handler_path(name: str) -> Path:
     return path
 
 
+def handler_source(name: str) -> bytes:
+    """
+    A handler as one file that needs nothing of lmi-build.
+
+    Raises:
+        ValueError: No such handler is installed with this version.
+    """
+    text = handler_path(name).read_text("utf-8")
+    lines = text.splitlines(keepends=True)
+    for node in reversed(ast.parse(text).body):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(_ROOM):
+            shared = handler_path((node.module or "").removeprefix(_ROOM))
+            body = shared.read_text("utf-8").replace(_FUTURE, "", 1)
+            lines[node.lineno - 1 : node.end_lineno] = [body]
+    return "".join(lines).encode()
+
+
 @lru_cache
 def handler_digest(name: str) -> Digest:
     """Name a handler's content, so that a changed handler changes the package's key."""
-    return digest_file(handler_path(name))
+    return digest_bytes(handler_source(name))

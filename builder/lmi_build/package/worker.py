@@ -21,11 +21,11 @@ from lmi_build.checkpoint.layers import (
     layers_to_bytes,
 )
 from lmi_build.checkpoint.ledger import LEDGER_NAME, read_ledger
-from lmi_build.digest import canonical_json, digest_file
+from lmi_build.digest import canonical_json, digest_bytes, digest_file
 from lmi_build.errors import SourceInvalid, StageFailed
 from lmi_build.events import StageProgress
 from lmi_build.package.archive import write_archive
-from lmi_build.package.handler_files import handler_path
+from lmi_build.package.handler_files import handler_source
 from lmi_build.package.papers import model_card
 from lmi_build.package.place import place
 from lmi_build.package.properties import PROPERTIES_NAME, render_properties
@@ -185,8 +185,8 @@ def _lay_handler(serving: Mapping[str, Any], out: Path) -> None:
 
 def _lay_own_handler(serving: Mapping[str, Any], out: Path) -> None:
     """`model.py` and the packages it needs."""
-    source = handler_path(serving["handler"])
-    found = digest_file(source)
+    source = handler_source(serving["handler"])
+    found = digest_bytes(source)
     if found != serving["handler_digest"]:
         raise StageFailed(
             f"handler `{serving['handler']}` is {found}, the plan was made with"
@@ -194,7 +194,7 @@ def _lay_own_handler(serving: Mapping[str, Any], out: Path) -> None:
             code="package.handler-changed",
             hints=("lmi-build was changed since `plan`: make the plan again",),
         )
-    _write(out / HANDLER_NAME, source.read_bytes())
+    _write(out / HANDLER_NAME, source)
     lines = "".join(f"{line}\n" for line in sorted(serving["requirements"]))
     _write(out / REQUIREMENTS_NAME, lines.encode())
 
