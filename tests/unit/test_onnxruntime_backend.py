@@ -276,3 +276,36 @@ def test_estimates_grow_with_precision() -> None:
 
     assert four.disk_bytes < eight.disk_bytes < full.disk_bytes
     assert four.ram_bytes < eight.ram_bytes
+
+
+W8A8 = replace(
+    INT8,
+    packing="int-quantized",
+    activation_bits=8,
+    activation_dtype="int",
+    activation_scheme="dynamic",
+)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "options", "wanted"),
+    [
+        (W8A8, {}, "integer"),
+        (replace(W8A8, activation_scheme="static", sym=False), {}, "integer"),
+        # The user asks for float activations and gets them, with a note.
+        (W8A8, {"accuracy_level": 0}, None),
+        # Groups have no integer product, and weight-only checkpoints want none.
+        (replace(W8A8, group_size=64), {}, None),
+        (INT8, {}, None),
+        (GPTQ, {}, None),
+        (FLOAT, {}, None),
+    ],
+)
+def test_integer_products_are_for_checkpoints_that_mean_them(
+    scheme: QuantScheme, options: dict[str, Any], wanted: str | None
+) -> None:
+    """The parameter is in the key only where the engine's bytes depend on it."""
+    written = PROVIDER.lower(recipe(options=options), facts(), scheme)
+
+    assert written.get("products") == wanted
+    assert ("products" in written) is (wanted is not None)

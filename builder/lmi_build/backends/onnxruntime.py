@@ -33,6 +33,7 @@ GROUP_SIZES = (16, 32, 64, 128)
 # Levels of MatMulNBits: the type that activations have inside it. 0 leaves the choice
 # to the kernel, 1 is float32, 4 is int8 with a scale per block.
 ACCURACY_LEVELS = (0, 1, 4)
+INTEGER_LEVEL = 4
 LM_HEAD_DTYPES = ("float32", "int8")
 BLOCK_SIZES = (16, 32, 64, 128)
 MAX_THREADS = 1024
@@ -49,7 +50,8 @@ class Options:
     `compile.options`, complete.
 
     Args:
-        accuracy_level: Activation type inside quantized products; see above.
+        accuracy_level: Activation type inside quantized products; see above. Where the
+            checkpoint means 8-bit activations itself, 4 computes with its steps.
         qkv_accuracy_level: The same for the projections to queries, keys and values,
             where rounding of activations hurts most; 4-bit weights only.
         block_size: Widest block of a quantized layer. A smaller one keeps int8
@@ -138,7 +140,11 @@ class OnnxRuntimeBackend:
     def lower(self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme) -> Params:
         """The worker's parameters; the only place where native names appear."""
         options = read_options(recipe.compile.options)
+        products: Params = (
+            {"products": "integer"} if _integer_products(scheme, options) else {}
+        )
         return {
+            **products,
             "accuracy_level": options.accuracy_level,
             "block_size": options.block_size,
             "intra_op_num_threads": options.intra_op_num_threads,
@@ -242,6 +248,17 @@ def read_options(options: Mapping[str, JSONValue]) -> Options:
     if problem is not None:
         raise ValueError(problem.message)
     return Options(**options)  # type: ignore[arg-type]
+
+
+def _integer_products(scheme: QuantScheme, options: Options) -> bool:
+    """Whether 8-bit activations are computed exactly as the checkpoint means them."""
+    return (
+        scheme.packing == "int-quantized"
+        and scheme.activation_scheme != "none"
+        and scheme.activation_dtype == "int"
+        and scheme.group_size == -1
+        and options.accuracy_level == INTEGER_LEVEL
+    )
 
 
 def _unsupported(message: str, path: str, hint: str) -> Problem:

@@ -42,14 +42,14 @@ def drop_plain_zeros(model: ir.Model) -> int:
         How many were removed.
     """
     dropped = 0
-    for node in _nbits_nodes(model):
+    for node in nbits_nodes(model):
         if len(node.inputs) <= _ZEROS or node.inputs[_ZEROS] is None:
             continue
         value = node.inputs[_ZEROS]
         middle = 0x88 if _attribute(node, "bits") == 4 else 0x80  # noqa: PLR2004
-        if bool((_constant(value).numpy() == middle).all()):
+        if bool((constant_of(value).numpy() == middle).all()):
             node.replace_input_with(_ZEROS, None)
-            _forget(model.graph, value)
+            forget(model.graph, value)
             _trim_inputs(node)
             dropped += 1
     return dropped
@@ -68,11 +68,11 @@ def reorder_inputs(model: ir.Model) -> int:
     """
     changed = 0
     gathers: dict[tuple[str, bytes], ir.Value] = {}
-    for node in _nbits_nodes(model):
+    for node in nbits_nodes(model):
         if len(node.inputs) <= _ORDER or node.inputs[_ORDER] is None:
             continue
         order, source = node.inputs[_ORDER], node.inputs[0]
-        key = (source.name, _constant(order).numpy().tobytes())
+        key = (source.name, constant_of(order).numpy().tobytes())
         if key not in gathers:
             gather = ir.node(
                 "Gather",
@@ -87,7 +87,7 @@ def reorder_inputs(model: ir.Model) -> int:
             gathers[key] = gather.outputs[0]
         node.replace_input_with(0, gathers[key])
         node.replace_input_with(_ORDER, None)
-        _forget(model.graph, order)
+        forget(model.graph, order)
         _trim_inputs(node)
         changed += 1
     return changed
@@ -100,7 +100,7 @@ def set_qkv_accuracy(model: ir.Model, level: int) -> None:
     Rounding of activations hurts most there. 8-bit weights have a fast kernel with
     int8 activations only and are left alone.
     """
-    for node in _nbits_nodes(model):
+    for node in nbits_nodes(model):
         if _QKV.search(node.name or "") and _attribute(node, "bits") == 4:  # noqa: PLR2004
             node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", level)
 
@@ -116,7 +116,7 @@ def narrow_embedding(model: ir.Model) -> str:
     nodes = nodes_named(model.graph, EMBEDDING_NODE)
     if value is None or len(nodes) != 1 or value.dtype != ir.DataType.FLOAT:
         return "float32"
-    table = _constant(value).numpy()
+    table = constant_of(value).numpy()
     for dtype in (ml_dtypes.bfloat16, np.float16):
         narrow = _narrow(table, np.dtype(dtype))
         if narrow is not None:
@@ -146,15 +146,15 @@ def quantize_head(model: ir.Model, *, block_size: int, accuracy_level: int) -> N
         )
     node = nodes[0]
     weight = node.inputs[1]
-    blocks, scales = quantize_int8_blocks(_constant(weight).numpy().T, block_size)
+    blocks, scales = quantize_int8_blocks(constant_of(weight).numpy().T, block_size)
     num_outputs, num_inputs = weight.shape[1], weight.shape[0]
     new = ir.node(
         "MatMulNBits",
         domain="com.microsoft",
         inputs=[
             node.inputs[0],
-            _initializer(model.graph, f"{HEAD_WEIGHT}.blocks", blocks),
-            _initializer(model.graph, f"{HEAD_WEIGHT}.scales", scales),
+            add_initializer(model.graph, f"{HEAD_WEIGHT}.blocks", blocks),
+            add_initializer(model.graph, f"{HEAD_WEIGHT}.scales", scales),
         ],
         attributes={
             "K": num_inputs,
@@ -166,8 +166,8 @@ def quantize_head(model: ir.Model, *, block_size: int, accuracy_level: int) -> N
         name=f"{HEAD_NODE}NBits",
         outputs=[ir.Value(name=f"{HEAD_NODE}NBits/output_0")],
     )
-    _replace(model.graph, node, new)
-    _forget(model.graph, weight)
+    replace_node(model.graph, node, new)
+    forget(model.graph, weight)
 
 
 def quantize_int8_blocks(
@@ -204,7 +204,8 @@ _ZEROS = 3
 _ORDER = 4
 
 
-def _nbits_nodes(model: ir.Model) -> list[ir.Node]:
+def nbits_nodes(model: ir.Model) -> list[ir.Node]:
+    """Every `MatMulNBits`, in order."""
     return [node for node in model.graph if node.op_type == "MatMulNBits"]
 
 
@@ -212,13 +213,19 @@ def _attribute(node: ir.Node, name: str) -> int:
     return int(node.attributes[name].as_int())
 
 
-def _constant(value: ir.Value) -> ir.TensorProtocol:
+def constant_of(value: ir.Value) -> ir.TensorProtocol:
+    """
+    What an initializer holds.
+
+    Raises:
+        ValueError: The value is computed.
+    """
     if value.const_value is None:
         raise ValueError(f"`{value.name}` is not a constant")
     return value.const_value
 
 
-def _forget(graph: ir.Graph, value: ir.Value) -> None:
+def forget(graph: ir.Graph, value: ir.Value) -> None:
     """Drop an initializer that nobody reads any more."""
     if not value.uses():
         graph.initializers.pop(value.name, None)
@@ -232,7 +239,10 @@ def _trim_inputs(node: ir.Node) -> None:
     node.resize_inputs(length)
 
 
-def _initializer(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
+def add_initializer(
+    graph: ir.Graph, name: str, array: np.ndarray[Any, Any]
+) -> ir.Value:
+    """Register a constant."""
     tensor = ir.tensor(array, name=name)
     value = ir.Value(
         name=name,
@@ -265,7 +275,7 @@ def _widen_after(
     """Feed a `Gather` from a narrow table, with a `Cast` behind it."""
     output = node.outputs[0]
     name = f"{EMBEDDING_WEIGHT}.{table.dtype.name}"
-    narrow = _initializer(graph, name, table)
+    narrow = add_initializer(graph, name, table)
     gathered = ir.node(
         "Gather",
         inputs=[narrow, node.inputs[1]],
@@ -282,11 +292,11 @@ def _widen_after(
     gathered.outputs[0].dtype = narrow.dtype
     gathered.outputs[0].shape = output.shape
     graph.insert_before(node, gathered)
-    _replace(graph, node, cast)
-    _forget(graph, value)
+    replace_node(graph, node, cast)
+    forget(graph, value)
 
 
-def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
+def replace_node(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
     """Put a node in another's place, its output under the old name."""
     ir.convenience.replace_nodes_and_values(
         graph,

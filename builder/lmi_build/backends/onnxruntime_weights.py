@@ -124,6 +124,8 @@ class QuantizedWeights:
         scheme: What its `quantization_config` says.
         num_layers: Decoder blocks.
         widest_block: Most channels of a block.
+        input_scales: Takes the stored steps of activations, by module, as linears are
+            read.
     """
 
     def __init__(
@@ -133,11 +135,13 @@ class QuantizedWeights:
         *,
         num_layers: int,
         widest_block: int,
+        input_scales: dict[str, float],
     ) -> None:
         self._tensors = tensors
         self._scheme = scheme
         self._num_layers = num_layers
         self._widest_block = widest_block
+        self._input_scales = input_scales
         self.embedding = TensorModule(tensors.take(EMBEDDING))
         self.final_norm = self._norm("model.norm")
         self.lm_head = (
@@ -158,15 +162,18 @@ class QuantizedWeights:
         """
         if scheme.packing == "none":
             return True
-        indices = [x for x in PARTS[scheme.packing] if x.endswith("g_idx")]
+        # What the three must share: their channels' order and their inputs' step.
+        shared = [
+            x for x in PARTS[scheme.packing] if x.endswith(("g_idx", "input_scale"))
+        ]
         for number in range(num_layers):
             names = [f"{LAYERS}{number}.self_attn.{part}_proj" for part in "qkv"]
             packed = {f"{name}.{MARKS[scheme.packing]}" in tensors for name in names}
             if len(packed) > 1:
                 return False
-            for index in indices:
-                orders = [tensors.take_optional(f"{name}.{index}") for name in names]
-                if any(not _same(orders[0], row) for row in orders):
+            for part in shared:
+                found = [tensors.take_optional(f"{name}.{part}") for name in names]
+                if any(not _same(found[0], row) for row in found):
                     return False
         return True
 
@@ -221,6 +228,8 @@ class QuantizedWeights:
         names = [f"{name}.{part}" for part in PARTS[scheme.packing]]
         found = {x: self._tensors.take(x) for x in names if x in self._tensors}
         codes = decode(found, name, scheme)
+        if f"{name}.input_scale" in found:
+            self._input_scales[name] = float(found[f"{name}.input_scale"])
         if scheme.weight_dtype == "float":
             # No kernel for CPUs multiplies fp8; as float32 every number is the same.
             return _float_module(weight_of(codes), bias)

@@ -72,12 +72,15 @@ def run(job: Job, emit: Emit) -> None:
     scheme = _scheme_of(config)
     tensors = CheckpointTensors(checkpoint)
 
+    input_scales: dict[str, float] = {}
+
     def load_quantized(count: int) -> QuantizedWeights:
         return QuantizedWeights(
             tensors,
             scheme,
             num_layers=count,
             widest_block=int(job.params["block_size"]),  # type: ignore[arg-type]
+            input_scales=input_scales,
         )
 
     def on_layer(done: int) -> None:
@@ -85,7 +88,7 @@ def run(job: Job, emit: Emit) -> None:
 
     hooks = BuilderHooks(
         load_quantized=load_quantized,
-        finish_graph=lambda model: _finish_graph(model, job, emit),
+        finish_graph=lambda model: _finish_graph(model, job, emit, input_scales),
         stamp=_stamp,
         on_layer=on_layer,
     )
@@ -145,6 +148,15 @@ def _tell_scheme(job: Job, emit: Emit, scheme: QuantScheme) -> None:
             " number as it is, and activations stay float32",
             level="warning",
         )
+    elif _integer_products(job):
+        static = scheme.activation_scheme == "static"
+        step = "the stored step of each layer" if static else "one step per token"
+        _note(
+            job,
+            emit,
+            "compile.activations",
+            f"8-bit products are of integers, with {step}, as the checkpoint means",
+        )
     elif scheme.activation_scheme != "none":
         block = int(job.params["block_size"])  # type: ignore[arg-type]
         level = int(job.params["accuracy_level"])  # type: ignore[arg-type]
@@ -170,6 +182,10 @@ def _tell_scheme(job: Job, emit: Emit, scheme: QuantScheme) -> None:
             " engine's stays float32, and its scales are not used",
             level="warning",
         )
+
+
+def _integer_products(job: Job) -> bool:
+    return job.params.get("products") == "integer"
 
 
 def _go_offline() -> None:
@@ -218,8 +234,11 @@ def _check_decoder(path: Path) -> None:
         )
 
 
-def _finish_graph(model: ir.Model, job: Job, emit: Emit) -> None:
+def _finish_graph(
+    model: ir.Model, job: Job, emit: Emit, input_scales: Mapping[str, float]
+) -> None:
     from lmi_build.backends.onnxruntime_graph import (
+        HEAD_NODE,
         drop_plain_zeros,
         narrow_embedding,
         nodes_named,
@@ -227,9 +246,12 @@ def _finish_graph(model: ir.Model, job: Job, emit: Emit) -> None:
         reorder_inputs,
         set_qkv_accuracy,
     )
+    from lmi_build.backends.onnxruntime_integer import use_integer_products
 
     reordered = reorder_inputs(model)
     drop_plain_zeros(model)
+    if _integer_products(job):
+        use_integer_products(model, input_scales)
     set_qkv_accuracy(model, int(job.params["qkv_accuracy_level"]))  # type: ignore[arg-type]
     dtype = narrow_embedding(model)
     _note(job, emit, "compile.embedding", f"embedding stored as {dtype}, exactly")
@@ -243,7 +265,7 @@ def _finish_graph(model: ir.Model, job: Job, emit: Emit) -> None:
         )
     if job.params["lm_head_dtype"] != "int8":
         return
-    if nodes_named(model.graph, "/lm_head/MatMulNBits"):
+    if not nodes_named(model.graph, HEAD_NODE):
         _note(
             job,
             emit,
@@ -288,6 +310,10 @@ def _write_bounds(path: Path, params: Mapping[str, Any]) -> None:
     search["num_return_sequences"] = 1
     search["past_present_share_buffer"] = True
     options = config["model"]["decoder"]["session_options"]
+    if params.get("products") == "integer":
+        from lmi_build.backends.onnxruntime_integer import SESSION_OPTIONS
+
+        options |= SESSION_OPTIONS
     if params["intra_op_num_threads"]:
         options["intra_op_num_threads"] = int(params["intra_op_num_threads"])
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
