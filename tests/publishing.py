@@ -28,7 +28,7 @@ QUICK = Transfer(
     concurrency=4,
     attempts=3,
     connect_timeout_seconds=1,
-    read_timeout_seconds=1,
+    read_timeout_seconds=2,
 )
 LARGE = "model/weights.bin"
 
