@@ -135,7 +135,7 @@ def test_stalled_answer_is_asked_again(
     server: FaultyS3, place: Destination, packed: Packed
 ) -> None:
     """A server that stops answering is given up after the read timeout."""
-    rule = server.rule("PUT .*partNumber=1", "stall", seconds=2.0)
+    rule = server.rule("PUT .*partNumber=1", "stall", seconds=4.0)
 
     place.publish(packed)
 
@@ -170,7 +170,7 @@ def test_lasting_faults_are_explained_then_resumed(
     code: str,
 ) -> None:
     """A lasting fault has a code and a way out, and the next run completes."""
-    server.rule(pattern, kind, times=99, seconds=1.5)
+    server.rule(pattern, kind, times=99, seconds=2.5)
 
     error = fails(place, packed)
 
