@@ -8,7 +8,6 @@ more than starting Python.
 from __future__ import annotations
 
 import gc
-import importlib
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmi_build import __version__
+from lmi_build.cli.lazy import LazyGroup
 from lmi_build.cli.options import State, with_common_options
 from lmi_build.errors import LmiBuildError
 
@@ -53,49 +53,9 @@ _COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
-class LazyGroup(click.Group):
-    """A group whose commands are imported one at a time."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Every command, in the order of a day's work."""
-        del ctx
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the module of one command."""
-        del ctx
-        if cmd_name not in _COMMANDS:
-            return None
-        module = importlib.import_module(f"lmi_build.cli.{_COMMANDS[cmd_name][0]}_cmd")
-        command = getattr(module, cmd_name)
-        assert isinstance(command, click.Command)  # noqa: S101 - our own modules
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Name the nearest command when there is none of that name."""
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            from lmi_build.text import did_you_mean
-
-            near = did_you_mean(args[0], _COMMANDS)
-            message = f"no command `{args[0]}`"
-            hint = f"; did you mean `{near}`?" if near else ""
-            raise click.UsageError(message + hint, ctx) from error
-
-    def format_commands(
-        self, ctx: click.Context, formatter: click.HelpFormatter
-    ) -> None:
-        """List the commands without importing them."""
-        del ctx
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
-
-
 @click.group(
     cls=LazyGroup,
+    table=_COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 88},
 )
 @click.version_option(__version__, "--version", prog_name="lmi-build")
