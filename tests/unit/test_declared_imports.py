@@ -23,6 +23,8 @@ _DISTRIBUTIONS = {
     "pydantic_core": "pydantic",
     "ruamel": "ruamel.yaml",
     "s3transfer": "boto3",
+    "vl_convert": "vl_convert_python",
+    "werkzeug": "moto",
 }
 # Found when they are there; without them there is another way, or a clear error.
 _OPTIONAL = {"awscrt"}

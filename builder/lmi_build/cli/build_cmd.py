@@ -140,7 +140,9 @@ def _planned(
         raise UsageInvalid(
             f"`--{state.lock_mode}` is for planning, and `--plan` is planned already",
             code="usage.invalid",
-            hints=(f"give it to `lmi-build plan RECIPE --{state.lock_mode} --out FILE`",),
+            hints=(
+                f"give it to `lmi-build plan RECIPE --{state.lock_mode} --out FILE`",
+            ),
         )
     if plan_file is not None:
         return api.load_plan(plan_file, state.settings()), ()
