@@ -110,32 +110,73 @@ def greedy(net: Any, ids: Sequence[int], count: int) -> list[int]:
     return out[len(ids) :]
 
 
-def make_model(out: Path, architecture: str) -> Path:
+# What small models of each type need beside their sizes. Windows are shorter than the
+# prompts of the tests, and widths have no whole root, so that both show.
+SMALL: dict[str, dict[str, Any]] = {
+    "ernie4_5": {},
+    "gemma": {"hidden_size": 96},
+    "gemma2": {"query_pre_attn_scalar": 16, "sliding_window": 8, "hidden_size": 96},
+    "gemma3_text": {
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 8,
+        "hidden_size": 96,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "granite": {
+        "embedding_multiplier": 2.0,
+        "attention_multiplier": 0.2,
+        "residual_multiplier": 0.3,
+        "logits_scaling": 2.0,
+    },
+    "hunyuan_v1_dense": {},
+    "lfm2": {"layer_types": ["full_attention", "conv"], "full_attn_idxs": [0]},
+    "llama": {},
+    "mistral": {"sliding_window": 8},
+    # Half of a head's channels are rotated, in eights.
+    "nemotron": {"hidden_size": 128, "head_dim": 32},
+    "olmo": {},
+    "phi": {"hidden_size": 128, "head_dim": 32, "num_key_value_heads": 4},
+    "phi3": {"original_max_position_embeddings": 512, "sliding_window": 8},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    "qwen3": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    "smollm3": {},
+}
+
+
+def make_model(
+    out: Path, architecture: str, extra: dict[str, Any] | None = None
+) -> Path:
     """A small model; newer architectures are made by transformers itself."""
-    if architecture in ARCHITECTURES:
+    if architecture in ARCHITECTURES and extra is None:
         return make_tiny_model(out, architecture=architecture)
     import torch
     import transformers
 
     make_tiny_model(out)
+    sizes = {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 512,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+    }
     config = transformers.AutoConfig.for_model(
-        architecture,
-        vocab_size=512,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=512,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
+        architecture, **{**sizes, **(extra or {})}
     )
     torch.manual_seed(0)
     net = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for weight in net.parameters():
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=0.15)
+        elif extra is not None:
+            # Norms that do nothing would hide how they are computed.
+            torch.nn.init.uniform_(weight, 0.5, 1.5)
+    (out / "model.safetensors").unlink()
     net.save_pretrained(out)
     return out

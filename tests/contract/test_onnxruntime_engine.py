@@ -27,7 +27,6 @@ from onnxruntime_engines import (
     compile_engine,
     greedy,
     load_engine,
-    make_model,
     reference,
     relative_error,
 )
@@ -158,18 +157,6 @@ def _add_cache_scales(checkpoint: Path) -> None:
             name = f"model.layers.{index}.self_attn.{part}"
             tensors[name] = torch.tensor([0.5])
     save_file(tensors, path)
-
-
-@pytest.mark.parametrize("architecture", ["mistral", "qwen2", "qwen3", "smollm3"])
-def test_other_architectures_take_packed_weights(
-    tmp_path: Path, architecture: str
-) -> None:
-    """What the provider lists as supported with packed weights is."""
-    model = make_model(tmp_path / "model", architecture)
-    dense = quantize_folder(model, tmp_path / "checkpoint")
-    out, _ = compile_engine(tmp_path / "checkpoint", tmp_path / "job", **EXACT)
-
-    assert relative_error(reference(model, dense), load_engine(out), IDS) < 4e-6
 
 
 def test_the_weights_in_the_file_are_the_checkpoints(

@@ -12,6 +12,7 @@ import pytest
 
 from lmi_build.backends import onnxruntime as backend
 from lmi_build.backends.onnxruntime import PROVIDER
+from lmi_build.catalog.onnxruntime_models import onnxruntime_models
 from lmi_build.package.properties import property_problem
 from lmi_build.registry import backend as find_backend
 from lmi_build.spi import Backend
@@ -56,6 +57,7 @@ GPTQ = QuantScheme(
 )
 INT8 = replace(GPTQ, weight_bits=8, group_size=-1)
 FLOAT = replace(GPTQ, weight_bits=16, weight_dtype="float", packing="none")
+BUILT = [row.name for row in onnxruntime_models().values() if not row.refused]
 VERSIONS = dict.fromkeys(PROVIDER.info.distributions, "1.2.3")
 
 
@@ -136,10 +138,15 @@ def test_the_planner_never_imports_the_toolchain() -> None:
 
 
 @pytest.mark.parametrize("scheme", [GPTQ, FLOAT, INT8])
-@pytest.mark.parametrize("architecture", list(backend.ARCHITECTURES))
+@pytest.mark.parametrize("architecture", BUILT)
 def test_sound_recipes_pass(scheme: QuantScheme, architecture: str) -> None:
-    """Every listed combination has no problem."""
-    assert problems(scheme, facts(architectures=[architecture])) == []
+    """Every listed combination has no problem; the others say that float is built."""
+    found = problems(scheme, facts(architectures=[architecture]))
+
+    if scheme is FLOAT or onnxruntime_models()[architecture].packed:
+        assert found == []
+    else:
+        assert [problem.hint for problem in found] == ["set `method: none`"]
 
 
 @pytest.mark.parametrize(

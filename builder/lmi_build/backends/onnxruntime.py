@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lmi_build.catalog.onnxruntime_models import onnxruntime_models
 from lmi_build.errors import Problem
 from lmi_build.spi import BackendStage, Finding, Params, Proof, ProviderInfo, Serving
 from lmi_build.text import did_you_mean, join_words
@@ -20,15 +21,6 @@ if TYPE_CHECKING:
     from lmi_build.values.quant import QuantScheme
     from lmi_build.values.recipe import QuantSpec, Recipe
 
-# Decoders whose engine was compared with transformers on a small random model; the
-# value says whether a quantized checkpoint of it was, too. The builder knows more.
-ARCHITECTURES: Mapping[str, bool] = {
-    "LlamaForCausalLM": True,
-    "MistralForCausalLM": True,
-    "Qwen2ForCausalLM": True,
-    "Qwen3ForCausalLM": True,
-    "SmolLM3ForCausalLM": True,
-}
 GROUP_SIZES = (16, 32, 64, 128)
 # Levels of MatMulNBits: the type that activations have inside it. 0 leaves the choice
 # to the kernel, 1 is float32, 4 is int8 with a scale per block.
@@ -143,8 +135,12 @@ class OnnxRuntimeBackend:
         products: Params = (
             {"products": "integer"} if _integer_products(scheme, options) else {}
         )
+        row = onnxruntime_models().get(model.geometry.architecture)
+        # Engines before this was said looked at every position.
+        windows: Params = {"windows": "every-layer"} if row and row.windowed else {}
         return {
             **products,
+            **windows,
             "accuracy_level": options.accuracy_level,
             "block_size": options.block_size,
             "intra_op_num_threads": options.intra_op_num_threads,
@@ -305,13 +301,17 @@ def _architecture_problems(
     recipe: Recipe, model: ModelFacts, scheme: QuantScheme
 ) -> Iterator[Problem]:
     name = model.geometry.architecture
-    if name not in ARCHITECTURES:
+    row = onnxruntime_models().get(name)
+    if row is None or row.refused:
+        why = f": {row.refused}" if row is not None else ""
+        rows = onnxruntime_models().values()
+        built = [each.name for each in rows if not each.refused]
         yield _unsupported(
-            f"the model's architecture `{name}` is not supported by `onnxruntime`",
+            f"the model's architecture `{name}` is not supported by `onnxruntime`{why}",
             "model.source",
-            f"use a model of {join_words(tuple(ARCHITECTURES))}",
+            f"use a model of {join_words(built)}",
         )
-    elif scheme.packing != "none" and not ARCHITECTURES[name]:
+    elif scheme.packing != "none" and not row.packed:
         yield _unsupported(
             f"`{name}` is supported in float only, not with packed weights",
             "quantize.method",

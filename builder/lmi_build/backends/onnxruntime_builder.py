@@ -2,8 +2,8 @@
 Drives the model builder that comes with onnxruntime-genai, as a library.
 
 The builder has no interface for what we need of it: weights taken as they are, no
-second quantization, progress, and a graph that does not depend on the machine. Four
-of its methods are therefore replaced while it runs, in the worker's own process;
+second quantization, progress, and a graph that does not depend on the machine. Five
+of its functions are therefore replaced while it runs, in the worker's own process;
 `_replaced` refuses a builder that no longer has them.
 """
 
@@ -38,12 +38,16 @@ class BuilderHooks:
         finish_graph: Changes the finished graph before it is written.
         stamp: Replaces the builder's mark of its version.
         on_layer: Called with the number of decoder blocks done so far.
+        adapt_config: Changes the configuration before the builder reads it.
+        correct: Changes what the builder read of it, before the graph is made.
     """
 
     load_quantized: Callable[[int], object]
     finish_graph: Callable[[ir.Model], None]
     stamp: Callable[[ir.Model], None]
     on_layer: Callable[[int], None]
+    adapt_config: Callable[[Any], None]
+    correct: Callable[[Any], None]
 
 
 def build_graph(
@@ -145,8 +149,15 @@ def _replaced(builder: Any, hooks: BuilderHooks) -> Iterator[None]:
 
     def make_model(self: Any, input_path: str) -> None:
         _count_layers(self, hooks.on_layer)
+        hooks.correct(self)
         make_model_before(self, input_path)
 
+    def get_details(*args: Any, **kwargs: Any) -> Any:
+        details = get_details_before(*args, **kwargs)
+        hooks.adapt_config(details["hf_config"])
+        return details
+
+    get_details_before = _own_attribute(builder, "get_hf_details")
     make_model_before = model.make_model
     with contextlib.ExitStack() as stack:
         for owner, name, new in (
@@ -154,6 +165,7 @@ def _replaced(builder: Any, hooks: BuilderHooks) -> Iterator[None]:
             (model, "to_nbits", to_nbits),
             (model, "stamp_build_metadata", staticmethod(hooks.stamp)),
             (model, "make_model", make_model),
+            (builder, "get_hf_details", get_details),
         ):
             stack.callback(setattr, owner, name, _own_attribute(owner, name))
             setattr(owner, name, new)

@@ -61,6 +61,7 @@ def run(job: Job, emit: Emit) -> None:
     _go_offline()
     # Heavy from here on: torch, transformers and the builder.
     from lmi_build.backends.onnxruntime_builder import BuilderHooks, build_graph
+    from lmi_build.backends.onnxruntime_corrections import adapt_config, correct
     from lmi_build.backends.onnxruntime_weights import (
         CheckpointTensors,
         QuantizedWeights,
@@ -91,6 +92,8 @@ def run(job: Job, emit: Emit) -> None:
         finish_graph=lambda model: _finish_graph(model, job, emit, input_scales),
         stamp=_stamp,
         on_layer=on_layer,
+        adapt_config=adapt_config,
+        correct=correct,
     )
     with tempfile.TemporaryDirectory(dir=job.state) as scratch:
         build_graph(
