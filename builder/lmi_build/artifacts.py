@@ -216,6 +216,7 @@ def deployment_requests(
     from lmi_build.catalog.images import REPOSITORY
     from lmi_build.catalog.neuron_releases import neuron_releases
     from lmi_build.catalog.releases import releases
+    from lmi_build.catalog.vllm_releases import vllm_releases
     from lmi_build.package.deploy import (
         ROLE_PLACEHOLDER,
         deployment_of,
@@ -225,7 +226,8 @@ def deployment_requests(
 
     bound = document["compatibility"]
     name = str(bound.get("release"))
-    release = releases().get(name) or neuron_releases().get(name)
+    rows = (releases(), neuron_releases(), vllm_releases())
+    release = next((found[name] for found in rows if name in found), None)
     if release is None or not release.tag or not uri.startswith("s3://"):
         return {}
     manifest = Manifest.from_bytes(json.dumps(document).encode())

@@ -299,6 +299,10 @@ def _target_problems(recipe: Recipe, facts: ModelFacts) -> Iterator[Problem]:
         from lmi_build.backends.trtllm.target import target_problems as gpu_problems
 
         yield from gpu_problems(spec)
+    elif spec.backend == "vllm":
+        from lmi_build.backends.vllm.target import target_problems as folder_problems
+
+        yield from folder_problems(recipe)
     elif spec.backend == "neuronx":
         from lmi_build.backends.neuronx.encoders import is_encoder
         from lmi_build.backends.neuronx.target import target_problems as neuron_problems

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lmi_build.catalog.instances import instances
 from lmi_build.catalog.neuron_releases import neuron_releases
 from lmi_build.catalog.releases import releases
+from lmi_build.catalog.vllm_releases import vllm_releases
 from lmi_build.recipe.template import advised
 from lmi_build.values.recipe import CompileSpec, ModelSpec
 
@@ -101,6 +102,11 @@ def _releases(port: Port) -> tuple[str | None, ...]:
             row.name
             for row in neuron_releases().values()
             if row.repository == port.container and row.published
+        ],
+        "vllm": [
+            row.name
+            for row in vllm_releases().values()
+            if row.container == port.container and row.published
         ],
     }.get(port.backend, [])
     if port.release:

@@ -10,8 +10,10 @@ from lmi_build.backends.neuronx.front_ends import GRAPHS_DIR, neuron_front_ends
 from lmi_build.backends.neuronx.startup import neuron_startup
 from lmi_build.backends.trtllm.front_ends import front_ends
 from lmi_build.backends.trtllm.startup import startup
+from lmi_build.backends.vllm.startup import names_vllm, vllm_startup
 from lmi_build.catalog.neuron_releases import neuron_releases
 from lmi_build.catalog.releases import releases
+from lmi_build.catalog.vllm_releases import vllm_releases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from lmi_build.backends.verdicts import Verdict
 
 _GRAPH = ".neff"
+_TRTLLM, _NEURONX, _VLLM = "trtllm", "neuronx", "vllm"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,13 +33,13 @@ class Image:
     Args:
         name: Row of the catalogue.
         lmi: Version of LMI.
-        neuron: It serves on Neuron devices.
+        kind: What it serves: `trtllm`, `neuronx` or `vllm`.
         judge: Its verdict on a folder.
     """
 
     name: str
     lmi: str
-    neuron: bool
+    kind: str
     judge: Callable[[Folder], Verdict]
 
 
@@ -46,7 +49,7 @@ def images() -> Mapping[str, Image]:
         Image(
             name=name,
             lmi=row.lmi,
-            neuron=False,
+            kind=_TRTLLM,
             judge=partial(startup, lmi=row.lmi, trtllm=row.trtllm),
         )
         for name, row in releases().items()
@@ -56,11 +59,20 @@ def images() -> Mapping[str, Image]:
         Image(
             name=name,
             lmi=row.version,
-            neuron=True,
+            kind=_NEURONX,
             judge=partial(neuron_startup, lmi=row.version),
         )
         for name, row in neuron_releases().items()
         if row.container == "djl-neuronx" and row.version in neuron_front_ends()
+    ]
+    found += [
+        Image(
+            name=name,
+            lmi=row.lmi,
+            kind=_VLLM,
+            judge=partial(vllm_startup, release=name),
+        )
+        for name, row in vllm_releases().items()
     ]
     return {image.name: image for image in found}
 
@@ -80,13 +92,19 @@ def choose_images(folder: Folder, release: str | None) -> tuple[Image, ...]:
     rows = images()
     if release in rows:
         return (rows[str(release)],)
-    neuron = has_graphs(folder)
+    kind = _kind(folder)
     return tuple(
         row
         for row in rows.values()
-        if row.neuron == neuron
-        and release in {None, row.lmi, row.lmi.rpartition(".")[0]}
+        if row.kind == kind and release in {None, row.lmi, row.lmi.rpartition(".")[0]}
     )
+
+
+def _kind(folder: Folder) -> str:
+    """Which images are meant where none is named: by what lies there, and says so."""
+    if has_graphs(folder):
+        return _NEURONX
+    return _VLLM if names_vllm(folder) else _TRTLLM
 
 
 def has_graphs(folder: Folder) -> bool:

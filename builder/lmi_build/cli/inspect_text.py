@@ -99,7 +99,9 @@ def _compatibility_text(block: Mapping[str, Any]) -> str:
         return f"{cores} ({place}), with {block['release']} by {block['loader']}"
     if "release" in block:
         machine = f"{block['num_ranks']} x {place}, such as {block['instance_type']}"
-        return f"{machine}, with {block['release']} (TensorRT-LLM {block['trtllm']})"
+        engines = (("trtllm", "TensorRT-LLM"), ("vllm", "vLLM"))
+        named = [f" ({title} {block[key]})" for key, title in engines if key in block]
+        return f"{machine}, with {block['release']}{''.join(named)}"
     return f"{place}, needs {needs}" if needs else place
 
 

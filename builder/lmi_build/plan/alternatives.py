@@ -44,7 +44,7 @@ _BATCH_PARTS = (1, 2, 4, 8)
 _RANKS = (1, 2, 4, 8, 12, 16, 24, 32)
 _BACKENDS = {"gpu": "vllm", _NEURON: NEURONX}
 # Runtimes that a backend of ours builds for.
-BUILT_BY = ("tensorrt-llm", NEURONX)
+BUILT_BY = ("tensorrt-llm", NEURONX, "vllm")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

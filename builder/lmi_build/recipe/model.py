@@ -385,7 +385,14 @@ class ServeSection(Section):
     """Settings of the server that do not change the engine."""
 
     rolling_batch: Literal[
-        "auto", "disable", "vllm", "trtllm", "tnx", "lmi-dist", "scheduler"
+        "auto",
+        "disable",
+        "vllm",
+        "trtllm",
+        "tnx",
+        "lmi-dist",
+        "scheduler",
+        "deepspeed",
     ] = Field(
         default="auto",
         description="LMI's `option.rolling_batch`; `auto` lets the layout choose.",
