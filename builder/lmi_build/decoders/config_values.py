@@ -32,6 +32,7 @@ _USUAL = {
     "score_scalar": "query_pre_attn_scalar",
     "score_multiplier": "attention_multiplier",
     "score_softcap": "attn_logit_softcapping",
+    "logit_softcap": "final_logit_softcapping",
     "scores_scaled": "scale_attn_weights",
     "scores_scaled_by_layer": "scale_attn_by_inverse_layer_idx",
     "num_experts_per_token": "num_experts_per_tok",

@@ -72,6 +72,8 @@ class DecoderConfig:
         num_experts: Experts of a sparse block.
         num_experts_per_token: How many of them see a token.
         norm_expert_weights: Their weights are made to sum to one.
+        logit_scale: What the head's outputs are multiplied by.
+        logit_softcap: They are limited to this by a tanh.
     """
 
     num_layers: int
@@ -95,6 +97,8 @@ class DecoderConfig:
     num_experts: int
     num_experts_per_token: int
     norm_expert_weights: bool
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
 
     def window_of(self, index: int) -> int | None:
         """Tokens that block `index` sees; None for all."""
@@ -242,6 +246,8 @@ def read_config(
         num_experts=int(values.special("num_experts") or 0),
         num_experts_per_token=int(values.special("num_experts_per_token") or 0),
         norm_expert_weights=bool(values.special("norm_expert_weights")),
+        logit_scale=1.0 / float(or_one(values.special("logits_scaling"))),
+        logit_softcap=values.special("logit_softcap"),
     )
 
 

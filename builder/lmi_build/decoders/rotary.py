@@ -83,7 +83,7 @@ def rotary_tables(
 
 def rotate(x_SNLH: Tensor, tables: RotaryTables) -> Tensor:
     """Turn the first R channels of every head; the others stay."""
-    width = tables.cos_LR.shape[1]
+    width = tables.cos_LR.shape[-1]
     if width < x_SNLH.shape[-1]:
         turned = rotate(x_SNLH[..., :width], tables)
         return torch.cat((turned, x_SNLH[..., width:]), dim=-1)

@@ -1,0 +1,1 @@
+"""Native code from PyTorch's own compiler: a package of graphs and its weights."""

@@ -1,0 +1,383 @@
+"""The backend `aotinductor`, as the planner knows it: without torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lmi_build.backends.aotinductor.options import (
+    Options,
+    option_problems,
+    read_options,
+)
+from lmi_build.catalog.architectures import architectures, find_architecture
+from lmi_build.decoders.decoder_config import check_config
+from lmi_build.errors import Problem
+from lmi_build.spi import (
+    BackendStage,
+    Finding,
+    Params,
+    Proof,
+    ProviderInfo,
+    Serving,
+)
+from lmi_build.text import join_words
+from lmi_build.values.quant import PACKINGS
+from lmi_build.values.stage import Blocker, Estimate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from lmi_build.spi import Host
+    from lmi_build.values.model import ModelFacts, ModelGeometry
+    from lmi_build.values.quant import QuantScheme
+    from lmi_build.values.recipe import QuantSpec, Recipe
+
+TARGETS = ("cpu", "cuda")
+READ_PACKINGS = tuple(name for name in PACKINGS if name != "float-quantized")
+BITS = (4, 8)
+REQUIREMENTS = ("jinja2", "numpy", "safetensors", "tokenizers", "torch")
+# What Inductor's settings are called since; older ones would be taken for silence.
+MIN_TORCH = (2, 13)
+# What processors say that have all of `avx512`.
+_AVX512 = frozenset({"avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl"})
+# Measured: PyTorch and a compiling graph of 30 blocks, for each of two processes.
+_PROCESS_BYTES = 1_600_000_000
+
+
+class AotInductorBackend:
+    """Native code by PyTorch's own compiler, for CPUs and NVIDIA GPUs."""
+
+    info = ProviderInfo(
+        name="aotinductor",
+        summary="native code by PyTorch's AOTInductor, float or quantized",
+        distributions=REQUIREMENTS,
+        salt=1,
+        entry="lmi_build.backends.aotinductor.worker:run",
+        targets=TARGETS,
+        packings=READ_PACKINGS,
+        modules=("torch", "safetensors", "tokenizers"),
+    )
+
+    def quantization(self, recipe: Recipe, model: ModelFacts) -> QuantSpec:
+        """As it is: every format is read exactly."""
+        del model
+        return recipe.quantize
+
+    def check(
+        self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme
+    ) -> Iterator[Problem]:
+        """Yield every reason why this cannot be built, by dotted recipe path."""
+        yield from _target_problems(recipe)
+        yield from _architecture_problems(recipe, model)
+        yield from _scheme_problems(scheme)
+        yield from option_problems(recipe.compile.options)
+        yield from _bound_problems(recipe, model)
+        for name in recipe.serve.options:
+            yield Problem(
+                code="serve.unknown-option",
+                message=f"the handler of `aotinductor` has no option `{name}`",
+                path=f"serve.options.{name}",
+                hint="remove the line",
+            )
+
+    def lower(self, recipe: Recipe, host: Host) -> Params:
+        """The worker's parameters; the only place where native names appear."""
+        options, bounds = read_options(recipe.compile.options), recipe.bounds
+        is_cpu = recipe.compile.target == "cpu"
+        return {
+            "batch_sizes": sorted({1, bounds.max_batch_size}),
+            "compute_capability": "" if is_cpu else compute_capability(host),
+            "context_buckets": list(options.buckets(bounds.max_input_len)),
+            "device": recipe.compile.target,
+            "dtype": options.dtype,
+            "isa": isa_of(options, host) if is_cpu else "",
+            "lm_head_dtype": options.lm_head_dtype,
+            "max_seq_len": bounds.max_seq_len,
+        }
+
+    def stages(
+        self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme, host: Host
+    ) -> tuple[BackendStage, ...]:
+        """One: graphs and weights are made from the checkpoint as it is."""
+        return (
+            BackendStage(
+                kind="compile",
+                entry=self.info.entry,
+                salt=self.info.salt,
+                params=self.lower(recipe, host),
+                inputs={"checkpoint": "weights"},
+                distributions=self.info.distributions,
+                estimate=self.estimate(recipe, model, scheme),
+                blocker=_blocker(recipe, host),
+            ),
+        )
+
+    def proof(
+        self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme, host: Host
+    ) -> Proof:
+        """It is loaded, asked and compared with the float model."""
+        del recipe, model, scheme, host
+        return Proof(distributions=self.info.distributions)
+
+    def diagnose(self, host: Host) -> Iterator[Finding]:
+        """A C++ compiler, which the building machine alone needs."""
+        answer = host.ask(("g++", "--version"))
+        found = answer.output.strip().splitlines()
+        yield Finding(
+            name="g++",
+            works=answer.status == 0,
+            evidence=found[0] if answer.status == 0 and found else "not found",
+            fix="install it on the build machine: `apt-get install g++`",
+        )
+
+    def serving(
+        self,
+        recipe: Recipe,
+        model: ModelFacts,
+        scheme: QuantScheme,
+        host: Host,
+        versions: Mapping[str, str],
+    ) -> Serving:
+        """What the package needs; `versions` maps distributions to versions."""
+        del model, scheme
+        bounds, params = recipe.bounds, self.lower(recipe, host)
+        return Serving(
+            handler="aotinductor",
+            requirements=tuple(f"{name}=={versions[name]}" for name in REQUIREMENTS),
+            properties={
+                # One engine answers one HTTP request at a time; a request may hold
+                # `max_batch_size` prompts, which are answered side by side.
+                "batch_size": "1",
+                "minWorkers": "1",
+                "maxWorkers": "1",
+            },
+            engine_dir="engine",
+            settings={
+                "schema": "lmi-build/handler/v1",
+                "engine_dir": "engine",
+                "bounds": {
+                    "max_input_len": bounds.max_input_len,
+                    "max_output_len": bounds.max_output_len,
+                    "max_seq_len": bounds.max_seq_len,
+                    "max_batch_size": bounds.max_batch_size,
+                },
+            },
+            compatibility={
+                "torch": versions["torch"],
+                "isa": params["isa"],
+                "compute_capability": params["compute_capability"],
+                # Two builds by the same compiler give the same bytes.
+                "varies_with": ["C++ compiler"],
+            },
+        )
+
+    def estimate(
+        self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme
+    ) -> Estimate:
+        """Bytes on disk and in memory."""
+        options = read_options(recipe.compile.options)
+        weights = _weight_bytes(model, scheme, options)
+        return Estimate(
+            disk_bytes=weights + (16 << 20),
+            scratch_bytes=64 << 20,
+            ram_bytes=2 * _PROCESS_BYTES + weights,
+        )
+
+
+def isa_of(options: Options, host: Host) -> str:
+    """The instructions that a CPU's engine is compiled for."""
+    if options.isa != "default":
+        return options.isa
+    flags = _cpu_flags(host)
+    return "avx512" if flags >= _AVX512 else "avx2"
+
+
+def compute_capability(host: Host) -> str:
+    """Of the first GPU here, such as `9.0`; empty without one."""
+    words = ("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
+    answer = host.ask(words)
+    lines = answer.output.strip().splitlines()
+    return lines[0].strip() if answer.status == 0 and lines else ""
+
+
+def _cpu_flags(host: Host) -> frozenset[str]:
+    answer = host.ask(("grep", "-m1", "^flags", "/proc/cpuinfo"))
+    return frozenset(answer.output.split()) if answer.status == 0 else frozenset()
+
+
+def _blocker(recipe: Recipe, host: Host) -> Blocker | None:
+    """What this machine lacks to compile."""
+    if host.ask(("g++", "--version")).status != 0:
+        return Blocker(
+            code="compile.no-compiler",
+            message="there is no C++ compiler `g++`, which turns graphs into native"
+            " code",
+            hint="install it on the build machine: `apt-get install g++`",
+        )
+    if recipe.compile.target == "cuda" and not compute_capability(host):
+        return Blocker(
+            code="compile.no-gpu",
+            message="graphs for a GPU are compiled on one, and there is none here",
+            hint="build on a machine with the GPU that will serve",
+        )
+    torch = host.versions(("torch",))["torch"]
+    if torch is not None and _release(torch) < MIN_TORCH:
+        least = ".".join(map(str, MIN_TORCH))
+        return Blocker(
+            code="compile.old-torch",
+            message=f"torch {torch} is installed, `aotinductor` needs {least} or later",
+            hint=f"pip install 'torch>={least}'",
+        )
+    options = read_options(recipe.compile.options)
+    if recipe.compile.target == "cpu" and options.isa == "avx512":
+        flags = _cpu_flags(host)
+        if flags and not flags >= _AVX512:
+            return Blocker(
+                code="compile.other-isa",
+                message="`isa: avx512` is asked for, and this processor has avx2:"
+                " the engine could not be tried here",
+                hint="set `isa: avx2`, or build on a processor with avx512",
+            )
+    return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    numbers = version.partition("+")[0].split(".")[:2]
+    return tuple(int(part) for part in numbers if part.isdigit())
+
+
+def _unsupported(message: str, path: str, hint: str) -> Problem:
+    return Problem(
+        code="compile.unsupported",
+        message=message,
+        path=path,
+        hint=hint,
+        unsupported=True,
+    )
+
+
+def _target_problems(recipe: Recipe) -> Iterator[Problem]:
+    spec = recipe.compile
+    if spec.target not in TARGETS:
+        yield _unsupported(
+            f"`aotinductor` builds for {join_words(TARGETS)}, not for `{spec.target}`",
+            "compile.target",
+            "set `target: cpu`",
+        )
+    if spec.release is not None:
+        yield _unsupported(
+            f"`aotinductor` has no releases in the catalogue, `{spec.release}` is set",
+            "compile.release",
+            "remove the line",
+        )
+    if spec.artifact not in {"auto", "engine"}:
+        yield _unsupported(
+            f"`aotinductor` makes engines, not `{spec.artifact}`",
+            "compile.artifact",
+            "write `artifact: engine`, or remove the line",
+        )
+    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+        size = getattr(spec, name)
+        if size != 1:
+            yield _unsupported(
+                f"`{name}` is {size}, an engine of `aotinductor` is not split",
+                f"compile.{name}",
+                f"set `{name}: 1`",
+            )
+
+
+def built_architectures() -> tuple[str, ...]:
+    """Every architecture that is built: those of the map without experts."""
+    known = architectures().items()
+    return tuple(name for name, arch in known if not arch.router)
+
+
+def _architecture_problems(recipe: Recipe, model: ModelFacts) -> Iterator[Problem]:
+    found = find_architecture(model.config) if model.config else None
+    name = model.geometry.architecture
+    if name not in built_architectures():
+        yield _unsupported(
+            f"the model's architecture `{name}` is not supported by `aotinductor`",
+            "model.source",
+            f"use a model of {join_words(built_architectures())}",
+        )
+    elif found is not None:
+        for problem in check_config(found, model.config):
+            yield _unsupported(
+                problem.message.replace("`builtin`", "`aotinductor`"),
+                "model.source",
+                f"use a model of {join_words(built_architectures())} without it",
+            )
+    if recipe.model.trust_remote_code:
+        yield _unsupported(
+            "`aotinductor` never runs a model's own code",
+            "model.trust_remote_code",
+            "set `trust_remote_code: false`",
+        )
+
+
+def _scheme_problems(scheme: QuantScheme) -> Iterator[Problem]:
+    if scheme.packing not in READ_PACKINGS:
+        yield _unsupported(
+            f"`aotinductor` does not read weights packed as `{scheme.packing}`",
+            "quantize.method",
+            f"use {join_words(READ_PACKINGS[1:])}",
+        )
+    elif scheme.packing != "none" and scheme.weight_bits not in BITS:
+        yield _unsupported(
+            f"{scheme.weight_bits}-bit weights are not supported by `aotinductor`",
+            "quantize.bits",
+            "set `bits: 4` or `bits: 8`",
+        )
+
+
+def _bound_problems(recipe: Recipe, model: ModelFacts) -> Iterator[Problem]:
+    bounds = recipe.bounds
+    if bounds.max_beam_width != 1:
+        yield _unsupported(
+            f"`max_beam_width` is {bounds.max_beam_width},"
+            " this backend searches with one beam",
+            "bounds.max_beam_width",
+            "set `max_beam_width: 1`",
+        )
+    given = bounds.max_num_tokens
+    if given is not None and given < bounds.max_input_len:
+        yield Problem(
+            code="bounds.num-tokens",
+            message=f"{given} tokens of one pass are too few: `aotinductor`"
+            f" computes a prompt of up to {bounds.max_input_len} in one",
+            path="bounds.max_num_tokens",
+            hint="remove the line",
+        )
+    arch = architectures().get(model.geometry.architecture)
+    positions = model.geometry.max_position_embeddings
+    if arch is not None and arch.positions and bounds.max_seq_len > positions:
+        yield Problem(
+            code="compile.too-few-positions",
+            message=f"the model has {positions} positions, the bounds ask for"
+            f" {bounds.max_seq_len}",
+            path="bounds",
+            hint=f"lower `bounds` to {positions} tokens together",
+        )
+
+
+def _weight_bytes(model: ModelFacts, scheme: QuantScheme, options: Options) -> int:
+    """Weights as the engine stores them: the checkpoint's, and perhaps a head."""
+    geometry: ModelGeometry = model.geometry
+    heads, kv_heads = geometry.num_attention_heads, geometry.num_key_value_heads
+    attention = geometry.hidden_size * geometry.head_dim * 2 * (heads + kv_heads)
+    layer = attention + 3 * geometry.hidden_size * geometry.intermediate_size
+    table = geometry.vocab_size * geometry.hidden_size
+    width = 4 if model.dtype == "float32" else 2
+    body = geometry.num_layers * layer
+    if scheme.packing == "none":
+        total = width * body
+    else:
+        group = scheme.group_size if scheme.group_size > 0 else geometry.hidden_size
+        total = body * scheme.weight_bits // 8 + 3 * body // group
+    tables = 1 if geometry.tie_word_embeddings else 2
+    head = table + table // 16 if options.lm_head_dtype == "int8" else 0
+    return total + width * table * tables + head
+
+
+PROVIDER = AotInductorBackend()
