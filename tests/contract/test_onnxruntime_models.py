@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("onnxruntime_genai")
@@ -11,6 +12,7 @@ pytest.importorskip("transformers")
 
 from autogptq import quantize_folder
 from lmi_build.catalog.onnxruntime_models import onnxruntime_models
+from lmi_build.package.handlers.generation import read_parameters
 from onnxruntime_engines import (
     EXACT,
     SMALL,
@@ -67,3 +69,104 @@ def test_what_is_refused_is_wrong(tmp_path: Path, model_type: str) -> None:
     out, _ = compile_engine(model, tmp_path / "job", **EXACT)
 
     assert relative_error(reference(model), load_engine(out), IDS) > 0.05
+
+
+TOGETHER = (IDS, [23, 250, 99], [8], [2, 17, 2, 40], [5, 2], [300, 7, 42, 42], [4] * 13)
+
+
+def test_a_window_that_is_never_left_is_none(tmp_path: Path) -> None:
+    """The engine is that of the model without one, byte by byte."""
+    found = []
+    for name, window in (("wide", 40), ("none", None)):
+        extra = {"sliding_window": window}
+        model = make_model(tmp_path / name / "model", "mistral", extra)
+        out, _ = compile_engine(model, tmp_path / name / "job", **EXACT)
+        found.append((out / "model.onnx").read_bytes())
+
+    assert found[0] == found[1]
+
+
+def test_a_short_request_fits_a_long_window(tmp_path: Path) -> None:
+    """The cache is as long as the window, however short the request."""
+    model = make_model(tmp_path / "model", "mistral", {"sliding_window": 30})
+    out, _ = compile_engine(model, tmp_path / "job", **EXACT)
+    net, engine = reference(model), load_engine(out)
+    steps = list(engine.stream(IDS[:3], {"max_new_tokens": 4}))
+
+    assert relative_error(net, engine, IDS[:5]) < RELATIVE_ERROR
+    assert greedy(net, IDS[:3], len(steps)) == [step.token_id for step in steps]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "mistral", "lfm2"])
+def test_a_batch_is_each_of_its_prompts(tmp_path: Path, model_type: str) -> None:
+    """Same tokens, texts and reasons together and alone; padding changes nothing."""
+    model = make_model(tmp_path / "model", model_type, SMALL[model_type])
+    out, _ = compile_engine(model, tmp_path / "job", **EXACT)
+    engine = load_engine(out)
+    for document in (
+        {"max_new_tokens": 9},
+        {"max_new_tokens": 7, "temperature": 2.0, "top_k": 40, "seed": 3},
+        {"max_new_tokens": 9, "repetition_penalty": 1.7},
+    ):
+        wanted = read_parameters(document, 16)
+        together = engine._several(TOGETHER, wanted)
+
+        for ids, steps in zip(TOGETHER, together, strict=True):
+            alone = list(engine.stream(ids, document))
+            assert [step.token_id for step in steps] == [s.token_id for s in alone]
+            assert [step.text for step in steps] == [s.text for s in alone]
+            assert steps[-1].finish_reason == alone[-1].finish_reason
+            for one, other in zip(steps, alone, strict=True):
+                assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+
+
+class CountingRuntime:
+    """onnxruntime-genai, with the number of rows of every generator written down."""
+
+    def __init__(self, runtime: Any) -> None:
+        self._runtime = runtime
+        self.rows: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runtime, name)
+
+    def Generator(self, model: Any, params: Any) -> Any:  # noqa: N802 - theirs
+        """A generator that counts the rows of its prompts."""
+        generator = self._runtime.Generator(model, params)
+        runtime = self
+
+        class Counted:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(generator, name)
+
+            def append_tokens(self, tokens: Any) -> None:
+                """Count a prompt; a step is one token of one row."""
+                if np.ndim(tokens) > 1 and np.shape(tokens) != (1, 1):
+                    runtime.rows.append(len(tokens))
+                generator.append_tokens(tokens)
+
+        return Counted()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "rows"),
+    [
+        # All but the row that ends as padding does.
+        ("llama", [6, 1]),
+        # A window wants equal lengths: 13 twice, 3, 4 twice, 2. The prompt of one token
+        # looks like a step and is not counted.
+        ("mistral", [2, 1, 2, 1]),
+    ],
+)
+def test_prompts_are_computed_together(
+    tmp_path: Path, model_type: str, rows: list[int]
+) -> None:
+    """One pass for as many rows as the engine takes at once."""
+    model = make_model(tmp_path / "model", model_type, SMALL[model_type])
+    out, _ = compile_engine(model, tmp_path / "job", **EXACT)
+    engine = load_engine(out)
+    counted = CountingRuntime(engine._genai)
+    engine._genai = counted
+    engine._several(TOGETHER, read_parameters({"max_new_tokens": 3}, 16))
+
+    assert sorted(counted.rows) == sorted(rows)

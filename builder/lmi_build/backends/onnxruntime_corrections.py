@@ -16,20 +16,30 @@ from lmi_build.catalog.onnxruntime_models import onnxruntime_models
 if TYPE_CHECKING:
     from lmi_build.catalog.onnxruntime_models import OnnxRuntimeModel
 
+# `local_window_size` of `GroupQueryAttention`, as it is when nobody says anything.
+NO_WINDOW = -1
 
-def adapt_config(config: Any) -> None:
+
+def adapt_config(config: Any, max_seq_len: int) -> None:
     """
-    Say what the builder would not find.
+    Say what the builder would not find, and leave out what has no effect.
+
+    A window is such where no sequence is longer; the kernel that has one wants a cache
+    as long as it for every request, and rows of one length.
 
     Args:
         config: Of transformers; changed in place.
+        max_seq_len: Positions that are ever used.
     """
     row = _row_of(config.architectures[0])
     if row is None:
         return
     if row.norm_epsilon:
         config.rms_norm_eps = getattr(config, row.norm_epsilon)
-    if row.windowed and config.sliding_window is not None:
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window >= max_seq_len:
+        config.sliding_window = NO_WINDOW
+    elif row.windowed and window is not None:
         config.layer_types = ["sliding_attention"] * config.num_hidden_layers
     rope = getattr(config, "rope_parameters", None)
     if row.local_rope and isinstance(rope, dict) and "full_attention" in rope:

@@ -92,7 +92,10 @@ def run(job: Job, emit: Emit) -> None:
         finish_graph=lambda model: _finish_graph(model, job, emit, input_scales),
         stamp=_stamp,
         on_layer=on_layer,
-        adapt_config=adapt_config,
+        adapt_config=lambda config: adapt_config(
+            config,
+            int(job.params["max_seq_len"]),  # type: ignore[arg-type]
+        ),
         correct=correct,
     )
     with tempfile.TemporaryDirectory(dir=job.state) as scratch:

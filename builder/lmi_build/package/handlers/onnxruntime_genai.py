@@ -63,6 +63,7 @@ class Engine(TextEngine):
                 raise EngineBroken(f"the engine folder has no `{name}`")
         config = read_json(folder / "genai_config.json")
         self._eos_token_ids = _read_eos(config)
+        self._pad_token_id = _read_pad(config)
         self._token_bytes = read_tokens(folder / "tokenizer.json")
         try:
             self._model = onnxruntime_genai.Model(str(folder))
@@ -75,6 +76,9 @@ class Engine(TextEngine):
         # What `encode` puts before every text by itself; mostly nothing.
         self._bos = self._token_bytes.specials.get(first, "")
         self._lock = threading.Lock()
+        self._windowed = False
+        self._windowed = self._has_window()
+        self._pads = _keeps_positions(config) and not self._windowed
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text."""
@@ -109,24 +113,38 @@ class Engine(TextEngine):
         length = self.bounds["max_seq_len"]
         if len(ids) > length:
             raise BoundExceeded(f"{len(ids)} tokens are over max_seq_len = {length}")
-        generator = self._start(ids, len(ids))
+        generator = self._start(np.asarray([ids], np.int32), len(ids))
         with self._lock:
             logits = np.asarray(generator.get_output("logits"), np.float32)
         # One prompt: the batch is 1.
         return logits.reshape(logits.shape[1:])
 
-    def _start(self, ids: Sequence[int], length: int) -> Any:
-        """A generator that has read the prompt; `length` is all it will ever hold."""
+    def _start(self, rows: np.ndarray, length: int) -> Any:
+        """
+        A generator that has read prompts.
+
+        Args:
+            rows: int32 [B, T], shorter ones with padding behind.
+            length: Most tokens that a row will ever hold.
+        """
         params = self._genai.GeneratorParams(self._model)
-        params.set_search_options(max_length=length, do_sample=False)
+        params.set_search_options(
+            max_length=self.bounds["max_seq_len"] if self._windowed else length,
+            batch_size=len(rows),
+            do_sample=False,
+            # The model's own settings would reach into `_choose`.
+            min_length=0,
+            repetition_penalty=1.0,
+        )
         generator = self._genai.Generator(self._model, params)
         with self._lock:
-            generator.append_tokens(np.asarray([ids], np.int32))
+            generator.append_tokens(rows)
         return generator
 
     def _steps(self, prompt_ids: Sequence[int], wanted: Parameters) -> Iterator[Step]:
         writer = Writer(wanted, prompt_ids, self._token_bytes, self._eos_token_ids)
-        generator = self._start(prompt_ids, len(prompt_ids) + wanted.max_new_tokens)
+        length = len(prompt_ids) + wanted.max_new_tokens
+        generator = self._start(np.asarray([prompt_ids], np.int32), length)
         while True:
             with self._lock:
                 logits = np.asarray(generator.get_logits(), np.float32).reshape(-1)
@@ -136,6 +154,100 @@ class Engine(TextEngine):
                 return
             with self._lock:
                 generator.append_tokens(np.asarray([[step.token_id]], np.int32))
+
+    def _several(
+        self, prompts: Sequence[Sequence[int]], wanted: Parameters
+    ) -> list[list[Step]]:
+        """Generate for prompts that were checked, as many at once as can be."""
+        groups: dict[int, list[int]] = {}
+        for place, ids in enumerate(prompts):
+            # What ends a row as padding does is taken for padding.
+            alone = ids[-1] == self._pad_token_id
+            length = 0 if self._pads else len(ids)
+            groups.setdefault(-1 - place if alone else length, []).append(place)
+        found: dict[int, list[Step]] = {}
+        for places in groups.values():
+            if len(places) == 1:
+                found[places[0]] = list(self._steps(prompts[places[0]], wanted))
+                continue
+            answers = self._batch([prompts[place] for place in places], wanted)
+            found.update(zip(places, answers))  # noqa: B905 - Python 3.9
+        return [found[place] for place in range(len(prompts))]
+
+    def _batch(
+        self, prompts: Sequence[Sequence[int]], wanted: Parameters
+    ) -> list[list[Step]]:
+        """Generate for several prompts at once; each row ends on its own."""
+        longest = max(len(ids) for ids in prompts)
+        rows = np.full((len(prompts), longest), self._pad_token_id, np.int32)
+        for place, ids in enumerate(prompts):
+            rows[place, : len(ids)] = ids
+        writers = [
+            Writer(wanted, ids, self._token_bytes, self._eos_token_ids)
+            for ids in prompts
+        ]
+        answers: list[list[Step]] = [[] for _ in prompts]
+        going = list(range(len(prompts)))
+        generator = self._start(rows, longest + wanted.max_new_tokens)
+        while True:
+            with self._lock:
+                logits = np.array(generator.get_logits(), np.float32)
+            each = logits.reshape(len(prompts), -1)
+            # A row that ended goes on with the end, which nobody sees.
+            tokens = np.full(len(prompts), min(self._eos_token_ids))
+            for place in going:
+                step = writers[place].write(each[place])
+                answers[place].append(step)
+                tokens[place] = step.token_id
+            going = [i for i in going if answers[i][-1].finish_reason is None]
+            if not going:
+                return answers
+            self._choose(generator, logits, tokens)
+
+    def _choose(self, generator: Any, logits: np.ndarray, tokens: np.ndarray) -> None:
+        """
+        Append one token to each row.
+
+        `append_tokens` takes prompts only where there are several rows, so the runtime
+        has to find these tokens the most likely ones.
+
+        Args:
+            generator: Of the batch.
+            logits: Overwritten.
+            tokens: [B].
+        """
+        logits.fill(0.0)
+        logits.reshape(len(tokens), -1)[np.arange(len(tokens)), tokens] = 1.0
+        with self._lock:
+            generator.set_logits(logits)
+            generator.generate_next_token()
+
+    def _has_window(self) -> bool:
+        """
+        Whether attention has a window, which nothing in the engine's settings says.
+
+        With one, ONNX Runtime refuses a cache that is shorter, and rows of several
+        lengths; so it is asked for a short one.
+        """
+        try:
+            self._start(np.zeros((1, 1), np.int32), 1)
+        except RuntimeError:
+            return True
+        return False
+
+
+def _read_pad(config: Mapping[str, Any]) -> int:
+    value = config.get("model", {}).get("pad_token_id")
+    if not isinstance(value, int):
+        raise EngineBroken("`genai_config.json` has no pad_token_id")
+    return value
+
+
+def _keeps_positions(config: Mapping[str, Any]) -> bool:
+    """Whether all that is kept of a prompt are keys and values, by position."""
+    inputs = config.get("model", {}).get("decoder", {}).get("inputs", {})
+    kept = {name for name in inputs if name.startswith("past_")}
+    return kept == {"past_key_names", "past_value_names"}
 
 
 def _read_eos(config: Mapping[str, Any]) -> frozenset[int]:
