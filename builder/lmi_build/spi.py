@@ -48,6 +48,8 @@ class ProviderInfo:
         further_entries: Entries of a backend's other stages and of its proof.
         threaded_methods: Methods whose sums are taken in an order that hangs on the
             number of threads, so that the number enters the key.
+        varying: Patterns of the artifact's files, as `fnmatch` reads them, whose bytes
+            may differ between two builds of one key; every other file is the same.
     """
 
     name: str
@@ -62,6 +64,7 @@ class ProviderInfo:
     toolchain: str = ""
     further_entries: tuple[str, ...] = ()
     threaded_methods: tuple[str, ...] = ()
+    varying: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,6 +190,9 @@ class Proof:
         params: What it is told, beside the recipe's own `verify` section.
         estimate: Bytes in memory; None takes that of loading the engine here.
         weights: It also reads the checkpoint that the backend was given.
+        relative_error: Where the engine is loaded here, how far its logits may be from
+            those of the checkpoint in float32: largest difference over largest logit.
+            It is what the engine's own number types add, and in no key.
     """
 
     distributions: tuple[str, ...]
@@ -194,6 +200,7 @@ class Proof:
     params: Params = field(default_factory=dict)
     estimate: Estimate | None = None
     weights: bool = False
+    relative_error: float = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -161,7 +161,7 @@ def _problems(recipe: Recipe, world: World) -> Iterable[Problem]:
     recipe = _settled(recipe, world)
     scheme = float_scheme(facts)
     if recipe.quantize.provider == COMPILER:
-        scheme = _compiler_scheme(recipe.quantize)
+        scheme = compiler_scheme(recipe.quantize)
     elif recipe.quantize.method != "none":
         quantizer = world.quantizer(recipe.quantize.provider)
         found += quantizer.check(recipe, facts)
@@ -243,7 +243,7 @@ def float_scheme(facts: ModelFacts) -> QuantScheme:
     )
 
 
-def _compiler_scheme(spec: QuantSpec) -> QuantScheme:
+def compiler_scheme(spec: QuantSpec) -> QuantScheme:
     """Of weights that lie in float and are rounded where they are loaded."""
     return QuantScheme(
         weight_bits=spec.bits,
@@ -271,7 +271,7 @@ def _chain(recipe: Recipe, world: World) -> list[Stage]:
     chain = [_once(world, source, lambda: _fetch(recipe, facts, world))]
     scheme = float_scheme(facts)
     if recipe.quantize.provider == COMPILER:
-        scheme = _compiler_scheme(recipe.quantize)
+        scheme = compiler_scheme(recipe.quantize)
     elif recipe.quantize.method != "none":
         quantizer = world.quantizer(recipe.quantize.provider)
         scheme = quantizer.scheme(recipe.quantize, facts)
