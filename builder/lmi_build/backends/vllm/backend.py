@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lmi_build.backends.trtllm.preflight import read_gpus
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 
 PROOF_ENTRY = "lmi_build.verify.vllm:run"
 _RAM_BYTES = 64 << 20
-# Rounded without looking at text, to 8 bits whose activations stay in float.
-_WEIGHT_ONLY = frozenset({"rtn", "int8"})
 
 
 class VllmBackend:
@@ -52,18 +49,9 @@ class VllmBackend:
     )
 
     def quantization(self, recipe: Recipe, model: ModelFacts) -> QuantSpec:
-        """
-        8-bit rows in AutoGPTQ's layout, for which every version has kernels.
-
-        compressed-tensors' own layout of 8-bit weights is one that vLLM reads only
-        with 8-bit activations.
-        """
+        """What the recipe says: every format that a method writes by itself is read."""
         del model
-        spec = recipe.quantize
-        open_format = spec.format == "auto" and spec.provider == "builtin"
-        if open_format and spec.method in _WEIGHT_ONLY and spec.activations == "none":
-            return replace(spec, format="gptq")
-        return spec
+        return recipe.quantize
 
     def check(
         self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme

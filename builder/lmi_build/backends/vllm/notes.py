@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from lmi_build.values.quant import QuantScheme
     from lmi_build.values.recipe import Recipe
 
+# AutoGPTQ and AutoAWQ have no other type for them.
+_FLOAT16_SCALES = ("gptq", "gptq_v2", "awq")
+
 
 def folder_notes(
     recipe: Recipe, model: ModelFacts, scheme: QuantScheme, target: Target
@@ -53,6 +56,12 @@ def folder_notes(
         yield _warning(
             f"vLLM itself schedules up to {target.handler.fixed_num_seqs} requests in"
             f" this release; the front end sends no more than {lowered.max_batch_size}"
+        )
+    if dtype == "bfloat16" and scheme.packing in _FLOAT16_SCALES:
+        yield _warning(
+            f"scales of `{scheme.packing}` weights are float16, vLLM holds them in"
+            " bfloat16, with three digits fewer: `quantize.format: compressed-tensors`"
+            " rounds them once, `compile.options.dtype: float16` not at all"
         )
     capability = target.instance.compute_capability
     for _, row in candidates(scheme, vllm=target.vllm, capability=capability):

@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING
 
 from lmi_build.backends.vllm.bounds import bound_problems
 from lmi_build.backends.vllm.documents import config_problem
-from lmi_build.backends.vllm.kernels import candidates, kernels, misfit
+from lmi_build.backends.vllm.kernels import (
+    candidates,
+    kernels,
+    misfit,
+    version_key,
+)
 from lmi_build.backends.vllm.linears import device_sizes, quantized_linears
 from lmi_build.backends.vllm.memory import choose_share
 from lmi_build.backends.vllm.options import (
@@ -168,7 +173,7 @@ def _no_kernel(recipe: Recipe, scheme: QuantScheme, target: Target) -> Problem:
             _other_format(scheme),
         )
     if not here:
-        since = min(held, key=lambda row: row.since).since
+        since = min((row.since for row in held), key=version_key)
         return _unsupported(
             "vllm.format",
             f"vLLM {target.vllm} of `{target.release.name}` has no kernels for {what};"
