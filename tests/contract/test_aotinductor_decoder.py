@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 
 from aotinductor_decoders import caches, context, load_decoder, relative
 from formats import quantize_folder_as, scheme
-from lmi_build.backends.aotinductor.backend import built_architectures
+from lmi_build.backends.aotinductor.checks import built_architectures
 from lmi_build.backends.aotinductor.linears import CodedLinear
 from lmi_build.errors import SourceInvalid, Unsupported
 from tiny_architectures import MODELS, build, class_name, make

@@ -11,7 +11,7 @@ from formats import Shape, random_codes, scheme
 from lmi_build.backends.aotinductor.decoder import PLACES, num_places
 from lmi_build.backends.aotinductor.graphs import graphs_of
 from lmi_build.backends.aotinductor.linears import FEW_ROWS, FloatLinear
-from lmi_build.backends.aotinductor.loading import grouped_linear, round_head
+from lmi_build.backends.aotinductor.repack import grouped_linear, round_head
 from lmi_build.checkpoint.formats.codec import weight_of
 
 FORMS = st.builds(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lmi_build.backends.aotinductor.backend import PROVIDER, built_architectures
+from lmi_build.backends.aotinductor.backend import PROVIDER
+from lmi_build.backends.aotinductor.checks import built_architectures
 from lmi_build.backends.aotinductor.options import read_options
 from lmi_build.backends.aotinductor.worker import ISAS
 from lmi_build.registry import backend as find_backend

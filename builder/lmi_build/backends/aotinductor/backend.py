@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lmi_build.backends.aotinductor.checks import (
+    READ_PACKINGS,
+    TARGETS,
+    architecture_problems,
+    bound_problems,
+    scheme_problems,
+    target_problems,
+)
 from lmi_build.backends.aotinductor.options import (
     Options,
     option_problems,
     read_options,
 )
-from lmi_build.catalog.architectures import architectures, find_architecture
-from lmi_build.decoders.decoder_config import check_config
 from lmi_build.errors import Problem
 from lmi_build.spi import (
     BackendStage,
@@ -20,8 +26,6 @@ from lmi_build.spi import (
     ProviderInfo,
     Serving,
 )
-from lmi_build.text import join_words
-from lmi_build.values.quant import PACKINGS
 from lmi_build.values.stage import Blocker, Estimate
 
 if TYPE_CHECKING:
@@ -32,9 +36,6 @@ if TYPE_CHECKING:
     from lmi_build.values.quant import QuantScheme
     from lmi_build.values.recipe import QuantSpec, Recipe
 
-TARGETS = ("cpu", "cuda")
-READ_PACKINGS = tuple(name for name in PACKINGS if name != "float-quantized")
-BITS = (4, 8)
 REQUIREMENTS = ("jinja2", "numpy", "safetensors", "tokenizers", "torch")
 # What Inductor's settings are called since; older ones would be taken for silence.
 MIN_TORCH = (2, 13)
@@ -67,11 +68,11 @@ class AotInductorBackend:
         self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme
     ) -> Iterator[Problem]:
         """Yield every reason why this cannot be built, by dotted recipe path."""
-        yield from _target_problems(recipe)
-        yield from _architecture_problems(recipe, model)
-        yield from _scheme_problems(scheme)
+        yield from target_problems(recipe)
+        yield from architecture_problems(recipe, model)
+        yield from scheme_problems(scheme)
         yield from option_problems(recipe.compile.options)
-        yield from _bound_problems(recipe, model)
+        yield from bound_problems(recipe, model)
         for name in recipe.serve.options:
             yield Problem(
                 code="serve.unknown-option",
@@ -244,121 +245,6 @@ def _blocker(recipe: Recipe, host: Host) -> Blocker | None:
 def _release(version: str) -> tuple[int, ...]:
     numbers = version.partition("+")[0].split(".")[:2]
     return tuple(int(part) for part in numbers if part.isdigit())
-
-
-def _unsupported(message: str, path: str, hint: str) -> Problem:
-    return Problem(
-        code="compile.unsupported",
-        message=message,
-        path=path,
-        hint=hint,
-        unsupported=True,
-    )
-
-
-def _target_problems(recipe: Recipe) -> Iterator[Problem]:
-    spec = recipe.compile
-    if spec.target not in TARGETS:
-        yield _unsupported(
-            f"`aotinductor` builds for {join_words(TARGETS)}, not for `{spec.target}`",
-            "compile.target",
-            "set `target: cpu`",
-        )
-    if spec.release is not None:
-        yield _unsupported(
-            f"`aotinductor` has no releases in the catalogue, `{spec.release}` is set",
-            "compile.release",
-            "remove the line",
-        )
-    if spec.artifact not in {"auto", "engine"}:
-        yield _unsupported(
-            f"`aotinductor` makes engines, not `{spec.artifact}`",
-            "compile.artifact",
-            "write `artifact: engine`, or remove the line",
-        )
-    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
-        size = getattr(spec, name)
-        if size != 1:
-            yield _unsupported(
-                f"`{name}` is {size}, an engine of `aotinductor` is not split",
-                f"compile.{name}",
-                f"set `{name}: 1`",
-            )
-
-
-def built_architectures() -> tuple[str, ...]:
-    """Every architecture that is built: those of the map without experts."""
-    known = architectures().items()
-    return tuple(name for name, arch in known if not arch.router)
-
-
-def _architecture_problems(recipe: Recipe, model: ModelFacts) -> Iterator[Problem]:
-    found = find_architecture(model.config) if model.config else None
-    name = model.geometry.architecture
-    if name not in built_architectures():
-        yield _unsupported(
-            f"the model's architecture `{name}` is not supported by `aotinductor`",
-            "model.source",
-            f"use a model of {join_words(built_architectures())}",
-        )
-    elif found is not None:
-        for problem in check_config(found, model.config):
-            yield _unsupported(
-                problem.message.replace("`builtin`", "`aotinductor`"),
-                "model.source",
-                f"use a model of {join_words(built_architectures())} without it",
-            )
-    if recipe.model.trust_remote_code:
-        yield _unsupported(
-            "`aotinductor` never runs a model's own code",
-            "model.trust_remote_code",
-            "set `trust_remote_code: false`",
-        )
-
-
-def _scheme_problems(scheme: QuantScheme) -> Iterator[Problem]:
-    if scheme.packing not in READ_PACKINGS:
-        yield _unsupported(
-            f"`aotinductor` does not read weights packed as `{scheme.packing}`",
-            "quantize.method",
-            f"use {join_words(READ_PACKINGS[1:])}",
-        )
-    elif scheme.packing != "none" and scheme.weight_bits not in BITS:
-        yield _unsupported(
-            f"{scheme.weight_bits}-bit weights are not supported by `aotinductor`",
-            "quantize.bits",
-            "set `bits: 4` or `bits: 8`",
-        )
-
-
-def _bound_problems(recipe: Recipe, model: ModelFacts) -> Iterator[Problem]:
-    bounds = recipe.bounds
-    if bounds.max_beam_width != 1:
-        yield _unsupported(
-            f"`max_beam_width` is {bounds.max_beam_width},"
-            " this backend searches with one beam",
-            "bounds.max_beam_width",
-            "set `max_beam_width: 1`",
-        )
-    given = bounds.max_num_tokens
-    if given is not None and given < bounds.max_input_len:
-        yield Problem(
-            code="bounds.num-tokens",
-            message=f"{given} tokens of one pass are too few: `aotinductor`"
-            f" computes a prompt of up to {bounds.max_input_len} in one",
-            path="bounds.max_num_tokens",
-            hint="remove the line",
-        )
-    arch = architectures().get(model.geometry.architecture)
-    positions = model.geometry.max_position_embeddings
-    if arch is not None and arch.positions and bounds.max_seq_len > positions:
-        yield Problem(
-            code="compile.too-few-positions",
-            message=f"the model has {positions} positions, the bounds ask for"
-            f" {bounds.max_seq_len}",
-            path="bounds",
-            hint=f"lower `bounds` to {positions} tokens together",
-        )
 
 
 def _weight_bytes(model: ModelFacts, scheme: QuantScheme, options: Options) -> int:
