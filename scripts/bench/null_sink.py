@@ -14,6 +14,7 @@ import re
 import socketserver
 import sys
 import threading
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -78,7 +79,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._list(key, query.get("prefix", [""])[0])
         elif key in STATE.small:
             data = STATE.small[key]
-            self._answer(200, data, {"ETag": _tag(key, len(data))})
+            modified = STATE.objects[key]["Last-Modified"]
+            headers = {"ETag": _tag(key, len(data)), "Last-Modified": modified}
+            self._answer(200, data, headers)
         else:
             self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
 
@@ -117,6 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
             STATE.objects[key] = {
                 "Content-Length": str(num_bytes),
                 "ETag": _tag(key, num_bytes),
+                "Last-Modified": formatdate(usegmt=True),
                 **metadata,
             }
 
