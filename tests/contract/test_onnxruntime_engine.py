@@ -18,6 +18,7 @@ pytest.importorskip("transformers")
 from autogptq import quantize_folder
 from formats import quantize_folder_as, scheme
 from lmi_build.backends import onnxruntime_worker
+from lmi_build.backends.onnxruntime_target import HALF_ERROR
 from lmi_build.digest import digest_file
 from lmi_build.events import StageNote, StageProgress
 from make_tiny_model import make_tiny_model
@@ -250,3 +251,25 @@ def test_an_act_order_checkpoint_is_noted(tmp_path: Path, tiny: Path) -> None:
     notes = [event.code for event in events if isinstance(event, StageNote)]
 
     assert "compile.activation-order" in notes
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_an_engine_for_cuda_is_the_model_in_float16(
+    tmp_path: Path, tiny: Path, *, packed: bool
+) -> None:
+    """Tried by ONNX Runtime's CPU kernels where there is no GPU: the same graph."""
+    import onnx
+
+    dense = quantize_folder(tiny, tmp_path / "checkpoint") if packed else None
+    model = tmp_path / "checkpoint" if packed else tiny
+    out, events = compile_engine(model, tmp_path / "job", **EXACT, provider="cuda")
+    config = json.loads((out / "genai_config.json").read_bytes())
+    graph = onnx.load(out / "model.onnx", load_external_data=False).graph
+    kinds = {tensor.data_type for tensor in graph.initializer}
+    options = config["model"]["decoder"]["session_options"]["provider_options"]
+
+    assert [list(option) for option in options] == [["cuda"]]
+    assert onnx.TensorProto.FLOAT not in kinds
+    assert "compile.float16" in {e.code for e in events if isinstance(e, StageNote)}
+    error = relative_error(reference(tiny, dense), load_engine(out), IDS)
+    assert RELATIVE_ERROR < error < HALF_ERROR

@@ -152,7 +152,7 @@ def test_sound_recipes_pass(scheme: QuantScheme, architecture: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "path", "words"),
     [
-        ({"target": "ml.g5.xlarge"}, "compile.target", "not for `ml.g5.xlarge`"),
+        ({"target": "ml.inf2.xlarge"}, "compile.target", "not for `ml.inf2.xlarge`"),
         ({"release": "x"}, "compile.release", "no releases"),
         ({"tensor_parallel_size": 2}, "compile.tensor_parallel_size", "is 2"),
         ({"pipeline_parallel_size": 4}, "compile.pipeline_parallel_size", "is 4"),
@@ -316,3 +316,45 @@ def test_integer_products_are_for_checkpoints_that_mean_them(
 
     assert written.get("products") == wanted
     assert ("products" in written) is (wanted is not None)
+
+
+@pytest.mark.parametrize("target", ["cuda", "ml.g5.xlarge"])
+def test_cuda_is_a_target(target: str) -> None:
+    """Packed and float; the packages that serve it are those with CUDA."""
+    ours = recipe(target=target)
+    for scheme in (GPTQ, INT8, FLOAT):
+        assert list(PROVIDER.check(ours, facts(), scheme)) == []
+    serving = PROVIDER.serving(ours, facts(), GPTQ, HOST, VERSIONS)
+
+    assert PROVIDER.lower(ours, facts(), GPTQ)["provider"] == "cuda"
+    assert "provider" not in PROVIDER.lower(recipe(), facts(), GPTQ)
+    assert serving.requirements == (
+        "numpy==1.2.3",
+        "onnxruntime-gpu==1.2.3",
+        "onnxruntime-genai-cuda==1.2.3",
+    )
+
+
+@pytest.mark.parametrize(
+    ("scheme", "options", "path"),
+    [
+        (W8A8, {}, "quantize.method"),
+        (replace(W8A8, activation_scheme="static"), {}, "quantize.method"),
+        (
+            replace(INT8, weight_dtype="float", packing="float-quantized"),
+            {},
+            "quantize.method",
+        ),
+        (GPTQ, {"lm_head_dtype": "int8"}, "compile.options.lm_head_dtype"),
+    ],
+)
+def test_what_cuda_lacks_is_refused(
+    scheme: QuantScheme, options: dict[str, Any], path: str
+) -> None:
+    """Before anything is downloaded, with what would be built instead."""
+    ours = recipe(target="cuda", options=options)
+    (problem,) = PROVIDER.check(ours, facts(), scheme)
+
+    assert problem.path == path
+    assert problem.unsupported
+    assert problem.hint

@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lmi_build.backends.onnxruntime_target import (
+    CUDA,
+    HALF_ERROR,
+    provider_of,
+    target_problems,
+)
 from lmi_build.catalog.onnxruntime_models import onnxruntime_models
 from lmi_build.errors import Problem
 from lmi_build.spi import BackendStage, Finding, Params, Proof, ProviderInfo, Serving
@@ -29,7 +35,17 @@ INTEGER_LEVEL = 4
 LM_HEAD_DTYPES = ("float32", "int8")
 BLOCK_SIZES = (16, 32, 64, 128)
 MAX_THREADS = 1024
-REQUIREMENTS = ("numpy", "onnxruntime", "onnxruntime-genai")
+# What serving installs, and the distribution of the build whose version it has.
+REQUIREMENTS: Mapping[str, str] = {
+    "numpy": "numpy",
+    "onnxruntime": "onnxruntime",
+    "onnxruntime-genai": "onnxruntime-genai",
+}
+CUDA_REQUIREMENTS: Mapping[str, str] = {
+    "numpy": "numpy",
+    "onnxruntime-gpu": "onnxruntime",
+    "onnxruntime-genai-cuda": "onnxruntime-genai",
+}
 
 # Measured: 410 MB on a model of 0.5 MB, and on SmolLM2-135M two float32 copies of the
 # largest matrix more, while the head and the embedding are converted.
@@ -69,11 +85,11 @@ _ALLOWED: Mapping[str, tuple[JSONValue, ...]] = {
 
 
 class OnnxRuntimeBackend:
-    """ONNX Runtime GenAI on a CPU."""
+    """ONNX Runtime GenAI, on a CPU or with CUDA."""
 
     info = ProviderInfo(
         name="onnxruntime",
-        summary="ONNX Runtime GenAI engines for CPUs, float or quantized",
+        summary="ONNX Runtime GenAI engines for CPUs and CUDA, float or quantized",
         distributions=(
             "numpy",
             "onnx",
@@ -87,7 +103,7 @@ class OnnxRuntimeBackend:
         ),
         salt=1,
         entry="lmi_build.backends.onnxruntime_worker:run",
-        targets=("cpu",),
+        targets=("cpu", "cuda"),
         packings=PACKINGS,
         modules=("onnxruntime", "onnxruntime_genai", "onnx_ir", "torch"),
     )
@@ -101,7 +117,9 @@ class OnnxRuntimeBackend:
         self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme
     ) -> Iterator[Problem]:
         """Yield every reason why this cannot be built, by dotted recipe path."""
-        yield from _target_problems(recipe)
+        head = str(recipe.compile.options.get("lm_head_dtype", "float32"))
+        yield from target_problems(recipe, scheme, lm_head_dtype=head)
+        yield from _compile_problems(recipe)
         yield from _architecture_problems(recipe, model, scheme)
         yield from _scheme_problems(scheme)
         yield from _option_problems(recipe.compile.options)
@@ -138,9 +156,12 @@ class OnnxRuntimeBackend:
         row = onnxruntime_models().get(model.geometry.architecture)
         # Engines before this was said looked at every position.
         windows: Params = {"windows": "every-layer"} if row and row.windowed else {}
+        provider = provider_of(recipe.compile.target)
+        cuda: Params = {"provider": CUDA} if provider == CUDA else {}
         return {
             **products,
             **windows,
+            **cuda,
             "accuracy_level": options.accuracy_level,
             "block_size": options.block_size,
             "intra_op_num_threads": options.intra_op_num_threads,
@@ -171,8 +192,16 @@ class OnnxRuntimeBackend:
     def proof(
         self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme, host: Host
     ) -> Proof:
-        """It is loaded, asked and compared with the float model."""
-        del recipe, model, scheme, host
+        """
+        It is loaded, asked and compared with the float model.
+
+        An engine for CUDA is, too: by the kernels for CPUs, where there is no GPU.
+        """
+        del model, scheme, host
+        if provider_of(recipe.compile.target) == CUDA:
+            return Proof(
+                distributions=self.info.distributions, relative_error=HALF_ERROR
+            )
         return Proof(distributions=self.info.distributions)
 
     def diagnose(self, host: Host) -> Iterator[Finding]:
@@ -191,9 +220,13 @@ class OnnxRuntimeBackend:
         """What the package needs; `versions` maps distributions to versions."""
         del model, scheme, host
         bounds = recipe.bounds
+        cuda = provider_of(recipe.compile.target) == CUDA
+        names = CUDA_REQUIREMENTS if cuda else REQUIREMENTS
         return Serving(
             handler="onnxruntime_genai",
-            requirements=tuple(f"{name}=={versions[name]}" for name in REQUIREMENTS),
+            requirements=tuple(
+                f"{name}=={versions[known]}" for name, known in names.items()
+            ),
             properties={
                 # One engine answers one HTTP request at a time; a request may hold
                 # `max_batch_size` prompts. Merging requests of different clients
@@ -267,14 +300,8 @@ def _unsupported(message: str, path: str, hint: str) -> Problem:
     )
 
 
-def _target_problems(recipe: Recipe) -> Iterator[Problem]:
+def _compile_problems(recipe: Recipe) -> Iterator[Problem]:
     spec = recipe.compile
-    if spec.target != "cpu":
-        yield _unsupported(
-            f"`onnxruntime` builds for `cpu`, not for `{spec.target}`",
-            "compile.target",
-            "set `target: cpu`",
-        )
     if spec.release is not None:
         yield _unsupported(
             f"`onnxruntime` has no releases in the catalogue, `{spec.release}` is set",
@@ -291,7 +318,7 @@ def _target_problems(recipe: Recipe) -> Iterator[Problem]:
         size = getattr(spec, name)
         if size != 1:
             yield _unsupported(
-                f"`{name}` is {size}, an engine for a CPU is not split",
+                f"`{name}` is {size}, an engine of ONNX Runtime is not split",
                 f"compile.{name}",
                 f"set `{name}: 1`",
             )

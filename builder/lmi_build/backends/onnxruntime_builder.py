@@ -55,6 +55,7 @@ def build_graph(
     out: Path,
     scratch: Path,
     *,
+    provider: str,
     accuracy_level: int,
     fuse_qkv: bool,
     hooks: BuilderHooks,
@@ -66,6 +67,7 @@ def build_graph(
         checkpoint: Hugging Face folder.
         out: Empty folder to fill.
         scratch: The builder's cache; may be removed afterwards.
+        provider: `cpu` (computes in float32) or `cuda` (in float16).
         accuracy_level: Of every `MatMulNBits` that the builder emits.
         fuse_qkv: Make one product of the three projections of attention.
         hooks: See `BuilderHooks`.
@@ -82,9 +84,10 @@ def build_graph(
                 input_path=str(checkpoint),
                 output_dir=str(out),
                 # "int4" only means: leave quantized layers as MatMulNBits and compute
-                # the rest in float32. Nothing is quantized, see `finish_graph`.
+                # the rest in the provider's float. Nothing is quantized, see
+                # `finish_graph`.
                 precision="int4",
-                execution_provider="cpu",
+                execution_provider=provider,
                 cache_dir=str(scratch),
                 extra_options=[
                     f"accuracy_level={accuracy_level}",
@@ -99,7 +102,7 @@ def build_graph(
                 input_path=str(checkpoint),
                 output_dir=str(out),
                 precision="int4",
-                execution_provider="cpu",
+                execution_provider=provider,
                 cache_dir=str(scratch),
                 **options,
             )

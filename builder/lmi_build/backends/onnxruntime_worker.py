@@ -103,6 +103,7 @@ def run(job: Job, emit: Emit) -> None:
             _shown_to_builder(checkpoint, config, scheme, Path(scratch) / "shown"),
             job.out,
             Path(scratch) / "cache",
+            provider=str(job.params.get("provider", "cpu")),
             accuracy_level=int(job.params["accuracy_level"]),  # type: ignore[arg-type]
             fuse_qkv=QuantizedWeights.can_fuse_qkv(tensors, scheme, num_layers),
             hooks=hooks,
@@ -259,8 +260,17 @@ def _finish_graph(
     if _integer_products(job):
         use_integer_products(model, input_scales)
     set_qkv_accuracy(model, int(job.params["qkv_accuracy_level"]))  # type: ignore[arg-type]
-    dtype = narrow_embedding(model)
-    _note(job, emit, "compile.embedding", f"embedding stored as {dtype}, exactly")
+    if job.params.get("provider") == "cuda":
+        _note(
+            job,
+            emit,
+            "compile.float16",
+            "the engine computes in float16: scales, norms and float weights are"
+            " rounded to it, packed weights are not",
+        )
+    else:
+        dtype = narrow_embedding(model)
+        _note(job, emit, "compile.embedding", f"embedding stored as {dtype}, exactly")
     if reordered:
         _note(
             job,

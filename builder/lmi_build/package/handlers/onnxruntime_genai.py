@@ -9,6 +9,7 @@ the tool that built the artifact.
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,7 @@ class Engine(TextEngine):
         self._pad_token_id = _read_pad(config)
         self._token_bytes = read_tokens(folder / "tokenizer.json")
         try:
-            self._model = onnxruntime_genai.Model(str(folder))
+            self._model = _load(onnxruntime_genai, folder)
             self._tokenizer = onnxruntime_genai.Tokenizer(self._model)
             # As the model was trained: the runtime leaves them out by default.
             self._tokenizer.update_options(add_special_tokens="true")
@@ -234,6 +235,19 @@ class Engine(TextEngine):
         except RuntimeError:
             return True
         return False
+
+
+def _load(genai: Any, folder: Path) -> Any:
+    """The model; an engine for CUDA on the CPU where this runtime has no CUDA."""
+    settings = genai.Config(str(folder))
+    if b'"cuda"' in (folder / "genai_config.json").read_bytes():
+        if genai.is_cuda_available():
+            return genai.Model(settings)
+        logging.getLogger(__name__).warning(
+            "the engine is for CUDA, which is not here: it runs on the CPU"
+        )
+        settings.clear_providers()
+    return genai.Model(settings)
 
 
 def _read_pad(config: Mapping[str, Any]) -> int:
