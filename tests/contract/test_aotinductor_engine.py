@@ -72,7 +72,21 @@ def test_slots_answer_as_if_alone(engine: Engine) -> None:
     assert [[step.token_id for step in row] for row in together] == [
         [step.token_id for step in row] for row in alone
     ]
-    assert sorted(engine._free) == list(range(BOUNDS["max_batch_size"]))
+    assert set(engine._holders.values()) == {None}
+
+
+def test_more_texts_than_slots_take_turns(engine: Engine) -> None:
+    """Streams that are read in turn answer as if alone, and none waits for another."""
+    prompts = [IDS[:5], IDS[3:], IDS[2:9]]
+    alone = [
+        [step.token_id for step in engine.stream(ids, {"max_new_tokens": 6})]
+        for ids in prompts
+    ]
+    streams = [engine.stream(ids, {"max_new_tokens": 6}) for ids in prompts]
+    turns = [[next(stream).token_id for stream in streams] for _ in range(6)]
+
+    assert len(prompts) > BOUNDS["max_batch_size"]
+    assert [list(row) for row in zip(*turns, strict=True)] == alone
 
 
 def test_bounds_hold_at_exactly_the_limit(engine: Engine) -> None:

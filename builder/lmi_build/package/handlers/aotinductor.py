@@ -340,8 +340,9 @@ class Engine(TextEngine):
     """
     A loaded artifact.
 
-    Calls from several threads are safe: each generation has a slot of its own, and
-    the graphs are used by one of them at a time.
+    Calls from several threads are safe: the graphs are used by one at a time. There
+    may be more texts than slots: the one that waited longest loses its slot, and reads
+    its text anew when its turn comes.
 
     Args:
         root: The artifact's folder.
@@ -365,8 +366,10 @@ class Engine(TextEngine):
         first = self.encode("a")[:1]
         self._bos = self._token_bytes.specials.get(first[0], "") if first else ""
         self._lock = threading.Lock()
-        self._free = list(range(self.session.num_slots))
-        self._freed = threading.Condition()
+        # Whose text each slot holds, the slot used longest ago first.
+        self._holders: dict[int, _Text | None] = dict.fromkeys(
+            range(self.session.num_slots)
+        )
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text."""
@@ -390,85 +393,98 @@ class Engine(TextEngine):
         Raises:
             BoundExceeded: More ids than `max_seq_len`.
         """
-        slot = self._take()
-        try:
-            with self._lock:
-                return self.session.logits(ids, slot)
-        finally:
-            self._give(slot)
+        with self._lock:
+            return self.session.logits(ids, self._claim(None))
 
     def _steps(self, prompt_ids: Sequence[int], wanted: Parameters) -> Iterator[Step]:
         writer = self._writer(prompt_ids, wanted)
-        slot = self._take()
+        text = _Text(prompt_ids)
         try:
-            with self._lock:
-                logits = self.session.prefill(slot, prompt_ids)
             while True:
+                with self._lock:
+                    logits = self._advance([text])[0]
                 step = writer.write(logits)
                 yield step
                 if step.finish_reason is not None:
                     return
-                with self._lock:
-                    logits = self.session.step({slot: step.token_id})[slot]
+                text.ids.append(step.token_id)
         finally:
-            self._give(slot)
+            self._release(text)
 
     def _several(
         self, prompts: Sequence[Sequence[int]], wanted: Parameters
     ) -> list[list[Step]]:
-        """Side by side: a slot whose answer ended takes the next prompt."""
+        """Side by side: where an answer ends, the next prompt begins."""
         waiting = list(enumerate(prompts))
         answers: list[list[Step]] = [[] for _ in prompts]
-        # Others may hold slots; one is enough to go on.
-        slots = [self._take()]
+        active: list[tuple[int, _Text, Writer]] = []
         try:
-            while len(slots) < len(prompts) and (more := self._take_free()) is not None:
-                slots.append(more)
-            active: dict[int, tuple[int, Writer]] = {}
             while waiting or active:
-                logits: dict[int, np.ndarray] = {}
+                while waiting and len(active) < self.session.num_slots:
+                    row, ids = waiting.pop(0)
+                    active.append((row, _Text(ids), self._writer(ids, wanted)))
                 with self._lock:
-                    if active:
-                        tokens = {
-                            slot: answers[row][-1].token_id
-                            for slot, (row, _) in active.items()
-                        }
-                        logits.update(self.session.step(tokens))
-                    for slot in [slot for slot in slots if slot not in active]:
-                        if not waiting:
-                            break
-                        row, ids = waiting.pop(0)
-                        logits[slot] = self.session.prefill(slot, ids)
-                        active[slot] = (row, self._writer(ids, wanted))
-                for slot, scores in logits.items():
-                    row, writer = active[slot]
-                    answers[row].append(writer.write(scores))
-                    if answers[row][-1].finish_reason is not None:
-                        del active[slot]
+                    found = self._advance([text for _, text, _ in active])
+                for (row, text, writer), logits in zip(  # noqa: B905 - Python 3.9
+                    list(active), found
+                ):
+                    step = writer.write(logits)
+                    answers[row].append(step)
+                    text.ids.append(step.token_id)
+                    if step.finish_reason is not None:
+                        active.remove((row, text, writer))
+                        self._release(text)
         finally:
-            for slot in slots:
-                self._give(slot)
+            for _, text, _ in active:
+                self._release(text)
         return answers
 
     def _writer(self, ids: Sequence[int], wanted: Parameters) -> Writer:
         return Writer(wanted, ids, self._token_bytes, self._eos_token_ids)
 
-    def _take(self) -> int:
-        """A slot that nobody uses; waits for one."""
-        with self._freed:
-            while not self._free:
-                self._freed.wait()
-            return self._free.pop(0)
+    def _advance(self, texts: Sequence[_Text]) -> list[np.ndarray]:
+        """Logits after each text; at most as many texts as slots."""
+        slots = {holder: slot for slot, holder in self._holders.items() if holder}
+        kept = [text for text in texts if text in slots]
+        logits: dict[_Text, np.ndarray] = {}
+        for text in kept:
+            self._use(slots[text], text)
+        if kept:
+            stepped = self.session.step({slots[text]: text.ids[-1] for text in kept})
+            logits = {text: stepped[slots[text]] for text in kept}
+        for text in texts:
+            if text not in logits:
+                logits[text] = self.session.prefill(self._claim(text), text.ids)
+        return [logits[text] for text in texts]
 
-    def _take_free(self) -> int | None:
-        """A slot that nobody uses now, or None."""
-        with self._freed:
-            return self._free.pop(0) if self._free else None
+    def _claim(self, text: _Text | None) -> int:
+        """A slot that nobody holds, or the one that was used longest ago."""
+        free = [slot for slot, holder in self._holders.items() if holder is None]
+        slot = free[0] if free else next(iter(self._holders))
+        self._use(slot, text)
+        return slot
 
-    def _give(self, slot: int) -> None:
-        with self._freed:
-            self._free.append(slot)
-            self._freed.notify()
+    def _use(self, slot: int, text: _Text | None) -> None:
+        del self._holders[slot]
+        self._holders[slot] = text
+
+    def _release(self, text: _Text) -> None:
+        with self._lock:
+            for slot, holder in self._holders.items():
+                if holder is text:
+                    self._holders[slot] = None
+
+
+class _Text:
+    """
+    A prompt and its answer so far; each is itself alone.
+
+    Args:
+        ids: The prompt's tokens.
+    """
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self.ids = list(ids)
 
 
 class _ChatTemplate:
