@@ -270,3 +270,15 @@ def test_estimates_follow_the_format() -> None:
 
     assert sizes == sorted(sizes)
     assert len(set(sizes)) == 3
+
+
+def test_pins_are_what_an_index_has() -> None:
+    """A build of torch for CPUs is pinned by its release, which pip can find."""
+    versions = {
+        **dict.fromkeys(PROVIDER.info.distributions, "1"),
+        "torch": "2.13.0+cpu",
+    }
+    serving = PROVIDER.serving(recipe(), facts(), GPTQ, HOST, versions)
+
+    assert "torch==2.13.0" in serving.requirements
+    assert serving.compatibility["torch"] == "2.13.0"

@@ -179,7 +179,8 @@ def _check_requirements(root: Path) -> tuple[str, ...]:
         except metadata.PackageNotFoundError:
             missing.append(line.strip())
             continue
-        if wanted and found != wanted:
+        # As pip reads it: `2.13.0` is met by `2.13.0+cpu`.
+        if wanted not in {"", found, found.partition("+")[0]}:
             differing.append(f"{name} {found} (artifact: {wanted})")
     if missing:
         raise ToolMissing(

@@ -144,7 +144,10 @@ class AotInductorBackend:
         bounds, params = recipe.bounds, self.lower(recipe, host)
         return Serving(
             handler="aotinductor",
-            requirements=tuple(f"{name}=={versions[name]}" for name in REQUIREMENTS),
+            # `+cpu` names a build of torch that the package index does not have.
+            requirements=tuple(
+                f"{name}=={versions[name].partition('+')[0]}" for name in REQUIREMENTS
+            ),
             properties={
                 # One engine answers one HTTP request at a time; a request may hold
                 # `max_batch_size` prompts, which are answered side by side.
@@ -164,7 +167,7 @@ class AotInductorBackend:
                 },
             },
             compatibility={
-                "torch": versions["torch"],
+                "torch": versions["torch"].partition("+")[0],
                 "isa": params["isa"],
                 "compute_capability": params["compute_capability"],
                 # Two builds by the same compiler give the same bytes.
