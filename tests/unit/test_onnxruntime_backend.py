@@ -12,6 +12,7 @@ import pytest
 
 from lmi_build.backends import onnxruntime as backend
 from lmi_build.backends.onnxruntime import PROVIDER
+from lmi_build.backends.onnxruntime_options import Options
 from lmi_build.catalog.onnxruntime_models import onnxruntime_models
 from lmi_build.package.properties import property_problem
 from lmi_build.registry import backend as find_backend
@@ -216,12 +217,7 @@ def test_options_are_checked(options: dict[str, Any], code: str, words: str) -> 
 def test_lowering_leaves_no_default_open() -> None:
     """The same parameters come out whether a default is written or not."""
     written = PROVIDER.lower(
-        recipe(
-            options={
-                name: getattr(backend.Options(), name)
-                for name in backend.Options.__slots__
-            }
-        ),
+        recipe(options={name: getattr(Options(), name) for name in Options.__slots__}),
         facts(),
         GPTQ,
     )
