@@ -1,0 +1,82 @@
+"""The page about backends says what the catalogue says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lmi_build import registry
+from lmi_build.catalog.support import load_support
+from lmi_build.catalog.systems import load_systems
+from lmi_build.testing import BACKEND_LAWS, ENGINE_LAWS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+PAGE = Path(__file__).parents[2] / "docs" / "concepts" / "backends.md"
+HEAD = (
+    "| system | device | loads | built by | proof | state | read in |",
+    "| --- | --- | --- | --- | --- | --- | --- |",
+)
+
+
+def system_lines() -> list[str]:
+    """One line for each system on each kind of device."""
+    proofs = {row.name: row.proof for row in load_support()}
+    lines = [*HEAD]
+    for system in load_systems().systems.values():
+        for port in system.ports:
+            loads = "graphs of fixed bounds" if port.compiled else "weights"
+            built = f"`{port.backend}`" if port.backend else "-"
+            proof = proofs[port.backend] if port.backend else "-"
+            life = system.life
+            lines.append(
+                f"| {system.title} | {port.device} | {loads} | {built} | {proof}"
+                f" | {life.status}, {life.version} | {port.source.text},"
+                f" {port.source.date} |"
+            )
+    return lines
+
+
+def law_lines() -> list[str]:
+    """One line for each law."""
+    return [f"- `{law.name}`: {law.says}" for law in (*BACKEND_LAWS, *ENGINE_LAWS)]
+
+
+def support_lines() -> list[str]:
+    """One line for each backend of ours."""
+    return [
+        f"- `{row.name}` ({row.proof}): {row.note}."
+        for row in load_support()
+        if row.kind == "backend"
+    ]
+
+
+BLOCKS: Mapping[str, Callable[[], list[str]]] = {
+    "systems": system_lines,
+    "backends": support_lines,
+    "laws": law_lines,
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_the_page_says_what_the_data_say(name: str, *, update_golden: bool) -> None:
+    """A changed catalogue or a new law changes the page; what is between marks."""
+    begin, end = f"<!-- {name}, from data -->\n\n", f"\n\n<!-- end of {name} -->"
+    page = PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(begin)
+    found, _, after = rest.partition(end)
+    wanted = "\n".join(BLOCKS[name]())
+    if update_golden:
+        PAGE.write_text(f"{before}{begin}{wanted}{end}{after}", encoding="utf-8")
+        return
+
+    assert found == wanted
+
+
+def test_every_backend_says_how_far_it_was_proven() -> None:
+    known = {row.name for row in load_support() if row.kind == "backend"}
+
+    assert set(registry.names(registry.BACKENDS)) <= known
