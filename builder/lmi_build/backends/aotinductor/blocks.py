@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from lmi_build.backends.aotinductor.linears import computed
 from lmi_build.decoders.activation_functions import ACTIVATIONS
 from lmi_build.decoders.attention import alibi_bias
 from lmi_build.decoders.rotary import RotaryTables, rotate
@@ -85,7 +86,7 @@ class Norm(nn.Module):
         wide = wide * self.weight
         if self.bias is not None:
             wide = wide + self.bias
-        return wide.to(x.dtype)
+        return computed(wide.to(x.dtype))
 
 
 class Block(nn.Module):

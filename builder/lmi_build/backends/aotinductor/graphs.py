@@ -102,6 +102,7 @@ def compile_graph(request: Request) -> list[str]:
     """Export and compile; names of the files that a package takes."""
     import torch
     from torch import nn
+    from torch._inductor import inductor_prims  # noqa: F401 - `computed` needs it
 
     _allow_only(request.isa)
     decoder = load_skeleton(Path(request.skeleton), Path(request.weights))

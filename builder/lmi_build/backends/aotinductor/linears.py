@@ -75,6 +75,20 @@ class FloatLinear(Linear):
         return float_product(x_RI, self.weight)
 
 
+def computed(x: Tensor) -> Tensor:
+    """
+    The same numbers, written down before they are read.
+
+    The compiler would put what makes them, a whole norm, into the innermost loop of
+    every sum that reads them, and make them anew for every output.
+    """
+    if not torch.compiler.is_exporting():
+        return x
+    x = x.contiguous()
+    same: Tensor = torch.ops.prims.inductor_force_stride_order(x, x.stride())
+    return same
+
+
 def float_product(x_RI: Tensor, weight_OI: Tensor) -> Tensor:
     """Rows times float weights of any type: [R, O], float32 for few rows."""
     if x_RI.shape[0] > FEW_ROWS:
@@ -88,7 +102,7 @@ def by_row(x_RI: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
 
     A sum over [R, O, I] would read the weights once for every row.
     """
-    return torch.stack([product(x_I) for x_I in x_RI.float()])
+    return torch.stack([product(x_I) for x_I in computed(x_RI.float())])
 
 
 class GroupedLinear(Linear):
@@ -219,7 +233,7 @@ class CodedLinear(Linear):
             sum_RO = torch.stack(
                 [
                     (whole_OI * row_I).sum(-1, dtype=torch.int32)
-                    for row_I in code_RI.to(torch.int32)
+                    for row_I in computed(code_RI.to(torch.int32))
                 ]
             )
         return sum_RO.float() * step_R1 * self.scale
