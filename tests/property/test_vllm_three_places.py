@@ -82,7 +82,9 @@ def test_three_places_say_the_same(recipe: Any) -> None:
         if name in manifest.bounds:
             assert manifest.bounds[name] == value
     assert "option.quantize" not in read
-    assert manifest.serving["properties"].items() >= read.items()
+    written = manifest.serving["properties"]
+    assert isinstance(written, dict)
+    assert written.items() >= read.items()
     ranks = recipe.compile.tensor_parallel_size * recipe.compile.pipeline_parallel_size
     assert manifest.compatibility["num_ranks"] == ranks
     assert lowered.max_num_tokens >= (handler.fixed_num_seqs or 1)
