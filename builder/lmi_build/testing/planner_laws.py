@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 from unittest.mock import patch
 
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 
 from lmi_build.errors import Problem
 from lmi_build.package.layouts import djl_properties, layout_problems
@@ -91,6 +91,8 @@ def _each(strategy: SearchStrategy[Case], law: Callable[[Case], None]) -> None:
         derandomize=True,
         database=None,
         suppress_health_check=list(HealthCheck),
+        # A law says what it saw; a smaller case would cost a minute.
+        phases=(Phase.generate,),
     )
     @given(case=strategy)
     def holds(case: Case) -> None:

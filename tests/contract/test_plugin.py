@@ -1,0 +1,65 @@
+"""A backend of another distribution is found, obeys the laws, and may break each."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PLUGINS = ROOT / "tests" / "plugins"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that pip installed the plugin into, with its metadata."""
+    place = tmp_path_factory.mktemp("plugin")
+    source = place / "source"
+    shutil.copytree(PLUGINS / "lmi_build_echo", source)
+    words = "install --quiet --no-deps --no-index --no-build-isolation --target"
+    subprocess.run(
+        [sys.executable, "-m", "pip", *words.split(), place / "site", source],
+        check=True,
+    )
+    return place / "site"
+
+
+def run(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter that has the plugin."""
+    path = os.pathsep.join([str(installed), str(PLUGINS)])
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_it_is_found_through_its_entry_point(installed: Path) -> None:
+    """Beside ours, and not without its distribution."""
+    code = "from lmi_build import registry; print(registry.names(registry.BACKENDS))"
+    alone = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+
+    assert "'echo'" in run(installed, "-c", code).stdout
+    assert "'echo'" not in alone.stdout
+
+
+@pytest.mark.parametrize("name", ["echo_laws.py", "broken_laws.py"])
+def test_it_passes_the_suite_and_each_fault_is_seen(installed: Path, name: str) -> None:
+    """As its author would run it."""
+    done = run(
+        installed, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(PLUGINS / name)
+    )
+
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    assert "skipped" not in done.stdout

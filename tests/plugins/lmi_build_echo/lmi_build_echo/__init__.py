@@ -1,0 +1,1 @@
+"""A backend in a distribution of its own: Llama's checkpoint, computed in NumPy."""
