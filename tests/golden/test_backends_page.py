@@ -42,7 +42,9 @@ def system_lines() -> list[str]:
 
 def law_lines() -> list[str]:
     """One line for each law."""
-    return [f"- `{law.name}`: {law.says}" for law in (*BACKEND_LAWS, *ENGINE_LAWS)]
+    rows = [(law.name, law.says) for law in BACKEND_LAWS]
+    rows += [(law.name, law.says) for law in ENGINE_LAWS]
+    return [f"- `{name}`: {says}" for name, says in rows]
 
 
 def support_lines() -> list[str]:

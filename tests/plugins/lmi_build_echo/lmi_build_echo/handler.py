@@ -134,7 +134,7 @@ class Engine:
     def _norm(self, x_TH: np.ndarray, name: str) -> np.ndarray:
         mean = (x_TH * x_TH).mean(-1, keepdims=True)
         scaled = x_TH / np.sqrt(mean + self._config["rms_norm_eps"])
-        return scaled * self._weights[f"{name}.weight"]
+        return np.asarray(scaled * self._weights[f"{name}.weight"])
 
     def _forward(self, ids: list[int]) -> np.ndarray:
         config, weights = self._config, self._weights
@@ -151,7 +151,7 @@ class Engine:
             x_TH = x_TH + (gate * up) @ weights[f"{name}.mlp.down_proj.weight"].T
         tied = config.get("tie_word_embeddings", False)
         head = "model.embed_tokens.weight" if tied else "lm_head.weight"
-        return self._norm(x_TH, "model.norm") @ weights[head].T
+        return np.asarray(self._norm(x_TH, "model.norm") @ weights[head].T)
 
     def _attend(self, x_TH: np.ndarray, name: str) -> np.ndarray:
         config, weights = self._config, self._weights
@@ -180,7 +180,7 @@ class Engine:
         scores = np.exp(scores - scores.max(-1, keepdims=True))
         scores = scores / scores.sum(-1, keepdims=True)
         y_TO = (scores @ v_NTD).transpose(1, 0, 2).reshape(length, num * size)
-        return y_TO @ weights[f"{name}.self_attn.o_proj.weight"].T
+        return np.asarray(y_TO @ weights[f"{name}.self_attn.o_proj.weight"].T)
 
 
 _ENGINES: dict[str, Engine] = {}
