@@ -34,6 +34,7 @@ TITLES = {
     "Hugging Face Accelerate",
     "Hugging Face Transformers",
     "ONNX Runtime",
+    "PyTorch AOTInductor",
     "TGI (Text Generation Inference)",
     "LoRAX",
     "llama.cpp",

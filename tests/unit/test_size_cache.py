@@ -156,7 +156,7 @@ def test_rotary_tables_have_the_rows_that_vllm_writes(
     scaling: dict[str, Any], rows: int
 ) -> None:
     """One row for each position that the scaling makes of the model's own."""
-    config = {
+    config: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "num_hidden_layers": 2,
@@ -185,7 +185,10 @@ def test_layers_of_two_kinds_are_filled_up_to_equal_groups() -> None:
         "rope_scaling": {"rope_type": "linear", "factor": 8.0},
         "rope_local_base_freq": 10000.0,
     }
-    config = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
+    config: dict[str, Any] = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "text_config": text,
+    }
     shape = cache_shape(config, geometry_from_config(config))
 
     assert (shape.num_full, shape.num_sliding) == (5, 29)

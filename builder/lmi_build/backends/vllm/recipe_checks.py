@@ -14,6 +14,7 @@ from lmi_build.backends.vllm.kernels import (
 )
 from lmi_build.backends.vllm.linears import device_sizes, quantized_linears
 from lmi_build.backends.vllm.memory import choose_share
+from lmi_build.backends.vllm.models import architectures, first_version
 from lmi_build.backends.vllm.options import (
     compile_option_problems,
     serve_option_problems,
@@ -55,6 +56,9 @@ def recipe_problems(
     recipe: Recipe, model: ModelFacts, scheme: QuantScheme, target: Target
 ) -> Iterator[Problem]:
     """Of everything but the target itself."""
+    if target.handler.library == "vllm" and (fault := _unknown_model(model, target)):
+        yield fault
+        return
     options = recipe.serve.options
     faults = [
         *compile_option_problems(recipe.compile.options),
@@ -76,6 +80,25 @@ def recipe_problems(
     yield from _cache_problems(scheme, target)
     if target.handler.library == "vllm":
         yield from _memory_problems(recipe, model, scheme, target)
+
+
+def _unknown_model(model: ModelFacts, target: Target) -> Problem | None:
+    """A model that the image's vLLM has no class for; it would end its start."""
+    name = model.geometry.architecture
+    version = target.release.computes_with(target.handler)
+    known = architectures(version)
+    if name in known:
+        return None
+    first = first_version(name)
+    came = version_key(first) > version_key(version) if first else False
+    return _unsupported(
+        "vllm.architecture",
+        f"vLLM {version} of `{target.release.name}` has no model for `{name}`",
+        "model.source",
+        f"choose a release with vLLM {first} or later, which has it"
+        if came
+        else f"vLLM {version} has {join_words(known, last='and')}",
+    )
 
 
 def _split_problems(
