@@ -161,6 +161,7 @@ def test_a_throttled_store_only_takes_longer(room: Path) -> None:
     with s3_server(throttled=True) as url:
         bench = Bench(url=url, root=room)
         bench.client.create_bucket(Bucket=BUCKET)
+        bench.empty("store/")  # servers of one process share their objects
         request = bench.request(plan_of(bench))
 
         ended = bench.run(request, fault=parse_fault("throttle")).hosts[0]
@@ -173,6 +174,7 @@ def test_a_token_that_expires_in_between_costs_nothing(room: Path) -> None:
     with FaultyS3() as server:
         bench = Bench(url=server.url, root=room)
         bench.client.create_bucket(Bucket=BUCKET)
+        bench.empty("store/")  # servers of one process share their objects
         request = bench.request(plan_of(bench), lease_seconds=3)
         server.rule(r"^PUT .*/actions/", "expired-token", times=9999)
         expired = bench.run(request).hosts[0]
