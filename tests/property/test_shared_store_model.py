@@ -71,12 +71,14 @@ class SharedStore(RuleBasedStateMachine):
         """The host is cut off at its n-th write; whatever stands is whole."""
         if self.store(host).lookup(key_of(name)) is not None:
             return
+        before = self.bucket.objects.get(record_key(key_of(name)))
         self.bucket.fuse = writes
         try:
             result = self.commit(host, name)
         except RemoteFailed:
             stored = self.bucket.objects.get(record_key(key_of(name)))
-            if stored is not None:
+            # A record that stood already may still lack the files that were taken.
+            if stored is not None and stored != before:
                 self._note(name, stored[0])
         else:
             self.first[name] = result.digest
