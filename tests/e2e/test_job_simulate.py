@@ -29,6 +29,20 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+OWN_INSTANCE = """\
+[instances.g9]
+accelerator = "gpu"
+device = "L4"
+device_memory_mib = 22888
+cores_per_device = 1
+compute_capability = "8.9"
+own_disk = true
+source = "our account team"
+uses = ["training", "endpoint"]
+sizes = { 2xlarge = [1, 8, 32] }
+"""
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """An S3 server with one bucket."""
@@ -79,6 +93,23 @@ def test_a_job_makes_what_a_build_here_makes(room: Path) -> None:
     assert [row["manifest_digest"] for row in job.json["artifacts"]] == digests
     assert set(job.json["built"].values()) == {1}
     assert job.json["jobs"][0]["hosts"][0]["message"].startswith("ok\n")
+
+
+def test_a_plan_for_an_instance_of_ones_own_needs_no_catalogue(room: Path) -> None:
+    """The container has only ours; the plan carries what the user's tables said."""
+    desk = Desk(room)
+    (room / "ours.toml").write_text(OWN_INSTANCE)
+    own = ("--set", "compile.target=ml.g9.2xlarge", "--catalog", "ours.toml")
+
+    job = desk.run("job", "simulate", "recipe.yaml", *own, "--output", "json")
+    here = desk.run("build", "recipe.yaml", *own, "--output", "json")
+
+    assert job.status == 0, job.err + job.out
+    assert here.status == 0, here.err
+    keys = {row["name"]: row["key"] for row in here.json["stages"]}
+    assert job.json["keys"] == keys
+    digests = [row["manifest_digest"] for row in here.json["artifacts"]]
+    assert [row["manifest_digest"] for row in job.json["artifacts"]] == digests
 
 
 def test_a_job_without_network_makes_the_same(room: Path, server: str) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lmi_build.catalog.instances import instances, shipped_instances, using
+from lmi_build.catalog.prices import price_tables, shipped_price_tables
 from lmi_build.cli.main import run
 from lmi_build.recipe.load import load_recipe
 from make_shapes import make_shapes
@@ -34,6 +35,13 @@ jobs = ["endpoint", "training"]
 source = "contract"
 checked = "2026-10-01"
 usd_per_hour = { "g9.2xlarge" = 1.1 }
+
+[prices.hosts]
+region = "us-east-1"
+jobs = ["processing"]
+source = "contract"
+checked = "2026-10-01"
+usd_per_hour = { "m5.4xlarge" = 0.01 }
 """
 RECIPE = """\
 schema: lmi-build/v1
@@ -46,7 +54,15 @@ compile:
   target: ml.g9.2xlarge
   release: djl-tensorrtllm-0.33.0
 """
-LOOKING = (["validate"], ["plan"], ["why"])
+JOB = """\
+job:
+  store: s3://my-models/lmi-build
+  role: arn:aws:iam::111122223333:role/lmi-build
+  region: us-east-1
+  image: 111122223333.dkr.ecr.us-east-1.amazonaws.com/lmi-build:1
+"""
+CHECKPOINT = ["--set", "compile.artifact=hf-quantized"]
+LOOKING = (["validate"], ["plan"], ["why"], ["job", "render", *CHECKPOINT])
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +72,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_tiny_model(root / "model")
     make_shapes("Llama-3.1-8B-Instruct", root)
     (root / "ours.toml").write_text(OURS)
-    (root / "recipe.yaml").write_text(RECIPE)
+    (root / "recipe.yaml").write_text(RECIPE + JOB)
     return root
 
 
@@ -81,6 +97,21 @@ def test_commands_know_it_by_option_and_by_variable(
     monkeypatch.setenv("LMI_BUILD_CATALOG", "ours.toml")
     assert run(argv) == 0
     assert instances() is shipped_instances()
+
+
+def test_jobs_take_its_machines_and_its_prices(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The host that a contract makes the cheapest; keys are those of the plan."""
+    monkeypatch.chdir(desk)
+    rendered = ask(desk, capsys, "job", "render", "recipe.yaml", *CHECKPOINT)
+    plan = ask(desk, capsys, "plan", "recipe.yaml", *CHECKPOINT)
+
+    (job,) = rendered["jobs"]
+    assert job["instance"] == "ml.m5.4xlarge"
+    keys = [*rendered["local"], *job["stages"]]
+    assert {row["key"] for row in keys} == {row["key"] for row in plan["stages"]}
+    assert price_tables() is shipped_price_tables()
 
 
 def test_a_rehearsal_is_built_for_it(

@@ -28,7 +28,7 @@ from lmi_build.catalog.prices import (
     PriceTable,
     find_price,
     price_table,
-    price_tables,
+    shipped_price_tables,
 )
 from lmi_build.catalog.tables import parse_tables
 from lmi_build.errors import UsageInvalid
@@ -88,7 +88,9 @@ def shipped_market() -> Market:
         ValueError: A data file is wrong; a fault of the package.
     """
     return Market(
-        instances=shipped_instances(), devices=devices(), prices=price_tables()
+        instances=shipped_instances(),
+        devices=devices(),
+        prices=shipped_price_tables(),
     )
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping  # noqa: TC003 - read_row reads annotations
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmi_build.catalog.instances import USES
 from lmi_build.catalog.tables import read_row, read_tables
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FILE = "prices.toml"
 ENDPOINT = "endpoint"
@@ -62,10 +67,40 @@ class Price:
     checked: str
 
 
-@cache
+_IN_USE: ContextVar[tuple[PriceTable, ...] | None] = ContextVar("_IN_USE", default=None)
+
+
 def price_tables() -> tuple[PriceTable, ...]:
     """
-    Every shipped table, in the file's order.
+    Every known table: those shipped, or those of `using_prices`.
+
+    Raises:
+        ValueError: The data file is wrong; a fault of the package.
+    """
+    found = _IN_USE.get()
+    return shipped_price_tables() if found is None else found
+
+
+@contextmanager
+def using_prices(tables: tuple[PriceTable, ...]) -> Iterator[None]:
+    """
+    Take other prices for known while a command runs.
+
+    Args:
+        tables: Of two that say something, the later one holds; those shipped as well,
+            where they shall be known.
+    """
+    token = _IN_USE.set(tables)
+    try:
+        yield
+    finally:
+        _IN_USE.reset(token)
+
+
+@cache
+def shipped_price_tables() -> tuple[PriceTable, ...]:
+    """
+    Every table of the package, in the file's order.
 
     Raises:
         ValueError: The data file is wrong; a fault of the package.

@@ -16,7 +16,7 @@ VARIABLE = "LMI_BUILD_CATALOG"
 
 
 def _use(ctx: click.Context, _param: click.Parameter, told: Path | None) -> Path | None:
-    """The file that counts; its instances are known while the command runs."""
+    """The file that counts; its rows are known while the command runs."""
     from lmi_build.cli.options import State
 
     state = ctx.find_object(State)
@@ -24,8 +24,11 @@ def _use(ctx: click.Context, _param: click.Parameter, told: Path | None) -> Path
     if path is not None:
         from lmi_build.catalog.instances import using
         from lmi_build.catalog.market import read_market
+        from lmi_build.catalog.prices import using_prices
 
-        ctx.with_resource(using(read_market(path).instances))
+        market = read_market(path)
+        ctx.with_resource(using(market.instances))
+        ctx.with_resource(using_prices(market.prices))
     return path
 
 

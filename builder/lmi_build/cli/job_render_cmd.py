@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lmi_build.cli.catalog_option import knows_catalog
 from lmi_build.cli.options import State, with_common_options, with_lock_options
 from lmi_build.cli.render import data, say, style
 from lmi_build.units import format_seconds
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, file_okay=False),
     help="Write the requests and the files they need below this folder.",
 )
+@knows_catalog
 @with_lock_options
 @with_common_options
 @click.pass_obj

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lmi_build.cli.catalog_option import knows_catalog
 from lmi_build.cli.options import State, with_common_options
 from lmi_build.cli.render import data, say, table
 from lmi_build.jobs.simulation.fault import FORMS
@@ -51,6 +52,7 @@ _TAIL_LINES = 20
     help="Keep the hosts' folders and logs here.",
 )
 @click.option("--single", is_flag=True, help="Keep everything in one job.")
+@knows_catalog
 @with_common_options
 @click.pass_obj
 @click.pass_context

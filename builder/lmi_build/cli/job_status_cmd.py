@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lmi_build.cli.catalog_option import knows_catalog
 from lmi_build.cli.job_show import jobs_table, meant, num_jobs
 from lmi_build.cli.options import State, with_common_options
 from lmi_build.cli.render import data, data_line, say, table
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 @click.option(
     "--single", is_flag=True, help="Of a recipe that was submitted with `--single`."
 )
+@knows_catalog
 @with_common_options
 @click.pass_obj
 def status(state: State, *, targets: Sequence[str], single: bool) -> None:
@@ -112,6 +114,7 @@ def _print_line(state: State, line: LogLine, document: dict[str, object]) -> Non
     show_default=True,
     help="How many of each kind of job are looked at, newest first.",
 )
+@knows_catalog
 @with_common_options
 @click.pass_obj
 def list_(state: State, *, part: str, limit: int) -> None:
@@ -139,6 +142,7 @@ def list_(state: State, *, part: str, limit: int) -> None:
 @click.option(
     "--single", is_flag=True, help="Of a recipe that was submitted with `--single`."
 )
+@knows_catalog
 @with_common_options
 @click.pass_obj
 def cancel(state: State, *, targets: Sequence[str], single: bool) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lmi_build.cli.catalog_option import knows_catalog
 from lmi_build.cli.job_show import (
     artifacts_of,
     meant,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 @click.option(
     "--wait", "and_wait", is_flag=True, help="Watch the jobs to their end, as `wait`."
 )
+@knows_catalog
 @with_lock_options
 @with_common_options
 @click.pass_obj
@@ -113,6 +115,7 @@ def _document(ready: Ready, placed: Sequence[Placed]) -> dict[str, Any]:
 @click.option(
     "--single", is_flag=True, help="Of a recipe that was submitted with `--single`."
 )
+@knows_catalog
 @with_common_options
 @click.pass_obj
 def wait(state: State, *, targets: Sequence[str], single: bool) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lmi_build.cli.catalog_option import knows_catalog
 from lmi_build.cli.options import State, with_common_options
 from lmi_build.cli.render import data, say
 from lmi_build.values.lock import LOCK_PARTS
@@ -50,6 +51,7 @@ _STALE = 10
 @click.option(
     "--check", is_flag=True, help="Write nothing; exit with 10 if a lock is stale."
 )
+@knows_catalog
 @with_common_options
 @click.pass_obj
 def lock(
