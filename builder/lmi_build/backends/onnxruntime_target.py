@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lmi_build.backends.problems import unsupported
 from lmi_build.catalog.instances import instances
-from lmi_build.errors import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from lmi_build.errors import Problem
     from lmi_build.values.quant import QuantScheme
     from lmi_build.values.recipe import Recipe
 
@@ -45,7 +46,7 @@ def target_problems(
     target = recipe.compile.target
     provider = provider_of(target)
     if not provider:
-        yield _unsupported(
+        yield unsupported(
             f"`onnxruntime` builds for `cpu` and `cuda`, not for `{target}`",
             "compile.target",
             "set `target: cpu`, `target: cuda` or an instance with NVIDIA GPUs",
@@ -53,32 +54,22 @@ def target_problems(
     if provider != CUDA:
         return
     if scheme.weight_dtype == "float" and scheme.packing != "none":
-        yield _unsupported(
+        yield unsupported(
             "fp8 weights would be rounded to float16 for CUDA",
             "quantize.method",
             "use `gptq`, `awq`, `int8` or `none`, or set `target: cpu`",
         )
     elif scheme.activation_scheme != "none":
-        yield _unsupported(
+        yield unsupported(
             "ONNX Runtime has no product of 8-bit weights and 8-bit activations for"
             " CUDA",
             "quantize.method",
             "use `int8`, `gptq` or `awq`, or set `target: cpu`",
         )
     if lm_head_dtype != "float32":
-        yield _unsupported(
+        yield unsupported(
             f"`lm_head_dtype: {lm_head_dtype}` is for `cpu`; for CUDA the head is"
             " float16",
             "compile.options.lm_head_dtype",
             "remove the line",
         )
-
-
-def _unsupported(message: str, path: str, hint: str) -> Problem:
-    return Problem(
-        code="compile.unsupported",
-        message=message,
-        path=path,
-        hint=hint,
-        unsupported=True,
-    )

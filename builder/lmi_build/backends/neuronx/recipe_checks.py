@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lmi_build.backends.problems import unsupported
 from lmi_build.errors import Problem
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def recipe_problems(recipe: Recipe) -> Iterator[Problem]:
     """
     spec, serve = recipe.quantize, recipe.serve
     if spec.method in _UNREAD:
-        yield _unsupported(
+        yield unsupported(
             f"no Neuron library reads {spec.method} weights: Transformers NeuronX takes"
             " float weights and rounds them to 8 bits itself",
             "quantize.method",
@@ -55,21 +56,11 @@ def _int8_problems(spec: QuantSpec) -> Iterator[Problem]:
     )
     for name, wrong, why in asked:
         if wrong:
-            yield _unsupported(
+            yield unsupported(
                 f"Neuron's 8 bits are rounded while the model is loaded: {why}",
                 f"quantize.{name}",
                 f"remove `{name}`",
             )
-
-
-def _unsupported(message: str, path: str, hint: str) -> Problem:
-    return Problem(
-        code="compile.unsupported",
-        message=message,
-        path=path,
-        hint=hint,
-        unsupported=True,
-    )
 
 
 def serve_option_problems(recipe: Recipe) -> Iterator[Problem]:

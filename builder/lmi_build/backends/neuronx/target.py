@@ -5,16 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lmi_build.backends.problems import (
+    unknown_instance,
+    unknown_release,
+    unsupported,
+)
 from lmi_build.catalog.instances import instances
 from lmi_build.catalog.neuron_releases import neuron_releases, newest_neuron
-from lmi_build.errors import Problem
-from lmi_build.text import did_you_mean, join_words
+from lmi_build.text import join_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lmi_build.catalog.instances import Instance
     from lmi_build.catalog.neuron_releases import NeuronRelease
+    from lmi_build.errors import Problem
     from lmi_build.values.recipe import CompileSpec
 
 _EXAMPLE = "ml.inf2.8xlarge"
@@ -81,34 +86,24 @@ def target_problems(spec: CompileSpec, *, encoder: bool) -> Iterator[Problem]:
     """
     release = None
     if spec.release is not None and spec.release not in neuron_releases():
-        yield _unknown_release(spec.release)
+        message = f"the catalogue has no Neuron release `{spec.release}`"
+        yield unknown_release(spec.release, neuron_releases(), message=message)
     else:
         release = neuron_releases()[spec.release] if spec.release else newest_neuron()
         yield from _loader_problems(spec, release, encoder=encoder)
     if spec.artifact not in _KINDS:
-        yield _unsupported(
+        yield unsupported(
             f"`neuronx` makes compiled graphs, not `{spec.artifact}`",
             "compile.artifact",
             "write `artifact: engine`, or remove the line",
         )
     if spec.pipeline_parallel_size > 1:
-        yield _unsupported(
+        yield unsupported(
             "no loader of a Neuron container splits layers over pipeline stages",
             "compile.pipeline_parallel_size",
             "remove it; `tensor_parallel_size` splits each layer over cores",
         )
     yield from _instance_problems(spec, release)
-
-
-def _unknown_release(name: str) -> Problem:
-    names = tuple(neuron_releases())
-    near = did_you_mean(name, names)
-    return Problem(
-        code="compile.unknown-release",
-        message=f"the catalogue has no Neuron release `{name}`",
-        path="compile.release",
-        hint=f"did you mean `{near}`?" if near else f"use {join_words(names)}",
-    )
 
 
 def _loader_problems(
@@ -118,20 +113,20 @@ def _loader_problems(
     what = "an encoder" if encoder else "a decoder"
     if spec.loader == "auto":
         if not fitting:
-            yield _unsupported(
+            yield unsupported(
                 f"`{release.name}` loads no compiled graphs of {what}",
                 "compile.release",
                 f"write `release: {newest_neuron().name}`",
             )
     elif spec.loader not in release.loaders:
         has = join_words(release.loaders) if release.loaders else "none"
-        yield _unsupported(
+        yield unsupported(
             f"`{release.name}` has no loader `{spec.loader}`; it has {has}",
             "compile.loader",
             _other_release(spec.loader),
         )
     elif spec.loader not in fitting:
-        yield _unsupported(
+        yield unsupported(
             f"`{spec.loader}` does not load {what}",
             "compile.loader",
             "write `loader: auto`, or remove the line",
@@ -152,35 +147,22 @@ def _instance_problems(
 ) -> Iterator[Problem]:
     found = instances().get(spec.target)
     if found is None:
-        chips = tuple(n for n, i in instances().items() if i.accelerator == "neuron")
-        near = did_you_mean(spec.target, chips)
-        yield Problem(
-            code="compile.unknown-target",
-            message=f"`{spec.target}` is no instance type that the catalogue knows;"
-            " graphs are compiled for one generation of NeuronCores",
-            path="compile.target",
-            hint=f"did you mean `{near}`?" if near else f"write `target: {_EXAMPLE}`",
+        yield unknown_instance(
+            spec.target,
+            accelerator="neuron",
+            why="graphs are compiled for one generation of NeuronCores",
+            example=_EXAMPLE,
         )
     elif found.accelerator != "neuron":
-        yield _unsupported(
+        yield unsupported(
             f"`{spec.target}` has no Neuron device",
             "compile.target",
             f"write `target: {_EXAMPLE}`, or another inf2 or trn1 instance",
         )
     elif release is not None and family_of(found) not in release.families:
-        yield _unsupported(
+        yield unsupported(
             f"`{release.name}` serves on {join_words(release.families)}, not on"
             f" {family_of(found)}",
             "compile.target",
             f"write `target: {_EXAMPLE}`, or take another release",
         )
-
-
-def _unsupported(message: str, path: str, hint: str) -> Problem:
-    return Problem(
-        code="compile.unsupported",
-        message=message,
-        path=path,
-        hint=hint,
-        unsupported=True,
-    )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from lmi_build.backends.neuronx.tnx_models import tnx_models
 from lmi_build.backends.neuronx.tnx_request import BSH
 from lmi_build.backends.neuronx.topology import legal_sizes
+from lmi_build.backends.problems import refused
 from lmi_build.errors import Problem
 from lmi_build.text import join_words
 
@@ -34,7 +35,7 @@ def class_problems(request: TnxRequest) -> Iterator[Problem]:
     geometry, tp = request.geometry, request.tensor_parallel_size
     computed = geometry.hidden_size // geometry.num_attention_heads
     if geometry.head_dim != computed:
-        yield _unsupported(
+        yield refused(
             "neuronx.head-size",
             f"heads are {geometry.head_dim} wide; Transformers NeuronX takes hidden"
             f" size over heads for it, {computed}",
@@ -45,7 +46,7 @@ def class_problems(request: TnxRequest) -> Iterator[Problem]:
     yield from _window_problems(request)
     if request.int8 and not request.model.rounds:
         names = sorted(name for name, row in tnx_models().items() if row.rounds)
-        yield _unsupported(
+        yield refused(
             "neuronx.int8-model",
             "Transformers NeuronX scales some 8-bit weights of"
             f" `{request.model_type}` along the wrong dimension; it rounds"
@@ -76,7 +77,7 @@ def _window_problems(request: TnxRequest) -> Iterator[Problem]:
     wrong = request.continuous and request.release.tnx_row in _WINDOW_ROWS
     plain = request.options.get("cache_layout") != BSH
     if wrong and plain and request.n_positions > window:
-        yield _unsupported(
+        yield refused(
             "neuronx.window",
             f"a window of {window} tokens in {request.n_positions} positions is cut"
             " from the wrong side of the cache with continuous batching: the graph"
@@ -98,7 +99,7 @@ def _rope_problems(request: TnxRequest) -> Iterator[Problem]:
     if kind == "default" or (reads and kind in _ROPE_KINDS):
         return
     done = "refuses" if reads else "does not read"
-    yield _unsupported(
+    yield refused(
         "neuronx.rope-scaling",
         f"`rope_scaling` is of type `{kind}`, which the class for"
         f" `{request.model_type}` of transformers-neuronx"
@@ -106,10 +107,6 @@ def _rope_problems(request: TnxRequest) -> Iterator[Problem]:
         "model.source",
         "set a newer `compile.release`, or another `compile.loader`",
     )
-
-
-def _unsupported(code: str, message: str, path: str, hint: str) -> Problem:
-    return Problem(code=code, message=message, path=path, hint=hint, unsupported=True)
 
 
 def _key(row: str) -> tuple[int, ...]:

@@ -30,6 +30,7 @@ from lmi_build.backends.neuronx.topology import (
     legal_sizes,
     topology_problems,
 )
+from lmi_build.backends.problems import refused
 from lmi_build.errors import Problem
 from lmi_build.text import join_words
 from lmi_build.units import format_bytes
@@ -233,7 +234,7 @@ def _fused_mlp_problems(request: TnxRequest) -> Iterator[Problem]:
     path = "compile.options.fuse_mlp"
     width, tp = request.geometry.intermediate_size, request.tensor_parallel_size
     if request.release.tnx_row in _NO_FUSED_MLP:
-        yield _unsupported(
+        yield refused(
             "neuronx.fused-mlp",
             f"`fuse_mlp` of transformers-neuronx {request.release.transformers_neuronx}"
             " fails without `mlp_out_weight_transpose`, which LMI does not pass on",
@@ -324,7 +325,3 @@ def _what_fits(request: TnxRequest, room: int) -> str:
 def _fits(request: TnxRequest, room: int) -> bool:
     core = core_memory(shape_of(request).memory)
     return core.weight_bytes + core.cache_bytes <= room
-
-
-def _unsupported(code: str, message: str, path: str, hint: str) -> Problem:
-    return Problem(code=code, message=message, path=path, hint=hint, unsupported=True)

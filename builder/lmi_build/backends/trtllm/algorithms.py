@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
+from lmi_build.backends.problems import unsupported
 from lmi_build.backends.trtllm import PACKAGE
 from lmi_build.backends.trtllm.models import (
     is_since,
@@ -21,7 +22,6 @@ from lmi_build.backends.trtllm.models import (
     value_at,
 )
 from lmi_build.catalog.tables import read_rows
-from lmi_build.errors import Problem
 from lmi_build.text import join_words
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lmi_build.catalog.instances import Instance
     from lmi_build.catalog.releases import Release
     from lmi_build.digest import JSONValue
+    from lmi_build.errors import Problem
     from lmi_build.values.quant import QuantScheme
 
 FILE = "algorithms.toml"
@@ -143,7 +144,7 @@ def algorithm_problems(
     """
     version = release.trtllm
     if not model.supported(version):
-        yield _unsupported(
+        yield unsupported(
             f"TensorRT-LLM {version} has no engine for `{model.name}`",
             "model.source",
             f"use a model of {known_architectures(version)}",
@@ -151,13 +152,13 @@ def algorithm_problems(
         return
     name, why = _name(scheme)
     if why:
-        yield _unsupported(why, "quantize", _way_out(scheme))
+        yield unsupported(why, "quantize", _way_out(scheme))
         return
     algorithm = choose(scheme, model, release)
     row = algorithm_rows()[algorithm.quant_algo or NONE]
     name = algorithm.quant_algo
     if row.needs and not set(row.needs) & set(model.quantization):
-        yield _unsupported(
+        yield unsupported(
             f"`{model.name}` has no {join_words(row.needs)} in TensorRT-LLM",
             "quantize.method",
             _methods(model),
@@ -223,7 +224,7 @@ def _kernel_problems(
 ) -> Iterator[Problem]:
     """Versions, groups and dtypes that an algorithm has no kernels for."""
     if not is_since(version, row.since):
-        yield _unsupported(
+        yield unsupported(
             f"TensorRT-LLM {version} does not have `{name}`, which came with"
             f" {row.since}",
             "compile.release",
@@ -231,14 +232,14 @@ def _kernel_problems(
         )
     if row.groups and scheme.group_size not in row.groups:
         sizes = join_words([str(size) for size in row.groups])
-        yield _unsupported(
+        yield unsupported(
             f"`group_size` is {scheme.group_size}, kernels of `{name}` have {sizes}",
             "quantize.group_size",
             f"set `group_size:` to {sizes}",
         )
     dtypes = (value_at(row.dtypes, version) or "").split()
     if dtype and dtypes and dtype not in dtypes:
-        yield _unsupported(
+        yield unsupported(
             f"kernels of `{name}` in TensorRT-LLM {version} compute in"
             f" {join_words(dtypes)}, the model is in `{dtype}`",
             "model.dtype",
@@ -252,21 +253,21 @@ def _converter_problems(
     """What NVIDIA's converter cannot take over from us."""
     name = algorithm.quant_algo
     if not row.converter:
-        yield _unsupported(
+        yield unsupported(
             f"lmi-build writes no checkpoint of `{model.name}`, and NVIDIA's converter"
             f" makes `{name}` only with a calibration of its own",
             "quantize.method",
             "set `method:` to `none`, `int8` or `gptq`",
         )
     elif row.converter == "gptq" and scheme.packing != "gptq":
-        yield _unsupported(
+        yield unsupported(
             f"NVIDIA's converter reads four-bit weights packed as `gptq` only, these"
             f" are packed as `{scheme.packing}`",
             "quantize.format",
             "set `method: gptq` and `format: gptq`",
         )
     if algorithm.kv_cache_quant_algo:
-        yield _unsupported(
+        yield unsupported(
             f"a key-value cache in {scheme.kv_cache_dtype} needs scales that NVIDIA's"
             f" converter of `{model.name}` does not take over",
             "quantize.kv_cache_dtype",
@@ -278,7 +279,7 @@ def _gpu_problems(
     scheme: QuantScheme, release: Release, instance: Instance
 ) -> Iterator[Problem]:
     if instance.accelerator != "gpu":
-        yield _unsupported(
+        yield unsupported(
             f"`{instance.name}` has no NVIDIA GPU",
             "compile.target",
             "choose an instance such as `ml.g5.2xlarge`",
@@ -287,14 +288,14 @@ def _gpu_problems(
     has = instance.compute_capability
     if release.compute_capabilities and has not in release.compute_capabilities:
         known = ", ".join(sorted(release.compute_capabilities, key=_capability))
-        yield _unsupported(
+        yield unsupported(
             f"`{instance.name}` has an {instance.device} of compute capability {has},"
             f" TensorRT-LLM {release.trtllm} is made for {known}",
             "compile.target",
             "choose an instance such as `ml.g5.2xlarge`, or another release",
         )
     if scheme.kv_cache_dtype == "fp8" and _capability(has) < _capability(_FP8):
-        yield _unsupported(
+        yield unsupported(
             f"a key-value cache in fp8 needs compute capability {_FP8}, the"
             f" {instance.device} of `{instance.name}` has {has}",
             "quantize.kv_cache_dtype",
@@ -304,13 +305,3 @@ def _gpu_problems(
 
 def _capability(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split("."))
-
-
-def _unsupported(message: str, path: str, hint: str) -> Problem:
-    return Problem(
-        code="compile.unsupported",
-        message=message,
-        path=path,
-        hint=hint,
-        unsupported=True,
-    )

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
+from lmi_build.backends.problems import unsupported
 from lmi_build.backends.trtllm import PACKAGE
 from lmi_build.backends.trtllm.models import value_at
 from lmi_build.catalog.tables import read_rows
-from lmi_build.errors import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lmi_build.backends.trtllm.models import TrtllmModel
     from lmi_build.catalog.releases import Release
     from lmi_build.digest import JSONValue
+    from lmi_build.errors import Problem
     from lmi_build.values.model import ModelGeometry
 
 FILE = "converters.toml"
@@ -103,20 +104,20 @@ def conversion_problems(
     row = converter_rows().get(model.family)
     style = value_at(row.style, version) if row else None
     if row is None or style is None or value_at(model.converter, version) is None:
-        yield _unsupported(
+        yield unsupported(
             f"TensorRT-LLM {version} has no converter for `{model.name}`",
             "compile.release",
             "choose a newer release",
         )
         return
     if algorithm.quant_algo == "W4A16_GPTQ" and value_at(row.gptq, version) is None:
-        yield _unsupported(
+        yield unsupported(
             f"NVIDIA's converter of `{model.name}` takes no GPTQ weights",
             "quantize.method",
             "set `method: none` or `method: int8`",
         )
     if algorithm.quant_algo == "W8A16" and not row.weight_only:
-        yield _unsupported(
+        yield unsupported(
             f"NVIDIA's converter of `{model.name}` does not round weights",
             "quantize.method",
             "set `method: none`",
@@ -127,7 +128,7 @@ def conversion_problems(
     }
     if ranks.get(style, 1) > 1:
         name = "pipeline" if style == "dashed" else "tensor"
-        yield _unsupported(
+        yield unsupported(
             f"NVIDIA's converter of `{model.name}` in TensorRT-LLM {version} does not"
             f" split it over {ranks[style]} ranks",
             f"compile.{name}_parallel_size",
@@ -209,13 +210,3 @@ def _variant(family: str, geometry: ModelGeometry) -> str:
     # From the second version on a few key heads serve all query heads.
     shared = geometry.num_key_value_heads < geometry.num_attention_heads
     return "chatglm2" if shared else "chatglm"
-
-
-def _unsupported(message: str, path: str, hint: str) -> Problem:
-    return Problem(
-        code="compile.unsupported",
-        message=message,
-        path=path,
-        hint=hint,
-        unsupported=True,
-    )

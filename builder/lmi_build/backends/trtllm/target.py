@@ -5,11 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lmi_build.backends.problems import (
+    bad_option,
+    gpu_problems,
+    unknown_option,
+    unknown_release,
+    unsupported,
+)
 from lmi_build.backends.trtllm.layout import Placement
 from lmi_build.catalog.instances import instances
 from lmi_build.catalog.releases import newest, releases
-from lmi_build.errors import Problem
-from lmi_build.text import did_you_mean, join_words
+from lmi_build.text import join_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -18,6 +24,7 @@ if TYPE_CHECKING:
     from lmi_build.catalog.instances import Instance
     from lmi_build.catalog.releases import Release
     from lmi_build.digest import JSONValue
+    from lmi_build.errors import Problem
     from lmi_build.values.recipe import CompileSpec
 
 ENGINE, CHECKPOINT, HF_QUANTIZED = "engine", "checkpoint", "hf-quantized"
@@ -68,96 +75,48 @@ def find_target(spec: CompileSpec) -> Target:
 def target_problems(spec: CompileSpec) -> Iterator[Problem]:
     """Every reason why a recipe names no target of TensorRT-LLM."""
     if spec.release is not None and spec.release not in releases():
-        names = tuple(releases())
-        near = did_you_mean(spec.release, names)
-        yield Problem(
-            code="compile.unknown-release",
-            message=f"the catalogue has no release `{spec.release}`",
-            path="compile.release",
-            hint=f"did you mean `{near}`?" if near else f"use {join_words(names)}",
-        )
+        message = f"the catalogue has no release `{spec.release}`"
+        yield unknown_release(spec.release, releases(), message=message)
     else:
         release = releases()[spec.release] if spec.release else newest()
         yield from _artifact_problems(spec, release)
-    yield from _instance_problems(spec)
+    yield from gpu_problems(spec, why="an engine is built for one kind of GPU")
 
 
 def _artifact_problems(spec: CompileSpec, release: Release) -> Iterator[Problem]:
     """Whether the release has what is asked for, and the way out where not."""
     kind, has = spec.artifact, release.artifacts
     if not has:
-        yield _unsupported(
+        yield unsupported(
             f"`{release.name}` loads nothing that lmi-build makes: {release.note}",
             "compile.release",
             f"write `release: {newest().name}`",
         )
     elif kind in {ENGINE, CHECKPOINT} and ENGINE not in has:
         why = f": {release.end_of_life}" if release.end_of_life else ""
-        yield _unsupported(
+        yield unsupported(
             f"TensorRT-LLM {release.trtllm} of `{release.name}` builds no engine{why}",
             "compile.artifact",
             "write `artifact: hf-quantized`, which its PyTorch backend loads",
         )
     elif kind == HF_QUANTIZED and kind not in has:
-        yield _unsupported(
+        yield unsupported(
             f"TensorRT-LLM {release.trtllm} of `{release.name}` loads engines only",
             "compile.artifact",
             f"write `artifact: engine`, or `release: {newest().name}`",
         )
 
 
-def _instance_problems(spec: CompileSpec) -> Iterator[Problem]:
-    found = instances().get(spec.target)
-    if found is None:
-        gpus = tuple(n for n, i in instances().items() if i.accelerator == "gpu")
-        near = did_you_mean(spec.target, gpus)
-        yield Problem(
-            code="compile.unknown-target",
-            message=f"`{spec.target}` is no instance type that the catalogue knows; an"
-            " engine is built for one kind of GPU",
-            path="compile.target",
-            hint=f"did you mean `{near}`?" if near else "write `target: ml.g5.2xlarge`",
-        )
-        return
-    if found.accelerator != "gpu":
-        yield _unsupported(
-            f"`{spec.target}` has no NVIDIA GPU",
-            "compile.target",
-            "write `target: ml.g5.2xlarge`, or another instance with NVIDIA GPUs",
-        )
-        return
-    ranks = spec.tensor_parallel_size * spec.pipeline_parallel_size
-    if ranks > found.num_devices:
-        product = f"{spec.tensor_parallel_size} x {spec.pipeline_parallel_size}"
-        yield Problem(
-            code="compile.few-devices",
-            message=f"{product} ranks need {ranks} GPUs, `{spec.target}` has"
-            f" {found.num_devices}",
-            path="compile.tensor_parallel_size",
-            hint=f"split over {found.num_devices}, or take a larger instance",
-        )
-
-
 def serve_option_problems(options: Mapping[str, JSONValue]) -> Iterator[Problem]:
     """Everything wrong with `serve.options`."""
     for name, value in options.items():
-        path = f"serve.options.{name}"
         if name not in SERVE_OPTIONS:
-            near = did_you_mean(name, SERVE_OPTIONS)
-            hint = f"use {join_words(tuple(SERVE_OPTIONS))}"
-            yield Problem(
-                code="serve.unknown-option",
-                message=f"the server of TensorRT-LLM has no option `{name}`",
-                path=path,
-                hint=f"did you mean `{near}`?" if near else hint,
-            )
+            whose = "the server of TensorRT-LLM"
+            yield unknown_option(name, SERVE_OPTIONS, whose=whose, section="serve")
         elif not _fits(name, value):
-            yield Problem(
-                code="serve.bad-option",
-                message=f"`{name}` is {value!r}, it must be {SERVE_OPTIONS[name]}",
-                path=path,
-                hint=f"write `{name}: {_EXAMPLES[name]}`",
-            )
+            hint = f"write `{name}: {_EXAMPLES[name]}`"
+            form = SERVE_OPTIONS[name]
+            yield bad_option(name, value, form=form, hint=hint, section="serve")
 
 
 def _fits(name: str, value: JSONValue) -> bool:
@@ -205,14 +164,4 @@ def placement(
         encoder=encoder,
         attention_window=attention_window,
         **chosen,
-    )
-
-
-def _unsupported(message: str, path: str, hint: str) -> Problem:
-    return Problem(
-        code="compile.unsupported",
-        message=message,
-        path=path,
-        hint=hint,
-        unsupported=True,
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lmi_build.backends.problems import bad_option, unknown_option
 from lmi_build.errors import Problem
-from lmi_build.text import did_you_mean, join_words
+from lmi_build.text import join_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -71,25 +72,12 @@ def _problems(
     whose: str,
 ) -> Iterator[Problem]:
     for name, value in options.items():
-        path = f"{section}.options.{name}"
         if name not in known:
-            near = did_you_mean(name, known)
-            yield Problem(
-                code=f"{section}.unknown-option",
-                message=f"{whose} has no option `{name}`",
-                path=path,
-                hint=f"did you mean `{near}`?"
-                if near
-                else f"use {join_words(tuple(known))}",
-            )
+            yield unknown_option(name, known, whose=whose, section=section)
         elif not _fits(value, known[name][0]):
             form, example = known[name]
-            yield Problem(
-                code=f"{section}.bad-option",
-                message=f"`{name}` is {value!r}, it must be {form}",
-                path=path,
-                hint=f"write `{name}: {example}`",
-            )
+            hint = f"write `{name}: {example}`"
+            yield bad_option(name, value, form=form, hint=hint, section=section)
 
 
 def _fits(value: JSONValue, form: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lmi_build.backends.problems import refused
 from lmi_build.backends.vllm.bounds import bound_problems
 from lmi_build.backends.vllm.documents import config_problem
 from lmi_build.backends.vllm.kernels import (
@@ -19,7 +20,6 @@ from lmi_build.backends.vllm.options import (
     compile_option_problems,
     serve_option_problems,
 )
-from lmi_build.errors import Problem
 from lmi_build.text import join_words
 from lmi_build.units import format_bytes
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from lmi_build.backends.vllm.kernels import Kernel, Sizes
     from lmi_build.backends.vllm.target import Target
+    from lmi_build.errors import Problem
     from lmi_build.values.model import ModelFacts
     from lmi_build.values.quant import QuantScheme
     from lmi_build.values.recipe import Recipe
@@ -91,7 +92,7 @@ def _unknown_model(model: ModelFacts, target: Target) -> Problem | None:
         return None
     first = first_version(name)
     came = version_key(first) > version_key(version) if first else False
-    return _unsupported(
+    return refused(
         "vllm.architecture",
         f"vLLM {version} of `{target.release.name}` has no model for `{name}`",
         "model.source",
@@ -107,7 +108,7 @@ def _split_problems(
     """Whether devices can share the model as asked."""
     spec, geometry = recipe.compile, model.geometry
     if spec.pipeline_parallel_size > 1 and not target.handler.pipeline_parallel:
-        yield _unsupported(
+        yield refused(
             "vllm.pipeline",
             f"the handler `{target.handler.name}` of `{target.release.name}` refuses"
             f" {spec.pipeline_parallel_size} pipeline stages",
@@ -124,7 +125,7 @@ def _split_problems(
             for size in range(1, tp)
             if not heads % size and not (groups % size and size % groups)
         ]
-        yield _unsupported(
+        yield refused(
             "vllm.heads",
             f"{tp} devices cannot share {heads} heads with {groups} of keys and values"
             " evenly",
@@ -140,7 +141,7 @@ def _format_problems(
     library = target.handler.library
     if library != "vllm":
         if scheme.packing not in _READS[library]:
-            yield _unsupported(
+            yield refused(
                 "vllm.format",
                 f"the handler `{target.handler.name}` loads weights through {library},"
                 f" which does not read `{scheme.packing}`",
@@ -158,7 +159,7 @@ def _format_problems(
     name = next((name for name, row in found if dtype in row.dtypes), "")
     first = found[0][1]
     if not name:
-        yield _unsupported(
+        yield refused(
             "vllm.dtype",
             f"vLLM {target.vllm} computes these {scheme.packing} weights in"
             f" {join_words(first.dtypes)}, not in {dtype}",
@@ -189,7 +190,7 @@ def _no_kernel(recipe: Recipe, scheme: QuantScheme, target: Target) -> Problem:
         what += " with zero points"
     here = [row for row in held if row.in_version(target.vllm)]
     if not held:
-        return _unsupported(
+        return refused(
             "vllm.format",
             f"no vLLM of the catalogue has kernels for {what}",
             _format_path(recipe),
@@ -197,7 +198,7 @@ def _no_kernel(recipe: Recipe, scheme: QuantScheme, target: Target) -> Problem:
         )
     if not here:
         since = min((row.since for row in held), key=version_key)
-        return _unsupported(
+        return refused(
             "vllm.format",
             f"vLLM {target.vllm} of `{target.release.name}` has no kernels for {what};"
             f" they came with {since}",
@@ -205,7 +206,7 @@ def _no_kernel(recipe: Recipe, scheme: QuantScheme, target: Target) -> Problem:
             "use a newer release; the newest is taken where the line is absent",
         )
     least, most = here[0].capability
-    return _unsupported(
+    return refused(
         "vllm.format",
         f"vLLM {target.vllm} has kernels for {what} on compute capability {least} to"
         f" {most}; the GPU of `{target.instance.name}` has {capability}",
@@ -260,7 +261,7 @@ def _size_problems(
     else:
         path = _format_path(recipe)
         hint = "use a smaller `group_size`, a newer release, or `method: none`"
-    yield _unsupported("vllm.sizes", message, path, hint)
+    yield refused("vllm.sizes", message, path, hint)
 
 
 def _cache_problems(scheme: QuantScheme, target: Target) -> Iterator[Problem]:
@@ -270,18 +271,18 @@ def _cache_problems(scheme: QuantScheme, target: Target) -> Iterator[Problem]:
         return
     path = "quantize.kv_cache_dtype"
     if kind != "fp8":
-        yield _unsupported(
+        yield refused(
             "vllm.cache", f"vLLM has no {kind} cache", path, "write `fp8` or `auto`"
         )
     elif not target.handler.reads("kv_cache_dtype"):
-        yield _unsupported(
+        yield refused(
             "vllm.cache",
             f"the handler `{target.handler.name}` passes no `kv_cache_dtype` on",
             path,
             "write `auto`, or use `release: djl-lmi-0.36.0`",
         )
     elif scheme.packing not in _CACHE_SCALES:
-        yield _unsupported(
+        yield refused(
             "vllm.cache",
             f"vLLM has no place for scales of the cache beside `{scheme.packing}`"
             " weights",
@@ -298,7 +299,7 @@ def _memory_problems(
     if not share.cannot or share.report.capacity is None:
         return
     have, need = share.report.capacity.high, share.report.total.low
-    yield _unsupported(
+    yield refused(
         "vllm.memory",
         f"the bounds take {format_bytes(need)} at least on each device of"
         f" `{target.instance.name}`, which has {format_bytes(have)}; most of it is"
@@ -310,7 +311,3 @@ def _memory_problems(
 
 def _format_path(recipe: Recipe) -> str:
     return "model.source" if recipe.quantize.method == "none" else "quantize.format"
-
-
-def _unsupported(code: str, message: str, path: str, hint: str) -> Problem:
-    return Problem(code=code, message=message, path=path, hint=hint, unsupported=True)

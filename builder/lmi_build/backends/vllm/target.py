@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lmi_build.backends.problems import gpu_problems, unknown_release, unsupported
 from lmi_build.catalog.instances import instances
 from lmi_build.catalog.vllm_releases import newest_vllm, vllm_releases
 from lmi_build.errors import Problem
-from lmi_build.text import did_you_mean, join_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,25 +76,19 @@ def target_problems(recipe: Recipe) -> Iterator[Problem]:
     """Every reason why a recipe names no target of this backend."""
     spec = recipe.compile
     if spec.release is not None and spec.release not in vllm_releases():
-        names = tuple(vllm_releases())
-        near = did_you_mean(spec.release, names)
-        yield Problem(
-            code="compile.unknown-release",
-            message=f"the catalogue has no release `{spec.release}` with vLLM",
-            path="compile.release",
-            hint=f"did you mean `{near}`?" if near else f"use {join_words(names)}",
-        )
+        message = f"the catalogue has no release `{spec.release}` with vLLM"
+        yield unknown_release(spec.release, vllm_releases(), message=message)
     else:
         yield from _handler_problems(recipe)
-    yield from instance_problems(spec)
+    yield from gpu_problems(spec, why="which kernels vLLM has depends on its GPU")
     if spec.artifact not in _ARTIFACTS:
-        yield _unsupported(
+        yield unsupported(
             "vLLM has no engine file: it loads the Hugging Face folder itself",
             "compile.artifact",
             "remove the line",
         )
     if spec.loader != "auto":
-        yield _unsupported(
+        yield unsupported(
             f"`{spec.loader}` is a loader of Neuron graphs",
             "compile.loader",
             "remove the line",
@@ -118,48 +112,5 @@ def _handler_problems(recipe: Recipe) -> Iterator[Problem]:
         message=f"`{release.name}` has no scheduler `{scheduler}` for such a folder",
         path="serve.rolling_batch",
         hint=hint if having else "write `rolling_batch: auto`",
-        unsupported=True,
-    )
-
-
-def instance_problems(spec: CompileSpec) -> Iterator[Problem]:
-    """Whether the target is a machine with enough GPUs."""
-    found = instances().get(spec.target)
-    if found is None:
-        gpus = tuple(n for n, i in instances().items() if i.accelerator == "gpu")
-        near = did_you_mean(spec.target, gpus)
-        yield Problem(
-            code="compile.unknown-target",
-            message=f"`{spec.target}` is no instance type that the catalogue knows;"
-            " which kernels vLLM has depends on its GPU",
-            path="compile.target",
-            hint=f"did you mean `{near}`?" if near else "write `target: ml.g5.2xlarge`",
-        )
-        return
-    if found.accelerator != "gpu":
-        yield _unsupported(
-            f"`{spec.target}` has no NVIDIA GPU",
-            "compile.target",
-            "write `target: ml.g5.2xlarge`, or another instance with NVIDIA GPUs",
-        )
-        return
-    ranks = spec.tensor_parallel_size * spec.pipeline_parallel_size
-    if ranks > found.num_devices:
-        product = f"{spec.tensor_parallel_size} x {spec.pipeline_parallel_size}"
-        yield Problem(
-            code="compile.few-devices",
-            message=f"{product} ranks need {ranks} GPUs, `{spec.target}` has"
-            f" {found.num_devices}",
-            path="compile.tensor_parallel_size",
-            hint=f"split over {found.num_devices}, or take a larger instance",
-        )
-
-
-def _unsupported(message: str, path: str, hint: str) -> Problem:
-    return Problem(
-        code="compile.unsupported",
-        message=message,
-        path=path,
-        hint=hint,
         unsupported=True,
     )
