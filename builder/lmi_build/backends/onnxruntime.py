@@ -16,6 +16,12 @@ from lmi_build.backends.onnxruntime_target import (
     provider_of,
     target_problems,
 )
+from lmi_build.backends.problems import (
+    beam_problems,
+    own_code_problems,
+    single_engine_problems,
+    unsupported,
+)
 from lmi_build.catalog.onnxruntime_models import onnxruntime_models
 from lmi_build.errors import Problem
 from lmi_build.spi import BackendStage, Finding, Params, Proof, ProviderInfo, Serving
@@ -84,7 +90,9 @@ class OnnxRuntimeBackend:
         """Yield every reason why this cannot be built, by dotted recipe path."""
         head = str(recipe.compile.options.get("lm_head_dtype", "float32"))
         yield from target_problems(recipe, scheme, lm_head_dtype=head)
-        yield from _compile_problems(recipe)
+        yield from single_engine_problems(
+            recipe.compile, backend="onnxruntime", engine_of="ONNX Runtime"
+        )
         yield from _architecture_problems(recipe, model, scheme)
         yield from _scheme_problems(scheme)
         yield from option_problems(recipe.compile.options)
@@ -104,13 +112,7 @@ class OnnxRuntimeBackend:
                 path="bounds.max_num_tokens",
                 hint="remove the line",
             )
-        if recipe.bounds.max_beam_width != 1:
-            yield _unsupported(
-                f"`max_beam_width` is {recipe.bounds.max_beam_width},"
-                " this backend searches with one beam",
-                "bounds.max_beam_width",
-                "set `max_beam_width: 1`",
-            )
+        yield from beam_problems(recipe)
 
     def lower(self, recipe: Recipe, model: ModelFacts, scheme: QuantScheme) -> Params:
         """The worker's parameters; the only place where native names appear."""
@@ -242,40 +244,6 @@ def _integer_products(scheme: QuantScheme, options: Options) -> bool:
     )
 
 
-def _unsupported(message: str, path: str, hint: str) -> Problem:
-    return Problem(
-        code="compile.unsupported",
-        message=message,
-        path=path,
-        hint=hint,
-        unsupported=True,
-    )
-
-
-def _compile_problems(recipe: Recipe) -> Iterator[Problem]:
-    spec = recipe.compile
-    if spec.release is not None:
-        yield _unsupported(
-            f"`onnxruntime` has no releases in the catalogue, `{spec.release}` is set",
-            "compile.release",
-            "remove the line",
-        )
-    if spec.artifact not in {"auto", "engine"}:
-        yield _unsupported(
-            f"`onnxruntime` makes engines, not `{spec.artifact}`",
-            "compile.artifact",
-            "write `artifact: engine`, or remove the line",
-        )
-    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
-        size = getattr(spec, name)
-        if size != 1:
-            yield _unsupported(
-                f"`{name}` is {size}, an engine of ONNX Runtime is not split",
-                f"compile.{name}",
-                f"set `{name}: 1`",
-            )
-
-
 def _architecture_problems(
     recipe: Recipe, model: ModelFacts, scheme: QuantScheme
 ) -> Iterator[Problem]:
@@ -285,28 +253,23 @@ def _architecture_problems(
         why = f": {row.refused}" if row is not None else ""
         rows = onnxruntime_models().values()
         built = [each.name for each in rows if not each.refused]
-        yield _unsupported(
+        yield unsupported(
             f"the model's architecture `{name}` is not supported by `onnxruntime`{why}",
             "model.source",
             f"use a model of {join_words(built)}",
         )
     elif scheme.packing != "none" and not row.packed:
-        yield _unsupported(
+        yield unsupported(
             f"`{name}` is supported in float only, not with packed weights",
             "quantize.method",
             "set `method: none`",
         )
-    if recipe.model.trust_remote_code:
-        yield _unsupported(
-            "`onnxruntime` never runs a model's own code",
-            "model.trust_remote_code",
-            "set `trust_remote_code: false`",
-        )
+    yield from own_code_problems(recipe, backend="onnxruntime")
 
 
 def _scheme_problems(scheme: QuantScheme) -> Iterator[Problem]:
     if scheme.packing not in PACKINGS:
-        yield _unsupported(
+        yield unsupported(
             f"`onnxruntime` does not read weights packed as `{scheme.packing}`",
             "quantize.method",
             f"use {join_words(PACKINGS[1:])}",
@@ -316,13 +279,13 @@ def _scheme_problems(scheme: QuantScheme) -> Iterator[Problem]:
         # Weights in fp8 are stored as float32, with a note: any will do.
         return
     if scheme.weight_bits not in {4, 8}:
-        yield _unsupported(
+        yield unsupported(
             f"{scheme.weight_bits}-bit weights are not supported by `onnxruntime`",
             "quantize.bits",
             "set `bits: 4` or `bits: 8`",
         )
     if scheme.group_size != -1 and scheme.group_size % 16:
-        yield _unsupported(
+        yield unsupported(
             f"`group_size` is {scheme.group_size}; blocks are multiples of 16 channels",
             "quantize.group_size",
             f"use {join_words([str(size) for size in GROUP_SIZES])}",

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lmi_build.errors import Problem
-from lmi_build.text import did_you_mean, join_words
+from lmi_build.backends.problems import bad_option, unknown_option
+from lmi_build.text import join_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from lmi_build.digest import JSONValue
+    from lmi_build.errors import Problem
 
 # Levels of MatMulNBits: the type that activations have inside it. 0 leaves the choice
 # to the kernel, 1 is float32, 4 is int8 with a scale per block.
@@ -71,37 +72,24 @@ def option_problems(options: Mapping[str, JSONValue]) -> Iterator[Problem]:
     """Yield what is wrong with options, by dotted recipe path."""
     names = Options.__slots__
     for name, value in options.items():
-        path = f"compile.options.{name}"
         if name not in names:
-            near = did_you_mean(name, names)
-            yield Problem(
-                code="compile.unknown-option",
-                message=f"`onnxruntime` has no option `{name}`",
-                path=path,
-                hint=f"did you mean `{near}`?" if near else f"use {join_words(names)}",
-            )
+            yield unknown_option(name, names, whose="`onnxruntime`")
         elif name == "intra_op_num_threads":
-            yield from _thread_problems(value, path)
+            yield from _thread_problems(value)
         elif isinstance(value, bool) or value not in _ALLOWED[name]:
             allowed = join_words([str(option) for option in _ALLOWED[name]])
-            yield Problem(
-                code="compile.bad-option",
-                message=f"`{name}` is {value!r}, it must be {allowed}",
-                path=path,
-                hint=f"use {allowed}",
-            )
+            yield bad_option(name, value, form=allowed, hint=f"use {allowed}")
 
 
-def _thread_problems(value: JSONValue, path: str) -> Iterator[Problem]:
+def _thread_problems(value: JSONValue) -> Iterator[Problem]:
     if (
         isinstance(value, bool)
         or not isinstance(value, int)
         or not 0 <= value <= MAX_THREADS
     ):
-        yield Problem(
-            code="compile.bad-option",
-            message=f"`intra_op_num_threads` is {value!r},"
-            f" it must be a whole number from 0 to {MAX_THREADS}",
-            path=path,
+        yield bad_option(
+            "intra_op_num_threads",
+            value,
+            form=f"a whole number from 0 to {MAX_THREADS}",
             hint="use 0 for every core of the serving machine",
         )

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lmi_build.backends.problems import (
+    beam_problems,
+    own_code_problems,
+    single_engine_problems,
+    unsupported,
+)
 from lmi_build.catalog.architectures import architectures, find_architecture
 from lmi_build.decoders.decoder_config import check_config
 from lmi_build.errors import Problem
@@ -22,45 +28,18 @@ READ_PACKINGS = tuple(name for name in PACKINGS if name != "float-quantized")
 BITS = (4, 8)
 
 
-def _unsupported(message: str, path: str, hint: str) -> Problem:
-    return Problem(
-        code="compile.unsupported",
-        message=message,
-        path=path,
-        hint=hint,
-        unsupported=True,
-    )
-
-
 def target_problems(recipe: Recipe) -> Iterator[Problem]:
     """Every reason why the target cannot be built for."""
     spec = recipe.compile
     if spec.target not in TARGETS:
-        yield _unsupported(
+        yield unsupported(
             f"`aotinductor` builds for {join_words(TARGETS)}, not for `{spec.target}`",
             "compile.target",
             "set `target: cpu`",
         )
-    if spec.release is not None:
-        yield _unsupported(
-            f"`aotinductor` has no releases in the catalogue, `{spec.release}` is set",
-            "compile.release",
-            "remove the line",
-        )
-    if spec.artifact not in {"auto", "engine"}:
-        yield _unsupported(
-            f"`aotinductor` makes engines, not `{spec.artifact}`",
-            "compile.artifact",
-            "write `artifact: engine`, or remove the line",
-        )
-    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
-        size = getattr(spec, name)
-        if size != 1:
-            yield _unsupported(
-                f"`{name}` is {size}, an engine of `aotinductor` is not split",
-                f"compile.{name}",
-                f"set `{name}: 1`",
-            )
+    yield from single_engine_problems(
+        spec, backend="aotinductor", engine_of="`aotinductor`"
+    )
 
 
 def built_architectures() -> tuple[str, ...]:
@@ -74,36 +53,31 @@ def architecture_problems(recipe: Recipe, model: ModelFacts) -> Iterator[Problem
     found = find_architecture(model.config) if model.config else None
     name = model.geometry.architecture
     if name not in built_architectures():
-        yield _unsupported(
+        yield unsupported(
             f"the model's architecture `{name}` is not supported by `aotinductor`",
             "model.source",
             f"use a model of {join_words(built_architectures())}",
         )
     elif found is not None:
         for problem in check_config(found, model.config):
-            yield _unsupported(
+            yield unsupported(
                 problem.message.replace("`builtin`", "`aotinductor`"),
                 "model.source",
                 f"use a model of {join_words(built_architectures())} without it",
             )
-    if recipe.model.trust_remote_code:
-        yield _unsupported(
-            "`aotinductor` never runs a model's own code",
-            "model.trust_remote_code",
-            "set `trust_remote_code: false`",
-        )
+    yield from own_code_problems(recipe, backend="aotinductor")
 
 
 def scheme_problems(scheme: QuantScheme) -> Iterator[Problem]:
     """Every reason why the weights cannot be read."""
     if scheme.packing not in READ_PACKINGS:
-        yield _unsupported(
+        yield unsupported(
             f"`aotinductor` does not read weights packed as `{scheme.packing}`",
             "quantize.method",
             f"use {join_words(READ_PACKINGS[1:])}",
         )
     elif scheme.packing != "none" and scheme.weight_bits not in BITS:
-        yield _unsupported(
+        yield unsupported(
             f"{scheme.weight_bits}-bit weights are not supported by `aotinductor`",
             "quantize.bits",
             "set `bits: 4` or `bits: 8`",
@@ -113,13 +87,7 @@ def scheme_problems(scheme: QuantScheme) -> Iterator[Problem]:
 def bound_problems(recipe: Recipe, model: ModelFacts) -> Iterator[Problem]:
     """Every bound that no graph can keep."""
     bounds = recipe.bounds
-    if bounds.max_beam_width != 1:
-        yield _unsupported(
-            f"`max_beam_width` is {bounds.max_beam_width},"
-            " this backend searches with one beam",
-            "bounds.max_beam_width",
-            "set `max_beam_width: 1`",
-        )
+    yield from beam_problems(recipe)
     given = bounds.max_num_tokens
     if given is not None and given < bounds.max_input_len:
         yield Problem(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lmi_build.errors import Problem
-from lmi_build.text import did_you_mean, join_words
+from lmi_build.backends.problems import bad_option, unknown_option
+from lmi_build.text import join_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from lmi_build.digest import JSONValue
+    from lmi_build.errors import Problem
 
 DTYPES = ("float32", "bfloat16")
 LM_HEAD_DTYPES = ("checkpoint", "int8")
@@ -76,28 +77,16 @@ def option_problems(options: Mapping[str, JSONValue]) -> Iterator[Problem]:
     """Every option that is unknown or has a wrong value."""
     names = Options.__slots__
     for name, value in options.items():
-        path = f"compile.options.{name}"
         if name not in names:
-            near = did_you_mean(name, names)
-            yield Problem(
-                code="compile.unknown-option",
-                message=f"`aotinductor` has no option `{name}`",
-                path=path,
-                hint=f"did you mean `{near}`?" if near else f"use {join_words(names)}",
-            )
+            yield unknown_option(name, names, whose="`aotinductor`")
         elif name == "context_buckets":
-            yield from _bucket_problems(value, path)
+            yield from _bucket_problems(value)
         elif value not in _ALLOWED[name]:
             allowed = join_words(_ALLOWED[name])
-            yield Problem(
-                code="compile.bad-option",
-                message=f"`{name}` is {value!r}, it must be {allowed}",
-                path=path,
-                hint=f"use {allowed}",
-            )
+            yield bad_option(name, value, form=allowed, hint=f"use {allowed}")
 
 
-def _bucket_problems(value: JSONValue, path: str) -> Iterator[Problem]:
+def _bucket_problems(value: JSONValue) -> Iterator[Problem]:
     fits = (
         isinstance(value, list)
         and 0 < len(value) <= _MAX_BUCKETS
@@ -105,10 +94,9 @@ def _bucket_problems(value: JSONValue, path: str) -> Iterator[Problem]:
         and all(int(str(size)) >= SMALLEST_BUCKET for size in value)
     )
     if not fits:
-        yield Problem(
-            code="compile.bad-option",
-            message=f"`context_buckets` is {value!r}, it must be 1 to {_MAX_BUCKETS}"
-            f" numbers of tokens from {SMALLEST_BUCKET}",
-            path=path,
+        yield bad_option(
+            "context_buckets",
+            value,
+            form=f"1 to {_MAX_BUCKETS} numbers of tokens from {SMALLEST_BUCKET}",
             hint="write `context_buckets: [128, 512]`",
         )
