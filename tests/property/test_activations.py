@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event
 
 import pytest
 import torch
@@ -49,6 +51,41 @@ def test_files_hold_what_memory_holds(
             assert torch.equal(held.load(part), spilled.load(part))
         assert b"".join(held.pieces()) == b"".join(spilled.pieces())
         spilled.close()
+
+
+@pytest.mark.parametrize("spilled", [False, True])
+def test_a_store_waits_until_all_was_read(spilled: bool, tmp_path: Path) -> None:  # noqa: FBT001
+    """What another thread reads is what was there when it began."""
+    shape = (3, 2, 4)
+    x: HeldActivations | SpilledActivations = HeldActivations(torch.zeros(shape))
+    if spilled:
+        x = SpilledActivations(tmp_path / "x", shape, torch.float32, device=CPU)
+        x.store(slice(None), torch.zeros(shape))
+    begun, read = Event(), Event()
+
+    def read_all() -> bytes:
+        begun.set()
+        assert not read.wait(0.05)
+        return b"".join(bytes(piece) for piece in x.pieces())
+
+    with ThreadPoolExecutor(2) as threads:
+        x.held = held = threads.submit(read_all)
+        begun.wait()
+        stored = threads.submit(x.store, slice(None), torch.ones(shape))
+        stored.result()
+        read.set()
+
+    assert not any(held.result())
+    assert float(x.load(slice(None)).sum()) == 24.0
+
+
+def test_a_store_tells_of_what_was_not_kept() -> None:
+    """The error of the thread that reads ends the work, it does not get lost."""
+    x = HeldActivations(torch.zeros(1, 1, 1))
+    with ThreadPoolExecutor(1) as threads:
+        x.held = threads.submit(lambda: b"".join([Path("/").read_bytes()]))
+        with pytest.raises(OSError, match="directory"):
+            x.store(slice(None), torch.ones(1, 1, 1))
 
 
 def test_a_slot_reuses_its_memory_and_slots_are_apart() -> None:

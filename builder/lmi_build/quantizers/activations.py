@@ -7,13 +7,15 @@ is short they live in files: a chunk is read, used, written back, and nothing bu
 chunk is resident. Files are read and written by position instead of being mapped,
 because mapped pages count as resident until the kernel drops them.
 
+Another thread may be reading all of them (`held`); storing waits until it has.
+
 Shape suffixes: N samples, S samples of one chunk, L tokens of a sample, W width.
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from lmi_build.digest import CHUNK_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from concurrent.futures import Future
     from pathlib import Path
 
 
@@ -36,6 +39,7 @@ class HeldActivations:
 
     def __init__(self, x_NLW: Tensor) -> None:
         self.x_NLW = x_NLW
+        self.held: Future[Any] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -59,6 +63,8 @@ class HeldActivations:
 
     def store(self, part: slice, x_SLW: Tensor) -> None:
         """Replace some samples."""
+        if self.held is not None:
+            self.held.result()
         here_SLW = self.x_NLW[part]
         if here_SLW.data_ptr() != x_SLW.data_ptr():
             here_SLW.copy_(x_SLW)
@@ -92,6 +98,7 @@ class SpilledActivations:
         self.shape = shape
         self.dtype = dtype
         self.device = device
+        self.held: Future[Any] | None = None
         self._sample_bytes = shape[1] * shape[2] * dtype.itemsize
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         self._descriptor = os.open(path, flags, 0o600)
@@ -112,6 +119,8 @@ class SpilledActivations:
 
     def store(self, part: slice, x_SLW: Tensor) -> None:
         """Replace some samples."""
+        if self.held is not None:
+            self.held.result()
         first, _, _ = part.indices(self.shape[0])
         view = byte_view(x_SLW.to("cpu", self.dtype).contiguous())
         at = first * self._sample_bytes

@@ -17,10 +17,10 @@ from lmi_build.catalog.architectures import find_architecture
 from lmi_build.checkpoint.reader import CheckpointReader
 from lmi_build.digest import digest_file, digest_json
 from lmi_build.errors import SourceInvalid, StageFailed
-from lmi_build.events import StageNote, StageProgress
 from lmi_build.quantizers.assemble import assemble
 from lmi_build.quantizers.calibration_windows import read_windows
 from lmi_build.quantizers.coverage import Coverage, coverage_notes
+from lmi_build.quantizers.keeping import run_blocks
 from lmi_build.quantizers.options import options_from_params
 from lmi_build.quantizers.state import BlockState
 from lmi_build.quantizers.targets import (
@@ -29,19 +29,15 @@ from lmi_build.quantizers.targets import (
 from lmi_build.values.quant import QuantScheme
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import Tensor
 
-    from lmi_build.checkpoint.ledger import LedgerRow
     from lmi_build.events import Emit
-    from lmi_build.quantizers.activations import Activations
+    from lmi_build.quantizers.keeping import Step
     from lmi_build.quantizers.targets import Linear
     from lmi_build.spi import Job
-
-    Done = tuple[dict[str, Tensor], tuple[LedgerRow, ...], Activations | None]
-    Step = Callable[[int], Done]
 
 # Beside the ledger.
 COVERAGE_NAME = "coverage.json"
@@ -90,7 +86,8 @@ def run(job: Job, emit: Emit) -> None:
                 hints=("remove patterns from `quantize.ignore`",),
             )
         state = BlockState(job.state, identity=_identity(job, model))
-        _run_blocks(job, emit, state, *_work(job, emit, reader, config, linears, state))
+        work = _work(job, emit, reader, config, linears, state)
+        run_blocks(job.stage, emit, state, *work)
         assemble(job, reader, config, linears, state)
         _report_coverage(job, emit, state)
 
@@ -175,28 +172,6 @@ def _identity(job: Job, model: Path) -> str:
             "threads": torch.get_num_threads(),
         }
     )
-
-
-def _run_blocks(
-    job: Job, emit: Emit, state: BlockState, num_blocks: int, step: Step
-) -> None:
-    if state.blocks:
-        emit(
-            StageNote(
-                stage=job.stage,
-                level="info",
-                code="quantize.resumed",
-                message=f"going on after block {len(state.blocks)} of {num_blocks}",
-            )
-        )
-    for index in range(len(state.blocks), num_blocks):
-        tensors, rows, activations = step(index)
-        state.commit(tensors, rows, activations=activations)
-        emit(
-            StageProgress(
-                stage=job.stage, done=index + 1, total=num_blocks, unit="blocks"
-            )
-        )
 
 
 def _work(
