@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,6 +18,10 @@ from lmi_build.catalog.neuron_releases import (
     neuron_releases,
     newest_neuron,
 )
+from lmi_build.catalog.tables import read_named_row
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 RELEASES = list(neuron_releases().values())
 LMI = [row for row in RELEASES if row.container == "djl-neuronx"]
@@ -173,7 +178,14 @@ def test_a_wrong_word_is_a_fault_of_the_package() -> None:
         "families": ["inf2"],
         "source": "a test",
     }
-    module._release("x", good)
+
+    def read(table: Mapping[str, object]) -> module.NeuronRelease:
+        where = f"{module.FILE}: [x]"
+        return read_named_row(
+            module.NeuronRelease, "x", table, where=where, words=module._words
+        )
+
+    read(good)
     for key, value in (
         ("container", "djl"),
         ("layout", "flat"),
@@ -181,4 +193,4 @@ def test_a_wrong_word_is_a_fault_of_the_package() -> None:
         ("options", {"fuse_qkv": "fuse_qkv"}),
     ):
         with pytest.raises(ValueError, match=rf"\[x\], `{key}` has"):
-            module._release("x", {**good, key: value})
+            read({**good, key: value})

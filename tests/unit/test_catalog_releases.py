@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import pytest
 from packaging.version import Version
 
 from lmi_build.catalog import releases as module
 from lmi_build.catalog.releases import BOUNDS, CONTAINERS, newest, release, releases
+from lmi_build.catalog.tables import read_named_row
 from lmi_build.catalog.trtllm_flags import build_flags, flag_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # What a line of serving.properties can have before its `=`, after `option.`.
 KEY = re.compile(r"[a-z][a-z0-9_]*\Z")
@@ -119,7 +124,14 @@ def test_a_wrong_word_is_refused_with_file_and_table() -> None:
         "compute_capabilities": [],
         "published": False,
     }
-    module._release("x", good)
+
+    def read(table: Mapping[str, object]) -> module.Release:
+        where = f"{module.FILE}: [x]"
+        return read_named_row(
+            module.Release, "x", table, where=where, words=module._words
+        )
+
+    read(good)
     for key, value in (
         ("container", "djl"),
         ("layout", "t"),
@@ -127,4 +139,4 @@ def test_a_wrong_word_is_refused_with_file_and_table() -> None:
         ("properties", {"length": "max_seq_len"}),
     ):
         with pytest.raises(ValueError, match=rf"releases\.toml: \[x\], `{key}` has"):
-            module._release("x", {**good, key: value})
+            read({**good, key: value})

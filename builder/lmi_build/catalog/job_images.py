@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping  # noqa: TC003 - read_row reads annotations
 from dataclasses import dataclass
 from functools import cache
-from types import MappingProxyType
 
-from lmi_build.catalog.tables import read_row, read_tables
+from lmi_build.catalog.tables import read_named_rows
 
 FILE = "job_images.toml"
 
@@ -50,12 +49,7 @@ def job_images() -> Mapping[str, JobImage]:
     Raises:
         ValueError: The data file is wrong; a fault of the package.
     """
-    return MappingProxyType(
-        {
-            name: read_row(JobImage, {"name": name, **table}, where=f"{FILE}: [{name}]")
-            for name, table in read_tables(FILE).items()
-        }
-    )
+    return read_named_rows(JobImage, FILE)
 
 
 def default_image() -> JobImage:

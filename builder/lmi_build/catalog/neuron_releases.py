@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping  # noqa: TC003 - read_row reads annotations
+from collections.abc import Mapping  # noqa: TC003 - the rows' hints are read
 from dataclasses import dataclass, field
 from functools import cache
-from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING
 
-from lmi_build.catalog.tables import read_row, read_tables, refuse_unknown
+from lmi_build.catalog.tables import newest_published, read_named_rows
+
+if TYPE_CHECKING:
+    from lmi_build.catalog.tables import Words
 
 FILE = "neuron_releases.toml"
 CONTAINERS = ("djl-neuronx", "huggingface-vllm-neuronx")
@@ -116,22 +118,16 @@ def neuron_releases() -> Mapping[str, NeuronRelease]:
     Raises:
         ValueError: The data file is wrong; a fault of the package.
     """
-    return MappingProxyType(
-        {name: _release(name, table) for name, table in read_tables(FILE).items()}
-    )
+    return read_named_rows(NeuronRelease, FILE, words=_words)
 
 
-def _release(name: str, table: Mapping[str, Any]) -> NeuronRelease:
-    where = f"{FILE}: [{name}]"
-    row = read_row(NeuronRelease, {"name": name, **table}, where=where)
-    refuse_unknown(
-        where,
+def _words(row: NeuronRelease) -> tuple[Words, ...]:
+    return (
         ("container", (row.container,), CONTAINERS),
         ("layout", (row.layout,), LAYOUTS),
         ("loaders", row.loaders, LOADERS),
         ("options", row.options.values(), row.properties),
     )
-    return row
 
 
 def newest_neuron(container: str = "djl-neuronx") -> NeuronRelease:
@@ -144,7 +140,4 @@ def newest_neuron(container: str = "djl-neuronx") -> NeuronRelease:
     Raises:
         KeyError: No published release has that container.
     """
-    for found in neuron_releases().values():
-        if found.container == container and found.published:
-            return found
-    raise KeyError(container)
+    return newest_published(neuron_releases(), container)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from lmi_build.catalog.tables import read_row, read_tables
+from lmi_build.catalog.tables import read_named_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,11 +54,4 @@ def onnxruntime_models() -> Mapping[str, OnnxRuntimeModel]:
     Raises:
         ValueError: The data file is wrong; a fault of the package.
     """
-    return MappingProxyType(
-        {
-            name: read_row(
-                OnnxRuntimeModel, {"name": name, **table}, where=f"{FILE}: [{name}]"
-            )
-            for name, table in read_tables(FILE).items()
-        }
-    )
+    return read_named_rows(OnnxRuntimeModel, FILE)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping  # noqa: TC003 - read_row reads annotations
+from collections.abc import Mapping  # noqa: TC003 - the rows' hints are read
 from dataclasses import dataclass, field
 from functools import cache
-from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING
 
-from lmi_build.catalog.tables import read_row, read_tables, refuse_unknown
+from lmi_build.catalog.tables import newest_published, read_named_rows
+
+if TYPE_CHECKING:
+    from lmi_build.catalog.tables import Words
 
 FILE = "releases.toml"
 CONTAINERS = ("djl-tensorrtllm", "tensorrt-llm")
@@ -97,9 +99,7 @@ def releases() -> Mapping[str, Release]:
     Raises:
         ValueError: The data file is wrong; a fault of the package.
     """
-    return MappingProxyType(
-        {name: _release(name, table) for name, table in read_tables(FILE).items()}
-    )
+    return read_named_rows(Release, FILE, words=_words)
 
 
 def release(name: str) -> Release:
@@ -125,21 +125,14 @@ def newest(container: str = "djl-tensorrtllm") -> Release:
     Raises:
         KeyError: No published release has that container.
     """
-    for found in releases().values():
-        if found.container == container and found.published:
-            return found
-    raise KeyError(container)
+    return newest_published(releases(), container)
 
 
-def _release(name: str, table: Mapping[str, Any]) -> Release:
-    where = f"{FILE}: [{name}]"
-    row = read_row(Release, {"name": name, **table}, where=where)
-    refuse_unknown(
-        where,
+def _words(row: Release) -> tuple[Words, ...]:
+    return (
         ("container", (row.container,), CONTAINERS),
         ("layout", (row.layout,), LAYOUTS),
         ("builder", (row.builder,), BUILDERS),
         ("artifacts", row.artifacts, ARTIFACTS),
         ("properties", tuple(row.properties), BOUNDS),
     )
-    return row

@@ -10,6 +10,7 @@ from types import MappingProxyType, UnionType
 from typing import (
     TYPE_CHECKING,
     Any,
+    Protocol,
     TypeVar,
     Union,
     get_args,
@@ -20,11 +21,15 @@ from typing import (
 from lmi_build.digest import digest_bytes, digest_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
+    from typing import TypeAlias
 
     from _typeshed import DataclassInstance
 
     from lmi_build.digest import Digest
+
+    # A key of a row, its words, and the words that it may have.
+    Words: TypeAlias = tuple[str, Iterable[str], Collection[str]]
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -32,8 +37,21 @@ else:
     import tomli as tomllib
 
 Row = TypeVar("Row", bound="DataclassInstance")
+Image = TypeVar("Image", bound="Published")
 _UNIONS = (UnionType, Union)
 _SCALARS = (str, int, float, bool)
+
+
+class Published(Protocol):
+    """A row about an image of a container."""
+
+    @property
+    def container(self) -> str:
+        """Which container it is an image of."""
+
+    @property
+    def published(self) -> bool:
+        """Whether it can be pulled."""
 
 
 def read_tables(
@@ -105,6 +123,71 @@ def read_rows(cls: type[Row], name: str, *, package: str) -> Mapping[str, Row]:
     )
 
 
+def read_named_rows(
+    cls: type[Row], name: str, *, words: Callable[[Row], Iterable[Words]] | None = None
+) -> Mapping[str, Row]:
+    """
+    Every table of a data file of this package as a dataclass that knows its name.
+
+    Args:
+        cls: A dataclass with a field `name`; what `read_row` knows.
+        name: File name.
+        words: What is held against known words; None for nothing.
+
+    Raises:
+        ValueError: As for `read_tables`, `read_row` and `refuse_unknown`.
+    """
+    return MappingProxyType(
+        {
+            key: read_named_row(cls, key, table, where=f"{name}: [{key}]", words=words)
+            for key, table in read_tables(name).items()
+        }
+    )
+
+
+def read_named_row(
+    cls: type[Row],
+    name: str,
+    table: Mapping[str, Any],
+    *,
+    where: str,
+    words: Callable[[Row], Iterable[Words]] | None = None,
+) -> Row:
+    """
+    A dataclass from a table and the table's name.
+
+    Args:
+        cls: A dataclass with a field `name`; what `read_row` knows.
+        name: Of the table.
+        table: The other fields by name.
+        where: File and table, for messages.
+        words: What is held against known words; None for nothing.
+
+    Raises:
+        ValueError: As for `read_row` and `refuse_unknown`.
+    """
+    row = read_row(cls, {"name": name, **table}, where=where)
+    refuse_unknown(where, *(words(row) if words is not None else ()))
+    return row
+
+
+def newest_published(rows: Mapping[str, Image], container: str) -> Image:
+    """
+    The first row of a container whose image can be pulled.
+
+    Args:
+        rows: By name, newest first.
+        container: Which container.
+
+    Raises:
+        KeyError: No published row has that container.
+    """
+    for found in rows.values():
+        if found.container == container and found.published:
+            return found
+    raise KeyError(container)
+
+
 def read_row(cls: type[Row], table: Mapping[str, Any], *, where: str) -> Row:
     """
     A dataclass from a table, with every value of its declared type.
@@ -164,9 +247,7 @@ def _words(hint: Any) -> str:
     return getattr(hint, "__name__", "") if isinstance(hint, type) else str(hint)
 
 
-def refuse_unknown(
-    where: str, *rows: tuple[str, Iterable[str], Collection[str]]
-) -> None:
+def refuse_unknown(where: str, *rows: Words) -> None:
     """
     Hold words of a row against those that are known.
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping  # noqa: TC003 - read_row reads annotations
+from collections.abc import Mapping  # noqa: TC003 - the rows' hints are read
 from dataclasses import dataclass, field
 from functools import cache
-from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING
 
-from lmi_build.catalog.tables import read_row, read_tables, refuse_unknown
+from lmi_build.catalog.tables import newest_published, read_named_rows
+
+if TYPE_CHECKING:
+    from lmi_build.catalog.tables import Words
 
 FILE = "vllm_releases.toml"
 HANDLER_FILE = "vllm_handlers.toml"
@@ -148,9 +150,7 @@ def vllm_handlers() -> Mapping[str, Handler]:
     Raises:
         ValueError: The data file is wrong; a fault of the package.
     """
-    return MappingProxyType(
-        {name: _handler(name, row) for name, row in read_tables(HANDLER_FILE).items()}
-    )
+    return read_named_rows(Handler, HANDLER_FILE, words=_handler_words)
 
 
 @cache
@@ -161,9 +161,7 @@ def vllm_releases() -> Mapping[str, VllmRelease]:
     Raises:
         ValueError: The data file is wrong; a fault of the package.
     """
-    return MappingProxyType(
-        {name: _release(name, table) for name, table in read_tables(FILE).items()}
-    )
+    return read_named_rows(VllmRelease, FILE, words=_words)
 
 
 def newest_vllm(container: str = "djl-lmi") -> VllmRelease:
@@ -176,32 +174,21 @@ def newest_vllm(container: str = "djl-lmi") -> VllmRelease:
     Raises:
         KeyError: No published image is of that container.
     """
-    for found in vllm_releases().values():
-        if found.container == container and found.published:
-            return found
-    raise KeyError(container)
+    return newest_published(vllm_releases(), container)
 
 
-def _handler(name: str, table: Mapping[str, Any]) -> Handler:
-    where = f"{HANDLER_FILE}: [{name}]"
-    row = read_row(Handler, {"name": name, **table}, where=where)
-    refuse_unknown(
-        where,
+def _handler_words(row: Handler) -> tuple[Words, ...]:
+    return (
         ("scheduler", (row.scheduler,), SCHEDULERS),
         ("library", (row.library,), LIBRARIES),
         ("keys", tuple(row.keys), SETTINGS),
         ("server_keys", tuple(row.server_keys), SETTINGS),
     )
-    return row
 
 
-def _release(name: str, table: Mapping[str, Any]) -> VllmRelease:
-    where = f"{FILE}: [{name}]"
-    row = read_row(VllmRelease, {"name": name, **table}, where=where)
-    refuse_unknown(
-        where,
+def _words(row: VllmRelease) -> tuple[Words, ...]:
+    return (
         ("container", (row.container,), CONTAINERS),
         ("handlers", row.handlers, tuple(vllm_handlers())),
         ("auto", (row.auto,), row.handlers),
     )
-    return row
