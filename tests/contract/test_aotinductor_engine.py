@@ -64,15 +64,16 @@ def test_logits_and_tokens_are_those_of_transformers(
 
 def test_slots_answer_as_if_alone(engine: Engine) -> None:
     """More prompts than slots, of several lengths, answered side by side."""
-    wanted = generation.read_parameters({"max_new_tokens": 9}, 16)
+    wanted = {"max_new_tokens": 9}
     prompts = [IDS[:5], IDS[3:], IDS[:1], IDS[2:9], IDS]
-    together = engine._several(prompts, wanted)
-    alone = [list(engine._steps(ids, wanted)) for ids in prompts]
+    together = [engine.begin(ids, wanted) for ids in prompts]
+    engine.finish(together)
+    alone = [list(engine.stream(ids, wanted)) for ids in prompts]
 
-    assert [[step.token_id for step in row] for row in together] == [
+    assert [[step.token_id for step in text.steps] for text in together] == [
         [step.token_id for step in row] for row in alone
     ]
-    assert set(engine._holders.values()) == {None}
+    assert engine.scheduler.num_running == engine.scheduler.num_waiting == 0
 
 
 def test_more_texts_than_slots_take_turns(engine: Engine) -> None:

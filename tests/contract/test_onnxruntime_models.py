@@ -12,7 +12,9 @@ pytest.importorskip("transformers")
 
 from autogptq import quantize_folder
 from lmi_build.catalog.onnxruntime_models import onnxruntime_models
-from lmi_build.package.handlers.generation import read_parameters
+from lmi_build.package.handlers import onnxruntime_slots
+from lmi_build.package.handlers.onnxruntime_genai import GeneratorSlots
+from lmi_build.package.handlers.onnxruntime_slots import GraphSlots
 from onnxruntime_engines import (
     EXACT,
     SMALL,
@@ -97,6 +99,20 @@ def test_a_short_request_fits_a_long_window(tmp_path: Path) -> None:
     assert greedy(net, IDS[:3], len(steps)) == [step.token_id for step in steps]
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "mistral"])
+def test_pieces_are_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str
+) -> None:
+    """A prompt read in pieces, with a window or without, gives transformers' logits."""
+    monkeypatch.setattr(onnxruntime_slots, "PIECE", 4)
+    model = make_model(tmp_path / "model", model_type, SMALL[model_type])
+    out, _ = compile_engine(model, tmp_path / "job", **EXACT)
+    engine = load_engine(out)
+
+    assert isinstance(engine.slots, GraphSlots)
+    assert relative_error(reference(model), engine, IDS) < RELATIVE_ERROR
+
+
 @pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "mistral", "lfm2"])
 def test_a_batch_is_each_of_its_prompts(tmp_path: Path, model_type: str) -> None:
     """Same tokens, texts and reasons together and alone; padding changes nothing."""
@@ -108,10 +124,11 @@ def test_a_batch_is_each_of_its_prompts(tmp_path: Path, model_type: str) -> None
         {"max_new_tokens": 7, "temperature": 2.0, "top_k": 40, "seed": 3},
         {"max_new_tokens": 9, "repetition_penalty": 1.7},
     ):
-        wanted = read_parameters(document, 16)
-        together = engine._several(TOGETHER, wanted)
+        texts = [engine.begin(ids, document) for ids in TOGETHER]
+        engine.finish(texts)
 
-        for ids, steps in zip(TOGETHER, together, strict=True):
+        for ids, text in zip(TOGETHER, texts, strict=True):
+            steps = text.steps
             alone = list(engine.stream(ids, document))
             assert [step.token_id for step in steps] == [s.token_id for s in alone]
             assert [step.text for step in steps] == [s.text for s in alone]
@@ -148,25 +165,37 @@ class CountingRuntime:
         return Counted()
 
 
-@pytest.mark.parametrize(
-    ("model_type", "rows"),
-    [
-        # All but the row that ends as padding does.
-        ("llama", [6, 1]),
-        # A window wants equal lengths: 13 twice, 3, 4 twice, 2. The prompt of one token
-        # looks like a step and is not counted.
-        ("mistral", [2, 1, 2, 1]),
-    ],
-)
-def test_prompts_are_computed_together(
-    tmp_path: Path, model_type: str, rows: list[int]
-) -> None:
-    """One pass for as many rows as the engine takes at once."""
-    model = make_model(tmp_path / "model", model_type, SMALL[model_type])
+def test_slots_are_stepped_together(tmp_path: Path) -> None:
+    """One run of the graph for both slots, and prompts one after another."""
+    model = make_model(tmp_path / "model", "llama", SMALL["llama"])
     out, _ = compile_engine(model, tmp_path / "job", **EXACT)
     engine = load_engine(out)
-    counted = CountingRuntime(engine._genai)
-    engine._genai = counted
-    engine._several(TOGETHER, read_parameters({"max_new_tokens": 3}, 16))
+    assert isinstance(engine.slots, GraphSlots)
+    shapes: list[tuple[int, ...]] = []
+    run = engine.slots._run
 
-    assert sorted(counted.rows) == sorted(rows)
+    def counted(first: int, ids: Any, mask: Any, places: Any) -> Any:
+        shapes.append(ids.shape)
+        return run(first, ids, mask, places)
+
+    engine.slots._run = counted  # type: ignore[method-assign]
+    wanted = {"max_new_tokens": 4}
+    texts = [engine.begin(ids, wanted) for ids in ([1, 2], [3, 4, 5])]
+    engine.finish(texts)
+
+    # The first text steps alone while the second one is read.
+    assert shapes == [(1, 2), (1, 3), (1, 1), (2, 1), (2, 1), (1, 1)]
+
+
+def test_other_prompts_are_computed_together(tmp_path: Path) -> None:
+    """One pass for as many rows of one length as the request has."""
+    model = make_model(tmp_path / "model", "lfm2", SMALL["lfm2"])
+    out, _ = compile_engine(model, tmp_path / "job", **EXACT)
+    engine = load_engine(out)
+    assert isinstance(engine.slots, GeneratorSlots)
+    counted = CountingRuntime(engine.slots._genai)
+    engine.slots._genai = counted
+    engine.finish([engine.begin(ids, {"max_new_tokens": 3}) for ids in TOGETHER])
+
+    # 13 twice, 3, 4 twice, 2. A prompt of one token looks like a step.
+    assert sorted(counted.rows) == [1, 1, 2, 2]

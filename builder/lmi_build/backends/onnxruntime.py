@@ -40,14 +40,18 @@ if TYPE_CHECKING:
 GROUP_SIZES = (16, 32, 64, 128)
 # What serving installs, and the distribution of the build whose version it has.
 REQUIREMENTS: Mapping[str, str] = {
+    "jinja2": "jinja2",
     "numpy": "numpy",
     "onnxruntime": "onnxruntime",
     "onnxruntime-genai": "onnxruntime-genai",
+    "tokenizers": "tokenizers",
 }
 CUDA_REQUIREMENTS: Mapping[str, str] = {
+    "jinja2": "jinja2",
     "numpy": "numpy",
     "onnxruntime-gpu": "onnxruntime",
     "onnxruntime-genai-cuda": "onnxruntime-genai",
+    "tokenizers": "tokenizers",
 }
 
 # Measured: 410 MB on a model of 0.5 MB, and on SmolLM2-135M two float32 copies of the
@@ -62,6 +66,7 @@ class OnnxRuntimeBackend:
         name="onnxruntime",
         summary="ONNX Runtime GenAI engines for CPUs and CUDA, float or quantized",
         distributions=(
+            "jinja2",
             "numpy",
             "onnx",
             "onnx-ir",

@@ -42,14 +42,26 @@ def handler_source(name: str) -> bytes:
     Raises:
         ValueError: No such handler is installed with this version.
     """
+    return _inlined(name, set()).encode()
+
+
+def _inlined(name: str, done: set[str]) -> str:
+    """A module with what it imports from the others in place, each of them once."""
+    done.add(name)
     text = handler_path(name).read_text("utf-8")
     lines = text.splitlines(keepends=True)
-    for node in reversed(ast.parse(text).body):
+    # Top down, so that a module stands before the first one that imports it; lines of
+    # an import that was replaced are kept empty, so that the others keep their numbers.
+    for node in ast.parse(text).body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(_ROOM):
-            shared = handler_path((node.module or "").removeprefix(_ROOM))
-            body = shared.read_text("utf-8").replace(_FUTURE, "", 1)
-            lines[node.lineno - 1 : node.end_lineno] = [body]
-    return "".join(lines).encode()
+            shared = (node.module or "").removeprefix(_ROOM)
+            body = "" if shared in done else _inlined(shared, done)
+            end = node.end_lineno or node.lineno
+            lines[node.lineno - 1 : end] = [
+                body.replace(_FUTURE, "", 1),
+                *[""] * (end - node.lineno),
+            ]
+    return "".join(lines)
 
 
 @lru_cache

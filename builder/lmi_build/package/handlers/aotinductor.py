@@ -14,28 +14,23 @@ Shape suffixes: T tokens, V words, B slots.
 
 from __future__ import annotations
 
-import json
 import os
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lmi_build.package.handlers.batching import Scheduler
 from lmi_build.package.handlers.generation import (
     SETTINGS_NAME,
     BoundExceeded,
     EngineBroken,
     InvalidRequest,
-    Parameters,
-    Step,
-    TextEngine,
-    Writer,
     answer,
     read_bounds,
     read_json,
-    read_tokens,
 )
+from lmi_build.package.handlers.words import WordsEngine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -188,6 +183,20 @@ class Session:
             self._lengths[slot] += 1
         return {slot: rows[slot] for slot in tokens}
 
+    def read(self, slot: int, ids: Sequence[int]) -> Iterator[np.ndarray | None]:
+        """
+        `prefill` in pieces, between which other slots may step.
+
+        Yields:
+            None after every piece but the last, then float32 [V].
+
+        Raises:
+            BoundExceeded: More tokens than `max_seq_len`.
+        """
+        for logits, _, _ in self._read(slot, ids):
+            whole = self._lengths[slot] == len(ids)
+            yield self._numpy(logits)[0] if whole else None
+
     def _read(self, slot: int, ids: Sequence[int]) -> Iterator[tuple[Any, Any, int]]:
         """Every piece's last logits, what enters the head, and its tokens."""
         if not len(ids):
@@ -336,7 +345,7 @@ class _Graph:
             raise EngineBroken(f"a graph refuses its inputs: {error}") from error
 
 
-class Engine(TextEngine):
+class Engine(WordsEngine):
     """
     A loaded artifact.
 
@@ -352,39 +361,14 @@ class Engine(TextEngine):
     """
 
     def __init__(self, root: Path) -> None:
-        from tokenizers import Tokenizer
-
         root = Path(root)
         settings = read_json(root / SETTINGS_NAME)
         self.bounds = read_bounds(settings)
         folder = root / str(settings.get("engine_dir", "engine"))
         self.session = Session(folder, self.bounds)
+        super().__init__(folder)
         self._eos_token_ids = _read_eos(folder)
-        self._token_bytes = read_tokens(folder / "tokenizer.json")
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._template = _ChatTemplate(folder)
-        first = self.encode("a")[:1]
-        self._bos = self._token_bytes.specials.get(first[0], "") if first else ""
-        self._lock = threading.Lock()
-        # Whose text each slot holds, the slot used longest ago first.
-        self._holders: dict[int, _Text | None] = dict.fromkeys(
-            range(self.session.num_slots)
-        )
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text."""
-        return list(self._tokenizer.encode(text, add_special_tokens=True).ids)
-
-    def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """
-        The prompt of a conversation, ready for the assistant's turn.
-
-        A beginning that `encode` adds by itself is left out, so that it comes once.
-
-        Raises:
-            InvalidRequest: The model has no chat template, or it refuses them.
-        """
-        return self._template.render(messages).removeprefix(self._bos)
+        self.scheduler = Scheduler(self.session)
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """
@@ -394,153 +378,7 @@ class Engine(TextEngine):
             BoundExceeded: More ids than `max_seq_len`.
         """
         with self._lock:
-            return self.session.logits(ids, self._claim(None))
-
-    def _steps(self, prompt_ids: Sequence[int], wanted: Parameters) -> Iterator[Step]:
-        writer = self._writer(prompt_ids, wanted)
-        text = _Text(prompt_ids)
-        try:
-            while True:
-                with self._lock:
-                    logits = self._advance([text])[0]
-                step = writer.write(logits)
-                yield step
-                if step.finish_reason is not None:
-                    return
-                text.ids.append(step.token_id)
-        finally:
-            self._release(text)
-
-    def _several(
-        self, prompts: Sequence[Sequence[int]], wanted: Parameters
-    ) -> list[list[Step]]:
-        """Side by side: where an answer ends, the next prompt begins."""
-        waiting = list(enumerate(prompts))
-        answers: list[list[Step]] = [[] for _ in prompts]
-        active: list[tuple[int, _Text, Writer]] = []
-        try:
-            while waiting or active:
-                while waiting and len(active) < self.session.num_slots:
-                    row, ids = waiting.pop(0)
-                    active.append((row, _Text(ids), self._writer(ids, wanted)))
-                with self._lock:
-                    found = self._advance([text for _, text, _ in active])
-                for (row, text, writer), logits in zip(  # noqa: B905 - Python 3.9
-                    list(active), found
-                ):
-                    step = writer.write(logits)
-                    answers[row].append(step)
-                    text.ids.append(step.token_id)
-                    if step.finish_reason is not None:
-                        active.remove((row, text, writer))
-                        self._release(text)
-        finally:
-            for _, text, _ in active:
-                self._release(text)
-        return answers
-
-    def _writer(self, ids: Sequence[int], wanted: Parameters) -> Writer:
-        return Writer(wanted, ids, self._token_bytes, self._eos_token_ids)
-
-    def _advance(self, texts: Sequence[_Text]) -> list[np.ndarray]:
-        """Logits after each text; at most as many texts as slots."""
-        slots = {holder: slot for slot, holder in self._holders.items() if holder}
-        kept = [text for text in texts if text in slots]
-        logits: dict[_Text, np.ndarray] = {}
-        for text in kept:
-            self._use(slots[text], text)
-        if kept:
-            stepped = self.session.step({slots[text]: text.ids[-1] for text in kept})
-            logits = {text: stepped[slots[text]] for text in kept}
-        for text in texts:
-            if text not in logits:
-                logits[text] = self.session.prefill(self._claim(text), text.ids)
-        return [logits[text] for text in texts]
-
-    def _claim(self, text: _Text | None) -> int:
-        """A slot that nobody holds, or the one that was used longest ago."""
-        free = [slot for slot, holder in self._holders.items() if holder is None]
-        slot = free[0] if free else next(iter(self._holders))
-        self._use(slot, text)
-        return slot
-
-    def _use(self, slot: int, text: _Text | None) -> None:
-        del self._holders[slot]
-        self._holders[slot] = text
-
-    def _release(self, text: _Text) -> None:
-        with self._lock:
-            for slot, holder in self._holders.items():
-                if holder is text:
-                    self._holders[slot] = None
-
-
-class _Text:
-    """
-    A prompt and its answer so far; each is itself alone.
-
-    Args:
-        ids: The prompt's tokens.
-    """
-
-    def __init__(self, ids: Sequence[int]) -> None:
-        self.ids = list(ids)
-
-
-class _ChatTemplate:
-    """
-    The model's chat template, if it has one.
-
-    Args:
-        folder: With `tokenizer_config.json` and perhaps `chat_template.jinja`.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        path = folder / "tokenizer_config.json"
-        config = read_json(path) if path.is_file() else {}
-        single = folder / "chat_template.jinja"
-        text = single.read_text("utf-8") if single.is_file() else None
-        named = config.get("chat_template") if text is None else text
-        if isinstance(named, list):
-            named = next(
-                (row["template"] for row in named if row.get("name") == "default"), None
-            )
-        self._text = named
-        self._tokens = {}
-        for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
-            value = config.get(name)
-            if isinstance(value, dict):
-                value = value.get("content")
-            if isinstance(value, str):
-                self._tokens[name] = value
-
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt of a conversation."""
-        if not self._text:
-            raise InvalidRequest("the model has no chat template")
-        from jinja2.exceptions import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        def refuse(message: str) -> None:
-            raise TemplateError(message)
-
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            extensions=["jinja2.ext.loopcontrols"],
-        )
-        environment.globals["raise_exception"] = refuse
-        environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-            value, ensure_ascii=False, indent=indent
-        )
-        try:
-            return environment.from_string(self._text).render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=True,
-                **self._tokens,
-            )
-        except TemplateError as error:
-            raise InvalidRequest(f"the chat template refuses this: {error}") from error
+            return self.session.logits(ids, self.scheduler.claim(None))
 
 
 def _read_eos(folder: Path) -> frozenset[int]:

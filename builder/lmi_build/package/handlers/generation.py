@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lmi_build.package.handlers.batching import Scheduler  # noqa: TC001 - inlined
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -426,133 +428,6 @@ class Sampler:
         return int(order[min(place, len(order) - 1)])
 
 
-class TextEngine:
-    """
-    What answers requests, whatever computes the logits.
-
-    An engine sets `bounds` and `_token_bytes`, and has `encode` and `_steps`.
-    """
-
-    bounds: dict[str, int]
-    _token_bytes: TokenBytes
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text."""
-        raise NotImplementedError
-
-    def _steps(self, prompt_ids: Sequence[int], wanted: Parameters) -> Iterator[Step]:
-        """Generate for a prompt that was checked."""
-        raise NotImplementedError
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, without special tokens."""
-        detokenizer = Detokenizer(self._token_bytes)
-        pieces = [detokenizer.push(int(token)) for token in ids]
-        return "".join(pieces) + detokenizer.flush()
-
-    def stream(
-        self, prompt_ids: Sequence[int], parameters: Mapping[str, Any]
-    ) -> Iterator[Step]:
-        """
-        Generate token by token; the request is checked when this is called.
-
-        Raises:
-            BoundExceeded: The prompt or the answer asked for is too long.
-            InvalidRequest: A parameter is wrong, or the prompt is empty.
-        """
-        checked = read_parameters(parameters, self.bounds["max_output_len"])
-        self._check_prompt(prompt_ids)
-        return self._steps(prompt_ids, checked)
-
-    def generate(
-        self, inputs: str | Sequence[str], parameters: Mapping[str, Any]
-    ) -> Any:
-        """
-        Answer one prompt, or several one after another.
-
-        Returns:
-            LMI's answer object for a string, a list of them for a list.
-
-        Raises:
-            BoundExceeded: A prompt, the answer or the list is too long.
-            InvalidRequest: Something is wrong with the request.
-        """
-        checked = read_parameters(parameters, self.bounds["max_output_len"])
-        if isinstance(inputs, str):
-            return self._answer(inputs, self._prompt(inputs), checked)
-        rows = self._check_batch(inputs)
-        prompts = [self._prompt(row) for row in rows]
-        answers = self._several(prompts, checked)
-        return [
-            _result(row, steps, checked, with_tokens=True)
-            for row, steps in zip(rows, answers)  # noqa: B905 - Python 3.9
-        ]
-
-    def _several(
-        self, prompts: Sequence[Sequence[int]], wanted: Parameters
-    ) -> list[list[Step]]:
-        """Generate for prompts that were checked; one after another."""
-        return [list(self._steps(ids, wanted)) for ids in prompts]
-
-    def lines(
-        self, inputs: str, parameters: Mapping[str, Any]
-    ) -> Iterator[dict[str, Any]]:
-        """
-        LMI's streamed answer: one object for each token; the last has the whole text.
-
-        Raises:
-            BoundExceeded: As `stream`.
-            InvalidRequest: As `stream`.
-        """
-        checked = read_parameters(parameters, self.bounds["max_output_len"])
-        ids = self._prompt(inputs)
-        return self._lines(inputs, self._steps(ids, checked), checked)
-
-    def _lines(
-        self, inputs: str, steps: Iterator[Step], parameters: Parameters
-    ) -> Iterator[dict[str, Any]]:
-        shown: list[Step] = []
-        for step in steps:
-            shown.append(step)
-            line: dict[str, Any] = {"token": _token(step)}
-            if step.finish_reason is not None:
-                line.update(_result(inputs, shown, parameters, with_tokens=False))
-            yield line
-
-    def _answer(
-        self, inputs: str, ids: Sequence[int], parameters: Parameters
-    ) -> dict[str, Any]:
-        steps = list(self._steps(ids, parameters))
-        return _result(inputs, steps, parameters, with_tokens=True)
-
-    def _prompt(self, text: str) -> list[int]:
-        ids = self.encode(text)
-        self._check_prompt(ids)
-        return ids
-
-    def _check_prompt(self, ids: Sequence[int]) -> None:
-        longest = self.bounds["max_input_len"]
-        if not len(ids):
-            raise InvalidRequest("`inputs` has no tokens")
-        if len(ids) > longest:
-            raise BoundExceeded(
-                f"the prompt has {len(ids)} tokens, this artifact takes at most"
-                f" max_input_len = {longest}"
-            )
-
-    def _check_batch(self, inputs: Sequence[str]) -> list[str]:
-        rows = list(inputs) if isinstance(inputs, (list, tuple)) else None
-        if not rows or not all(isinstance(row, str) for row in rows):
-            raise InvalidRequest("`inputs` must be a string or a list of strings")
-        most = self.bounds["max_batch_size"]
-        if len(rows) > most:
-            raise BoundExceeded(
-                f"`inputs` has {len(rows)} prompts, this artifact takes at most"
-                f" max_batch_size = {most}"
-            )
-        return rows
-
-
 class Writer:
     """
     Turns logits into steps, until the answer ends.
@@ -596,6 +471,224 @@ class Writer:
         elif last:
             reason = "eos_token" if ended else "length"
         return Step(token_id, shown, logprob, reason)
+
+
+class Text:
+    """
+    One prompt and its answer so far; each is itself alone.
+
+    Args:
+        inputs: The prompt as it came; empty where it came as tokens.
+        prompt_ids: Its tokens.
+        wanted: Parameters, checked.
+        writer: Makes the steps.
+    """
+
+    def __init__(
+        self,
+        inputs: str,
+        prompt_ids: Sequence[int],
+        wanted: Parameters,
+        writer: Writer,
+    ) -> None:
+        self.ids = list(prompt_ids)
+        self.steps: list[Step] = []
+        self._inputs = inputs
+        self._wanted = wanted
+        self._writer = writer
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last step has been made."""
+        return bool(self.steps) and self.steps[-1].finish_reason is not None
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt and of the longest answer."""
+        return len(self.ids) - len(self.steps) + self._wanted.max_new_tokens
+
+    def write(self, logits: np.ndarray) -> Step:
+        """The next step; its token is now part of the text."""
+        step = self._writer.write(logits)
+        self.steps.append(step)
+        self.ids.append(step.token_id)
+        return step
+
+    def line(self) -> dict[str, Any]:
+        """The last step in LMI's streamed answer; the end has the whole text."""
+        found: dict[str, Any] = {"token": _token(self.steps[-1])}
+        if self.ended:
+            found.update(self._result(with_tokens=False))
+        return found
+
+    def result(self) -> dict[str, Any]:
+        """LMI's answer object."""
+        return self._result(with_tokens=True)
+
+    def _result(self, *, with_tokens: bool) -> dict[str, Any]:
+        wanted = self._wanted
+        before = self._inputs if wanted.return_full_text else ""
+        text = "".join(step.text for step in self.steps)
+        result: dict[str, Any] = {"generated_text": before + text}
+        if wanted.details:
+            result["details"] = {
+                "finish_reason": self.steps[-1].finish_reason,
+                "generated_tokens": len(self.steps),
+                "inputs": self._inputs,
+            }
+            if with_tokens:
+                result["details"]["tokens"] = [_token(step) for step in self.steps]
+        return result
+
+
+class TextEngine:
+    """
+    What answers requests, whatever computes the logits.
+
+    An engine sets `bounds`, `scheduler`, `_token_bytes` and `_eos_token_ids`, and has
+    `encode`. Calls from several threads are safe; whoever drives `scheduler` itself
+    must be the only one who generates.
+    """
+
+    bounds: dict[str, int]
+    scheduler: Scheduler
+    _token_bytes: TokenBytes
+    _eos_token_ids: frozenset[int]
+
+    def __init__(self) -> None:
+        # Around everything that computes.
+        self._lock = threading.Lock()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text."""
+        raise NotImplementedError
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, without special tokens."""
+        detokenizer = Detokenizer(self._token_bytes)
+        pieces = [detokenizer.push(int(token)) for token in ids]
+        return "".join(pieces) + detokenizer.flush()
+
+    def begin(self, prompt_ids: Sequence[int], parameters: Mapping[str, Any]) -> Text:
+        """
+        Check a request whose prompt is tokens.
+
+        Raises:
+            BoundExceeded: The prompt or the answer asked for is too long.
+            InvalidRequest: A parameter is wrong, or the prompt is empty.
+        """
+        wanted = read_parameters(parameters, self.bounds["max_output_len"])
+        return self._text("", prompt_ids, wanted)
+
+    def begin_all(
+        self, inputs: str | Sequence[str], parameters: Mapping[str, Any]
+    ) -> list[Text]:
+        """
+        Check a request with one prompt or several.
+
+        Raises:
+            BoundExceeded: A prompt, the answer or the list is too long.
+            InvalidRequest: Something is wrong with the request.
+        """
+        wanted = read_parameters(parameters, self.bounds["max_output_len"])
+        rows = [inputs] if isinstance(inputs, str) else self._check_batch(inputs)
+        return [self._text(row, self.encode(row), wanted) for row in rows]
+
+    def stream(
+        self, prompt_ids: Sequence[int], parameters: Mapping[str, Any]
+    ) -> Iterator[Step]:
+        """
+        Generate token by token; the request is checked when this is called.
+
+        Raises:
+            BoundExceeded: As `begin`.
+            InvalidRequest: As `begin`.
+        """
+        return self._steps(self.begin(prompt_ids, parameters))
+
+    def generate(
+        self, inputs: str | Sequence[str], parameters: Mapping[str, Any]
+    ) -> Any:
+        """
+        Answer one prompt, or several side by side.
+
+        Returns:
+            LMI's answer object for a string, a list of them for a list.
+
+        Raises:
+            BoundExceeded: As `begin_all`.
+            InvalidRequest: As `begin_all`.
+        """
+        texts = self.begin_all(inputs, parameters)
+        self.finish(texts)
+        found = [text.result() for text in texts]
+        return found[0] if isinstance(inputs, str) else found
+
+    def lines(
+        self, inputs: str, parameters: Mapping[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        """
+        LMI's streamed answer: one object for each token; the last has the whole text.
+
+        Raises:
+            BoundExceeded: As `begin_all`.
+            InvalidRequest: As `begin_all`.
+        """
+        (text,) = self.begin_all(inputs, parameters)
+        return (text.line() for _ in self._steps(text))
+
+    def finish(self, texts: Sequence[Text]) -> None:
+        """Generate for texts that were checked, as many at once as there are slots."""
+        with self._lock:
+            for text in texts:
+                self.scheduler.add(text)
+        try:
+            # Turns of other threads move these texts on, too.
+            while not all(text.ended for text in texts):
+                with self._lock:
+                    if not all(text.ended for text in texts):
+                        self.scheduler.turn()
+        finally:
+            with self._lock:
+                for text in texts:
+                    self.scheduler.remove(text)
+
+    def _steps(self, text: Text) -> Iterator[Step]:
+        try:
+            while not text.ended:
+                with self._lock:
+                    step = self.scheduler.advance(text)
+                yield step
+        finally:
+            with self._lock:
+                self.scheduler.remove(text)
+
+    def _text(self, inputs: str, ids: Sequence[int], wanted: Parameters) -> Text:
+        self._check_prompt(ids)
+        writer = Writer(wanted, ids, self._token_bytes, self._eos_token_ids)
+        return Text(inputs, ids, wanted, writer)
+
+    def _check_prompt(self, ids: Sequence[int]) -> None:
+        longest = self.bounds["max_input_len"]
+        if not len(ids):
+            raise InvalidRequest("`inputs` has no tokens")
+        if len(ids) > longest:
+            raise BoundExceeded(
+                f"the prompt has {len(ids)} tokens, this artifact takes at most"
+                f" max_input_len = {longest}"
+            )
+
+    def _check_batch(self, inputs: Sequence[str]) -> list[str]:
+        rows = list(inputs) if isinstance(inputs, (list, tuple)) else None
+        if not rows or not all(isinstance(row, str) for row in rows):
+            raise InvalidRequest("`inputs` must be a string or a list of strings")
+        most = self.bounds["max_batch_size"]
+        if len(rows) > most:
+            raise BoundExceeded(
+                f"`inputs` has {len(rows)} prompts, this artifact takes at most"
+                f" max_batch_size = {most}"
+            )
+        return rows
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -646,23 +739,6 @@ def read_tokens(path: Path) -> TokenBytes:
 
 def _token(step: Step) -> dict[str, Any]:
     return {"id": step.token_id, "text": step.text, "log_prob": step.logprob}
-
-
-def _result(
-    inputs: str, steps: Sequence[Step], parameters: Parameters, *, with_tokens: bool
-) -> dict[str, Any]:
-    text = "".join(step.text for step in steps)
-    before = inputs if parameters.return_full_text else ""
-    result: dict[str, Any] = {"generated_text": before + text}
-    if parameters.details:
-        result["details"] = {
-            "finish_reason": steps[-1].finish_reason,
-            "generated_tokens": len(steps),
-            "inputs": inputs,
-        }
-        if with_tokens:
-            result["details"]["tokens"] = [_token(step) for step in steps]
-    return result
 
 
 def read_request(document: Any) -> tuple[Any, dict[str, Any], bool]:

@@ -2,34 +2,39 @@
 Serves an ONNX Runtime GenAI engine from DJL Serving's Python engine, as `model.py`.
 
 The shipped file stands alone: `generation` lies in it, and beside it `lmi_build.json`
-(bounds) and the engine folder. It needs numpy and onnxruntime-genai, and nothing of
-the tool that built the artifact.
+(bounds) and the engine folder. It needs numpy, onnxruntime, onnxruntime-genai,
+tokenizers and jinja2, and nothing of the tool that built the artifact.
+
+Texts lie in slots of the graph where its attention allows it, so that they join and
+leave a batch between two tokens. Other graphs (with a window, with states that are not
+keys and values, on a GPU) are run by the runtime's own generators, one for each text
+that comes alone, and one for as many prompts of a request as it takes.
+
+`onnxruntime_genai.Engine`, the runtime's own scheduler, is not used: it gives tokens
+without logits, so no log probabilities, and draws with a generator of its own.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lmi_build.package.handlers.batching import Scheduler
 from lmi_build.package.handlers.generation import (
     SETTINGS_NAME,
     BoundExceeded,
     EngineBroken,
     InvalidRequest,
-    Parameters,
-    Step,
-    TextEngine,
-    Writer,
+    Text,
     answer,
     read_bounds,
     read_json,
-    read_tokens,
 )
+from lmi_build.package.handlers.onnxruntime_slots import GraphSlots, has_slots
+from lmi_build.package.handlers.words import WordsEngine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -37,12 +42,11 @@ if TYPE_CHECKING:
 ENGINE_FILES = ("model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json")
 
 
-class Engine(TextEngine):
+class Engine(WordsEngine):
     """
     A loaded artifact.
 
-    Calls from several threads are safe: each generation has its own state, and the
-    model is used by one of them at a time.
+    Calls from several threads are safe: the model is used by one of them at a time.
 
     Args:
         root: The artifact's folder.
@@ -52,9 +56,6 @@ class Engine(TextEngine):
     """
 
     def __init__(self, root: Path) -> None:
-        import onnxruntime_genai
-
-        self._genai = onnxruntime_genai
         root = Path(root)
         settings = read_json(root / SETTINGS_NAME)
         self.bounds = read_bounds(settings)
@@ -65,44 +66,9 @@ class Engine(TextEngine):
         config = read_json(folder / "genai_config.json")
         self._eos_token_ids = _read_eos(config)
         self._pad_token_id = _read_pad(config)
-        self._token_bytes = read_tokens(folder / "tokenizer.json")
-        try:
-            self._model = _load(onnxruntime_genai, folder)
-            self._tokenizer = onnxruntime_genai.Tokenizer(self._model)
-            # As the model was trained: the runtime leaves them out by default.
-            self._tokenizer.update_options(add_special_tokens="true")
-            first = int(self._tokenizer.encode("a")[0])
-        except Exception as error:
-            raise EngineBroken(f"the engine does not load: {error}") from error
-        # What `encode` puts before every text by itself; mostly nothing.
-        self._bos = self._token_bytes.specials.get(first, "")
-        self._lock = threading.Lock()
-        self._windowed = False
-        self._windowed = self._has_window()
-        self._pads = _keeps_positions(config) and not self._windowed
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text."""
-        with self._lock:
-            return [int(token) for token in self._tokenizer.encode(text)]
-
-    def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """
-        The prompt of a conversation, ready for the assistant's turn.
-
-        A beginning that `encode` adds by itself is left out, so that it comes once.
-
-        Raises:
-            InvalidRequest: The model has no chat template, or it refuses them.
-        """
-        try:
-            with self._lock:
-                text = self._tokenizer.apply_chat_template(
-                    json.dumps(list(messages)), add_generation_prompt=True
-                )
-        except RuntimeError as error:
-            raise InvalidRequest(f"the chat template refuses this: {error}") from error
-        return str(text).removeprefix(self._bos)
+        super().__init__(folder)
+        self.slots = _open_slots(folder, config, self.bounds)
+        self.scheduler = Scheduler(self.slots)
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """
@@ -114,23 +80,124 @@ class Engine(TextEngine):
         length = self.bounds["max_seq_len"]
         if len(ids) > length:
             raise BoundExceeded(f"{len(ids)} tokens are over max_seq_len = {length}")
-        generator = self._start(np.asarray([ids], np.int32), len(ids))
         with self._lock:
-            logits = np.asarray(generator.get_output("logits"), np.float32)
+            return self.slots.logits(self.scheduler.claim(None), ids)
+
+    def finish(self, texts: Sequence[Text]) -> None:
+        """Generate for texts that were checked, as many at once as can be."""
+        if isinstance(self.slots, GraphSlots):
+            super().finish(texts)
+            return
+        groups: dict[int, list[Text]] = {}
+        for place, text in enumerate(texts):
+            # What ends a row as padding does is taken for padding.
+            alone = text.ids[-1] == self._pad_token_id
+            length = 0 if self.slots.pads else len(text.ids)
+            groups.setdefault(-1 - place if alone else length, []).append(text)
+        for group in groups.values():
+            if len(group) == 1:
+                super().finish(group)
+                continue
+            with self._lock:
+                self._batch(group, self.slots)
+
+    def _batch(self, texts: Sequence[Text], slots: GeneratorSlots) -> None:
+        """Generate for several prompts at once; each row ends on its own."""
+        longest = max(len(text.ids) for text in texts)
+        rows = np.full((len(texts), longest), self._pad_token_id, np.int32)
+        for place, text in enumerate(texts):
+            rows[place, : len(text.ids)] = text.ids
+        generator = slots.start(rows)
+        while True:
+            logits = np.array(generator.get_logits(), np.float32)
+            each = logits.reshape(len(texts), -1)
+            # A row that ended goes on with the end, which nobody sees.
+            tokens = np.full(len(texts), min(self._eos_token_ids))
+            for place, text in enumerate(texts):
+                if not text.ended:
+                    tokens[place] = text.write(each[place]).token_id
+            if all(text.ended for text in texts):
+                return
+            _choose(generator, logits, tokens)
+
+
+class GeneratorSlots:
+    """
+    One of the runtime's generators for each text, each run on its own.
+
+    Not for several threads at once.
+
+    Args:
+        folder: The engine.
+        config: `genai_config.json`.
+        num_slots: Texts.
+        max_seq_len: Tokens of each.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        *,
+        num_slots: int,
+        max_seq_len: int,
+    ) -> None:
+        import onnxruntime_genai
+
+        self._genai = onnxruntime_genai
+        self._model = _load(onnxruntime_genai, folder)
+        self.num_slots = num_slots
+        self.max_seq_len = max_seq_len
+        self._generators: dict[int, Any] = {}
+        self.pads = _keeps_positions(config) and not self._has_window()
+
+    def read(self, slot: int, ids: Sequence[int]) -> Iterator[np.ndarray | None]:
+        """
+        Forget what a slot holds and read a text into it, in one piece.
+
+        Yields:
+            float32 [V], once.
+
+        Raises:
+            InvalidRequest: No tokens.
+        """
+        if not len(ids):
+            raise InvalidRequest("the text has no tokens")
+        self._generators.pop(slot, None)
+        generator = self.start(np.asarray([ids], np.int32))
+        self._generators[slot] = generator
+        yield np.array(generator.get_logits(), np.float32).reshape(-1)
+
+    def step(self, tokens: Mapping[int, int]) -> dict[int, np.ndarray]:
+        """Append one token to some slots; float32 [V] by slot."""
+        found = {}
+        for slot, token in tokens.items():
+            generator = self._generators[slot]
+            generator.append_tokens(np.asarray([[token]], np.int32))
+            found[slot] = np.array(generator.get_logits(), np.float32).reshape(-1)
+        return found
+
+    def logits(self, slot: int, ids: Sequence[int]) -> np.ndarray:
+        """Logits of every position of a text: float32 [T, V]."""
+        del slot
+        generator = self.start(np.asarray([ids], np.int32))
+        logits = np.array(generator.get_output("logits"), np.float32)
         # One prompt: the batch is 1.
         return logits.reshape(logits.shape[1:])
 
-    def _start(self, rows: np.ndarray, length: int) -> Any:
+    def start(self, rows: np.ndarray) -> Any:
         """
         A generator that has read prompts.
 
         Args:
             rows: int32 [B, T], shorter ones with padding behind.
-            length: Most tokens that a row will ever hold.
         """
+        return self._start(rows, self.max_seq_len)
+
+    def _start(self, rows: np.ndarray, length: int) -> Any:
         params = self._genai.GeneratorParams(self._model)
         params.set_search_options(
-            max_length=self.bounds["max_seq_len"] if self._windowed else length,
+            max_length=length,
             batch_size=len(rows),
             do_sample=False,
             # The model's own settings would reach into `_choose`.
@@ -138,90 +205,8 @@ class Engine(TextEngine):
             repetition_penalty=1.0,
         )
         generator = self._genai.Generator(self._model, params)
-        with self._lock:
-            generator.append_tokens(rows)
+        generator.append_tokens(rows)
         return generator
-
-    def _steps(self, prompt_ids: Sequence[int], wanted: Parameters) -> Iterator[Step]:
-        writer = Writer(wanted, prompt_ids, self._token_bytes, self._eos_token_ids)
-        length = len(prompt_ids) + wanted.max_new_tokens
-        generator = self._start(np.asarray([prompt_ids], np.int32), length)
-        while True:
-            with self._lock:
-                logits = np.asarray(generator.get_logits(), np.float32).reshape(-1)
-            step = writer.write(logits)
-            yield step
-            if step.finish_reason is not None:
-                return
-            with self._lock:
-                generator.append_tokens(np.asarray([[step.token_id]], np.int32))
-
-    def _several(
-        self, prompts: Sequence[Sequence[int]], wanted: Parameters
-    ) -> list[list[Step]]:
-        """Generate for prompts that were checked, as many at once as can be."""
-        groups: dict[int, list[int]] = {}
-        for place, ids in enumerate(prompts):
-            # What ends a row as padding does is taken for padding.
-            alone = ids[-1] == self._pad_token_id
-            length = 0 if self._pads else len(ids)
-            groups.setdefault(-1 - place if alone else length, []).append(place)
-        found: dict[int, list[Step]] = {}
-        for places in groups.values():
-            if len(places) == 1:
-                found[places[0]] = list(self._steps(prompts[places[0]], wanted))
-                continue
-            answers = self._batch([prompts[place] for place in places], wanted)
-            found.update(zip(places, answers))  # noqa: B905 - Python 3.9
-        return [found[place] for place in range(len(prompts))]
-
-    def _batch(
-        self, prompts: Sequence[Sequence[int]], wanted: Parameters
-    ) -> list[list[Step]]:
-        """Generate for several prompts at once; each row ends on its own."""
-        longest = max(len(ids) for ids in prompts)
-        rows = np.full((len(prompts), longest), self._pad_token_id, np.int32)
-        for place, ids in enumerate(prompts):
-            rows[place, : len(ids)] = ids
-        writers = [
-            Writer(wanted, ids, self._token_bytes, self._eos_token_ids)
-            for ids in prompts
-        ]
-        answers: list[list[Step]] = [[] for _ in prompts]
-        going = list(range(len(prompts)))
-        generator = self._start(rows, longest + wanted.max_new_tokens)
-        while True:
-            with self._lock:
-                logits = np.array(generator.get_logits(), np.float32)
-            each = logits.reshape(len(prompts), -1)
-            # A row that ended goes on with the end, which nobody sees.
-            tokens = np.full(len(prompts), min(self._eos_token_ids))
-            for place in going:
-                step = writers[place].write(each[place])
-                answers[place].append(step)
-                tokens[place] = step.token_id
-            going = [i for i in going if answers[i][-1].finish_reason is None]
-            if not going:
-                return answers
-            self._choose(generator, logits, tokens)
-
-    def _choose(self, generator: Any, logits: np.ndarray, tokens: np.ndarray) -> None:
-        """
-        Append one token to each row.
-
-        `append_tokens` takes prompts only where there are several rows, so the runtime
-        has to find these tokens the most likely ones.
-
-        Args:
-            generator: Of the batch.
-            logits: Overwritten.
-            tokens: [B].
-        """
-        logits.fill(0.0)
-        logits.reshape(len(tokens), -1)[np.arange(len(tokens)), tokens] = 1.0
-        with self._lock:
-            generator.set_logits(logits)
-            generator.generate_next_token()
 
     def _has_window(self) -> bool:
         """
@@ -235,6 +220,48 @@ class Engine(TextEngine):
         except RuntimeError:
             return True
         return False
+
+
+def _open_slots(
+    folder: Path, config: Mapping[str, Any], bounds: Mapping[str, int]
+) -> GraphSlots | GeneratorSlots:
+    """
+    The engine's slots, shared by one graph where it can be run that way.
+
+    Raises:
+        EngineBroken: It cannot be loaded in any way.
+    """
+    sizes = {
+        "num_slots": bounds["max_batch_size"],
+        "max_seq_len": bounds["max_seq_len"],
+    }
+    if has_slots(config):
+        try:
+            return GraphSlots(folder, config, **sizes)
+        except Exception as error:  # noqa: BLE001 - of a class for each of its codes
+            logging.getLogger(__name__).info("no slots in this graph: %s", error)
+    try:
+        return GeneratorSlots(folder, config, **sizes)
+    except Exception as error:
+        raise EngineBroken(f"the engine does not load: {error}") from error
+
+
+def _choose(generator: Any, logits: np.ndarray, tokens: np.ndarray) -> None:
+    """
+    Append one token to each row.
+
+    `append_tokens` takes prompts only where there are several rows, so the runtime
+    has to find these tokens the most likely ones.
+
+    Args:
+        generator: Of the batch.
+        logits: Overwritten.
+        tokens: [B].
+    """
+    logits.fill(0.0)
+    logits.reshape(len(tokens), -1)[np.arange(len(tokens)), tokens] = 1.0
+    generator.set_logits(logits)
+    generator.generate_next_token()
 
 
 def _load(genai: Any, folder: Path) -> Any:
