@@ -121,7 +121,8 @@ class Serving:
         files: Small texts written into the package, by path.
         environment: Variables that its container needs.
         compatibility: What the engine is bound to beside processor and device, for
-            the manifest.
+            the manifest. A package of `requirements` that stands here as well, with
+            its version, binds: the engine is refused where another is installed.
         bounds: What the engine was lowered to, over what the recipe says: numbers
             that the recipe left to the backend.
         rehearsal: The engine was only rehearsed: `publish` refuses the artifact.

@@ -10,7 +10,15 @@ from lmi_build import registry
 from lmi_build.testing import BackendLaws, EngineLaws
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lmi_build.digest import JSONValue
     from lmi_build.spi import Backend
+
+PACKED: Mapping[str, Mapping[str, JSONValue]] = {
+    "int8": {"method": "int8"},
+    "int4": {"method": "rtn", "bits": 4, "group_size": 32},
+}
 
 
 @pytest.fixture(scope="class", params=registry.names(registry.BACKENDS))
@@ -25,3 +33,15 @@ class TestBackends(BackendLaws):
 
 class TestEngines(EngineLaws):
     """What it builds, where this machine can."""
+
+
+class TestPackedEngines(EngineLaws):
+    """The same of packed weights, against what they mean in float32; built once."""
+
+    twice = False
+
+    @pytest.fixture(scope="class", params=PACKED)
+    @classmethod
+    def quantize(cls, request: pytest.FixtureRequest) -> Mapping[str, JSONValue]:
+        """Eight and four bits."""
+        return PACKED[request.param]

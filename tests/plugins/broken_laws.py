@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +17,7 @@ from lmi_build.package import engine
 from lmi_build.testing import (
     BACKEND_LAWS,
     ENGINE_LAWS,
+    SESSION_LAWS,
     broken_laws,
     built_here,
     make_tiny_llama,
@@ -112,6 +114,18 @@ def test_an_engine_that_says_no_version_is_seen(sound: Built, tmp_path: Path) ->
     faulty = changed(sound, tmp_path, "requirements.txt", b"")
 
     assert broken_laws(ENGINE_LAWS, faulty) == ("other-versions-are-told",)
+
+
+def test_a_loader_that_looks_at_no_version_is_seen(
+    sound: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that is bound to NumPy's version obeys, until nobody looks."""
+    binding = {"numpy": metadata.version("numpy")}
+    bound = replace(sound, root=edited(sound, tmp_path, "compatibility", binding))
+
+    assert broken_laws(SESSION_LAWS, bound) == ()
+    monkeypatch.setattr(engine, "_check_requirements", lambda _root, _bound: ())
+    assert broken_laws(SESSION_LAWS, bound) == ("other-versions-are-told",)
 
 
 def test_builds_that_differ_are_seen(sound: Built, tmp_path: Path) -> None:

@@ -100,6 +100,18 @@ def test_other_versions_are_reported(root: Path, manifest: Manifest) -> None:
     assert pin.endswith("(artifact: 0.0.1)")
 
 
+def test_a_version_that_binds_is_refused(root: Path, manifest: Manifest) -> None:
+    """Both versions are named, and the handler's code is not run."""
+    (root / "requirements.txt").write_text("pytest==0.0.1\n")
+    (root / "model.py").write_text("never read")
+    bound = {**manifest.compatibility, "pytest": "0.0.1"}
+    with pytest.raises(ToolMissing) as caught:
+        load_engine(root, replace(manifest, compatibility=bound))
+
+    assert caught.value.code == "package.wrong-version"
+    assert f"pytest {pytest.__version__} (artifact: 0.0.1)" in caught.value.message
+
+
 @pytest.mark.parametrize(
     ("text", "code"),
     [

@@ -129,11 +129,11 @@ def load_engine(root: Path, manifest: Manifest) -> Loaded:
 
     Raises:
         Unsupported: `package.wrong-architecture`.
-        ToolMissing: `package.runtime-missing`.
+        ToolMissing: `package.runtime-missing`, `package.wrong-version`.
         VerifyFailed: `verify.file-changed`, `package.handler-broken`.
     """
     _check_machine(manifest)
-    drift = _check_requirements(root)
+    drift = _check_requirements(root, manifest.compatibility)
     module = _load_module(root, manifest)
     try:
         make = cast("Callable[[Path], Engine]", module.Engine)
@@ -148,10 +148,14 @@ def load_engine(root: Path, manifest: Manifest) -> Loaded:
     except LmiBuildError:
         raise
     except Exception as error:
+        versions = (f"it runs on other versions here: {', '.join(drift)}",)
         raise VerifyFailed(
             f"the engine does not load: {type(error).__name__}: {error}",
             code="package.engine-broken",
-            hints=("run `lmi-build verify` on the artifact, or build it again",),
+            hints=(
+                "run `lmi-build verify` on the artifact, or build it again",
+                *(versions if drift else ()),
+            ),
         ) from error
 
 
@@ -167,9 +171,19 @@ def _check_machine(manifest: Manifest) -> None:
         )
 
 
-def _check_requirements(root: Path) -> tuple[str, ...]:
-    """Refuse when a pinned package is missing; return the pins that differ."""
-    differing, missing = [], []
+def _check_requirements(root: Path, bound: Mapping[str, Any]) -> tuple[str, ...]:
+    """
+    Refuse a pinned package that is missing, or another version of one that binds.
+
+    A package binds when `compatibility` of the manifest has its version: compiled code
+    calls into it. Others may move, and whether they can is left to their own loader.
+
+    Returns:
+        The other pins that differ.
+    """
+    differing: list[str] = []
+    wrong: list[str] = []
+    missing: list[str] = []
     for line in (root / _REQUIREMENTS_NAME).read_text("utf-8").splitlines():
         name, _, wanted = line.strip().partition("==")
         if not name or name.startswith("#"):
@@ -181,12 +195,22 @@ def _check_requirements(root: Path) -> tuple[str, ...]:
             continue
         # As pip reads it: `2.13.0` is met by `2.13.0+cpu`.
         if wanted not in {"", found, found.partition("+")[0]}:
-            differing.append(f"{name} {found} (artifact: {wanted})")
+            told = f"{name} {found} (artifact: {wanted})"
+            (wrong if name in bound else differing).append(told)
     if missing:
         raise ToolMissing(
             f"the engine needs {', '.join(missing)}, which is not installed here",
             code="package.runtime-missing",
             hints=("pip install " + " ".join(f"'{line}'" for line in missing),),
+        )
+    if wrong:
+        raise ToolMissing(
+            f"the engine was compiled for another version: here is {', '.join(wrong)}",
+            code="package.wrong-version",
+            hints=(
+                "install the version in requirements.txt of the artifact",
+                "build the artifact again with what is installed here",
+            ),
         )
     return tuple(differing)
 

@@ -27,7 +27,7 @@ from lmi_build.testing.engine_laws import ARTIFACT_LAWS, ENGINE_LAWS, SESSION_LA
 from lmi_build.testing.engines import (
     Buildable,
     Built,
-    build_twice,
+    build,
     buildable,
     built_here,
     missing,
@@ -55,7 +55,7 @@ __all__ = [
     "Law",
     "accepted",
     "broken_laws",
-    "build_twice",
+    "build",
     "buildable",
     "built_here",
     "llama_facts",

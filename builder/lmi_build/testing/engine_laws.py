@@ -76,10 +76,15 @@ def _compatible(built: Built) -> None:
     require(not loose, f"{loose} are no versions that the engine is bound to")
 
 
+def _twice(built: Built) -> str:
+    return "" if built.again else "it was built once"
+
+
 def _unchanged(built: Built) -> None:
     one, two = (
         {row.path: row.digest for row in read_manifest(root).files}
         for root in (built.root, built.again)
+        if root is not None
     )
     require(set(one) == set(two), f"two builds have other files: {set(one) ^ set(two)}")
     other = {path for path in one if one[path] != two[path]}
@@ -240,19 +245,32 @@ def _native(built: Built) -> None:
 def _versioned(built: Built) -> None:
     pins = (built.root / REQUIREMENTS).read_text("utf-8").splitlines()
     require(pins, "the artifact pins no package that its engine runs on")
-    for pin in pins:
-        name = pin.partition("==")[0]
-        root = built.copy("version")
-        text = "".join(f"{line}\n" for line in pins).replace(pin, f"{name}=={_VERSION}")
-        (root / REQUIREMENTS).write_text(text, encoding="utf-8")
+    names = [pin.partition("==")[0] for pin in pins]
+    binding = [name for name in names if name in built.manifest.compatibility]
+    for name in binding:
+        root = _aged(built, {name})
+        _rewrite(root, **{name: _VERSION})
         try:
-            said = " ".join(load_engine(root, read_manifest(root)).drift)
+            load_engine(root, read_manifest(root))
         except LmiBuildError as error:
             said = error.message
-        require(
-            name in said and _VERSION in said,
-            f"an engine for {name} {_VERSION} loads, and nothing is said of it",
-        )
+            require(
+                name in said and _VERSION in said and error.hints,
+                f"the refusal does not name {name} {_VERSION}: {said}",
+            )
+        else:
+            raise Broken(f"an engine that is bound to {name} {_VERSION} loads")
+    loose = set(names) - set(binding)
+    root = _aged(built, loose)
+    try:
+        said = " ".join(load_engine(root, read_manifest(root)).drift)
+    except LmiBuildError as error:
+        said = error.message
+    silent = sorted(name for name in loose if f"{name} " not in said)
+    require(
+        not silent and (not loose or _VERSION in said),
+        f"an engine for {_VERSION} of {silent} loads, and nothing is said of it",
+    )
     root = built.copy("absent")
     (root / REQUIREMENTS).write_text("no-such-package-here==1.0\n", encoding="utf-8")
     try:
@@ -261,6 +279,18 @@ def _versioned(built: Built) -> None:
         require("no-such-package-here" in error.message, error.message)
     else:
         raise Broken("a package that is pinned and not installed is not missed")
+
+
+def _aged(built: Built, names: set[str]) -> Path:
+    """A copy whose requirements pin some packages to a version that nobody has."""
+    root = built.copy("version")
+    path = root / REQUIREMENTS
+    pins = [pin.partition("==") for pin in path.read_text("utf-8").splitlines()]
+    text = "".join(
+        f"{name}=={_VERSION if name in names else wanted}\n" for name, _, wanted in pins
+    )
+    path.write_text(text, encoding="utf-8")
+    return root
 
 
 def _whole(built: Built) -> None:
@@ -301,6 +331,7 @@ ARTIFACT_LAWS: tuple[Law[Built], ...] = (
         name="builds-are-the-same",
         says="Two builds give the same bytes, but for what `varying` names.",
         hold=_unchanged,
+        spared=_twice,
     ),
 )
 SESSION_LAWS: tuple[Law[Built], ...] = (
@@ -336,7 +367,7 @@ SESSION_LAWS: tuple[Law[Built], ...] = (
     ),
     Law(
         name="other-versions-are-told",
-        says="An engine of another version is refused at load, or told apart by name.",
+        says="A version that binds is refused at load, others that differ are named.",
         hold=_versioned,
         spared=_loads_here,
     ),

@@ -1,4 +1,4 @@
-"""Engines that a backend builds on this machine, from recipe to artifact, twice."""
+"""Engines that a backend builds on this machine, from recipe to artifact."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from lmi_build import api, registry
@@ -18,7 +19,7 @@ from lmi_build.package.handler_files import handler_digest
 from lmi_build.plan import planner
 from lmi_build.testing.law import Broken
 from lmi_build.testing.planner_laws import cases_of
-from lmi_build.testing.samples import BOUNDS, problems, recipe_of, settle
+from lmi_build.testing.samples import problems, recipe_of, settle
 from lmi_build.toolchains.versions import installed_versions
 from lmi_build.values.settings import settings_from_environ
 from lmi_build.verify.integrity import read_manifest
@@ -35,7 +36,11 @@ if TYPE_CHECKING:
     from lmi_build.values.settings import Settings
     from lmi_build.values.stage import Plan
 
-_ENGINE_KINDS = ("checkpoint", "compile")
+# A compiler that makes a graph for each length makes few of them.
+ENGINE_BOUNDS: Mapping[str, int] = MappingProxyType(
+    {"max_input_len": 16, "max_output_len": 8, "max_batch_size": 2}
+)
+FLOAT: Mapping[str, JSONValue] = MappingProxyType({"method": "none"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,14 +64,15 @@ class Buildable:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Built:
     """
-    An artifact that was built and verified here, and once more elsewhere.
+    An artifact that was built and verified here, and perhaps once more elsewhere.
 
     Args:
         backend: Who built it.
         case: The recipe and its model.
         proof: How it was tried.
         root: The artifact.
-        again: The artifact of the second build, from another store.
+        again: The artifact of the second build, from another store; None where it was
+            built once.
         weights: The checkpoint that the backend was given, or the float model that it
             means.
         scratch: An empty folder for what a law breaks.
@@ -76,7 +82,7 @@ class Built:
     case: Case
     proof: Proof
     root: Path
-    again: Path
+    again: Path | None
     weights: Path
     scratch: Path
 
@@ -131,7 +137,7 @@ def _cases_here(
     model: Path,
     place: Path,
     *,
-    method: str,
+    quantize: Mapping[str, JSONValue],
     bounds: Mapping[str, int],
     options: Mapping[str, JSONValue],
 ) -> Iterator[Case]:
@@ -145,7 +151,7 @@ def _cases_here(
         recipe = recipe_of(
             backend,
             target=target,
-            method=method,
+            quantize=quantize,
             source=str(model),
             file=str(place / "recipe.yaml"),
             bounds=bounds,
@@ -164,8 +170,8 @@ def buildable(
     model: Path,
     place: Path,
     *,
-    method: str = "none",
-    bounds: Mapping[str, int] = BOUNDS,
+    quantize: Mapping[str, JSONValue] = FLOAT,
+    bounds: Mapping[str, int] = ENGINE_BOUNDS,
     options: Mapping[str, JSONValue] | None = None,
 ) -> Buildable | None:
     """
@@ -175,7 +181,7 @@ def buildable(
         backend: Who builds.
         model: A Hugging Face folder.
         place: An empty folder.
-        method: Of quantization.
+        quantize: Section of the recipe.
         bounds: Of the recipe.
         options: `compile.options`.
 
@@ -183,7 +189,7 @@ def buildable(
         None where every target needs something that is not here; a blocker says what.
     """
     cases = _cases_here(
-        backend, model, place, method=method, bounds=bounds, options=options or {}
+        backend, model, place, quantize=quantize, bounds=bounds, options=options or {}
     )
     for case in cases:
         settings = settings_in(backend, place)
@@ -196,7 +202,13 @@ def buildable(
     return None
 
 
-def missing(backend: Backend, model: Path, place: Path, *, method: str = "none") -> str:
+def missing(
+    backend: Backend,
+    model: Path,
+    place: Path,
+    *,
+    quantize: Mapping[str, JSONValue] = FLOAT,
+) -> str:
     """
     What keeps this machine from building anything with a backend, in its own words.
 
@@ -204,25 +216,31 @@ def missing(backend: Backend, model: Path, place: Path, *, method: str = "none")
         backend: Who would build.
         model: A Hugging Face folder.
         place: An empty folder.
-        method: Of quantization.
+        quantize: Section of the recipe.
     """
-    cases = _cases_here(backend, model, place, method=method, bounds=BOUNDS, options={})
+    cases = _cases_here(
+        backend, model, place, quantize=quantize, bounds=ENGINE_BOUNDS, options={}
+    )
     said = []
     for case in cases:
         world = _world(backend, case, settings_in(backend, place))
         plan = planner.make_plan(case.asked.name, [case.asked], world)
         said += [stage.blocker.message for stage in plan.stages if stage.blocker]
+    method = quantize["method"]
     return said[0] if said else f"no target takes {model.name} with method `{method}`"
 
 
-def build_twice(backend: Backend, what: Buildable, place: Path) -> Built:
+def build(
+    backend: Backend, what: Buildable, place: Path, *, twice: bool = True
+) -> Built:
     """
-    Build and verify an artifact, and build it once more with an empty store.
+    Build and verify an artifact.
 
     Args:
         backend: Who builds.
         what: From `buildable`.
         place: An empty folder.
+        twice: Build it once more with an empty store, so that bytes can be compared.
 
     Raises:
         LmiBuildError: A stage failed; of verification, too.
@@ -231,9 +249,11 @@ def build_twice(backend: Backend, what: Buildable, place: Path) -> Built:
     done = api.build(what.plan, settings)
     name = what.plan.artifacts[0].name
     root, _ = api.write_artifact(done, name, place / "first", settings)
-    elsewhere = settings_in(backend, place / "elsewhere")
-    second = api.build(what.plan, elsewhere, until="package")
-    again, _ = api.write_artifact(second, name, place / "second", elsewhere)
+    again: Path | None = None
+    if twice:
+        elsewhere = settings_in(backend, place / "elsewhere")
+        second = api.build(what.plan, elsewhere, until="package")
+        again, _ = api.write_artifact(second, name, place / "second", elsewhere)
     results = done.artifacts[name]
     kind = "quantize" if "quantize" in results else "fetch"
     weights = place / "weights"
@@ -257,7 +277,7 @@ def build_twice(backend: Backend, what: Buildable, place: Path) -> Built:
 
 def built_here(backend: Backend, model: Path, place: Path) -> Built:
     """
-    `buildable` and `build_twice` in one.
+    `buildable` and `build` in one.
 
     Raises:
         Broken: This machine can build nothing with it.
@@ -265,7 +285,7 @@ def built_here(backend: Backend, model: Path, place: Path) -> Built:
     what = buildable(backend, model, place)
     if what is None:
         raise Broken(missing(backend, model, place))
-    return build_twice(backend, what, place)
+    return build(backend, what, place)
 
 
 def is_varying(backend: Backend, path: str) -> bool:

@@ -156,6 +156,7 @@ def recipe_of(  # noqa: PLR0913 - each is a field of the recipe
     *,
     target: str = CPU,
     method: str = "none",
+    quantize: Mapping[str, JSONValue] | None = None,
     ranks: int = 1,
     source: str = "./model",
     file: str = "recipe.yaml",
@@ -169,7 +170,8 @@ def recipe_of(  # noqa: PLR0913 - each is a field of the recipe
     Args:
         backend: Named by it.
         target: `cpu` or an instance type.
-        method: Of quantization.
+        method: Of quantization, where `quantize` does not say more.
+        quantize: Its section.
         ranks: `tensor_parallel_size`.
         source: The model.
         file: Where the recipe is said to lie.
@@ -184,7 +186,7 @@ def recipe_of(  # noqa: PLR0913 - each is a field of the recipe
         "schema": "lmi-build/v1",
         "name": "law",
         "model": {"source": source},
-        "quantize": {"method": method},
+        "quantize": dict(quantize or {"method": method}),
         "bounds": dict(bounds),
         "compile": {
             "backend": backend.info.name,

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lmi_build.testing.engine_laws import ENGINE_LAWS
-from lmi_build.testing.engines import build_twice, buildable, missing
+from lmi_build.testing.engines import FLOAT, build, buildable, missing
 from lmi_build.testing.planner_laws import PLANNER_LAWS
 from lmi_build.testing.provider_laws import PROVIDER_LAWS
 from lmi_build.testing.tiny import make_tiny_llama
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from lmi_build.digest import JSONValue
     from lmi_build.spi import Backend
     from lmi_build.testing.engines import Built
     from lmi_build.testing.law import Law
@@ -47,9 +49,18 @@ class EngineLaws:
     """
     Laws of what is built: inherit, and give a fixture `backend` as for `BackendLaws`.
 
-    A small Llama is built twice and verified; `model` may be replaced by another. Where
-    a machine can build nothing, the laws are skipped with what is missing.
+    A small Llama is built and verified, twice unless `twice` is False; the fixtures
+    `model` and `quantize` (a recipe's section) may be replaced. Where a machine can
+    build nothing, the laws are skipped with what is missing.
     """
+
+    twice = True
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def quantize(cls) -> Mapping[str, JSONValue]:
+        """How the model is quantized before."""
+        return FLOAT
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -60,14 +71,18 @@ class EngineLaws:
     @pytest.fixture(scope="class")
     @classmethod
     def built(
-        cls, backend: Backend, model: Path, tmp_path_factory: pytest.TempPathFactory
+        cls,
+        backend: Backend,
+        model: Path,
+        quantize: Mapping[str, JSONValue],
+        tmp_path_factory: pytest.TempPathFactory,
     ) -> Built:
         """What the laws are held against."""
         place = tmp_path_factory.mktemp("built")
-        what = buildable(backend, model, place)
+        what = buildable(backend, model, place, quantize=quantize)
         if what is None:
-            pytest.skip(missing(backend, model, place))
-        return build_twice(backend, what, place)
+            pytest.skip(missing(backend, model, place, quantize=quantize))
+        return build(backend, what, place, twice=cls.twice)
 
     @pytest.mark.parametrize("law", ENGINE_LAWS, ids=lambda law: law.name)
     def test_law(self, built: Built, law: Law[Built]) -> None:

@@ -1,4 +1,4 @@
-"""A random Llama of 120,000 weights in a Hugging Face folder."""
+"""A random Llama of 43,000 weights in a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-VOCAB_SIZE = 384
-_HIDDEN, _INNER, _HEADS, _KV_HEADS, _LAYERS = 64, 128, 4, 2, 2
+# All bytes, three special tokens and some merges.
+VOCAB_SIZE = 288
+# Two layers, so that their caches can be confused.
+_HIDDEN, _INNER, _HEADS, _KV_HEADS, _HEAD_DIM, _LAYERS = 32, 64, 4, 2, 16, 2
 _SEED = 7
 _SPECIALS = ("<unk>", "<s>", "</s>")
 _TEXT = """
@@ -58,7 +60,7 @@ def _config() -> dict[str, Any]:
         "bos_token_id": 1,
         "dtype": "float32",
         "eos_token_id": 2,
-        "head_dim": _HIDDEN // _HEADS,
+        "head_dim": _HEAD_DIM,
         "hidden_act": "silu",
         "hidden_size": _HIDDEN,
         "intermediate_size": _INNER,
@@ -76,12 +78,12 @@ def _config() -> dict[str, Any]:
 
 
 def _shapes() -> dict[str, tuple[int, ...]]:
-    narrow = _HIDDEN // _HEADS * _KV_HEADS
+    wide, narrow = _HEADS * _HEAD_DIM, _KV_HEADS * _HEAD_DIM
     rows = {
-        "self_attn.q_proj": (_HIDDEN, _HIDDEN),
+        "self_attn.q_proj": (wide, _HIDDEN),
         "self_attn.k_proj": (narrow, _HIDDEN),
         "self_attn.v_proj": (narrow, _HIDDEN),
-        "self_attn.o_proj": (_HIDDEN, _HIDDEN),
+        "self_attn.o_proj": (_HIDDEN, wide),
         "mlp.gate_proj": (_INNER, _HIDDEN),
         "mlp.up_proj": (_INNER, _HIDDEN),
         "mlp.down_proj": (_HIDDEN, _INNER),
