@@ -236,6 +236,8 @@ def test_what_the_recipe_may_say_the_api_takes(
 ) -> None:
     """Every request of every recipe within the grammar passes both validators."""
     groups = tuple(f"sg-{i}" for i in range(5)) if spec["subnets"] else ()
+    if spec["spot"]:
+        spec["kind"] = "training"
     work = with_plan(plan, security_group_ids=groups, **spec)
 
     for request in render(work, wheel=WHEEL).requests:

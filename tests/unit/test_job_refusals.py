@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from job_works import BASE, OWN_IMAGE, ROLE, WHEEL, overrides_for, work_of
+from job_works import (
+    BASE,
+    OWN_IMAGE,
+    ROLE,
+    WHEEL,
+    overrides_for,
+    work_of,
+    work_of_recipes,
+)
 from lmi_build.catalog.instances import instances
 from lmi_build.errors import RecipeInvalid, UsageInvalid
+from lmi_build.jobs.images import in_region, region_problem
 from lmi_build.jobs.render import render
 from lmi_build.jobs.union import load_many
 from planned_models import RECIPES
@@ -78,6 +87,20 @@ CASES = [
         "job.image-lacks",
         "job:",
         "onnxruntime-genai",
+    ),
+    (
+        ONNX,
+        f"  region: eu-west-1\n  image: {OWN_IMAGE}\n",
+        "job.image-region",
+        f"image: {OWN_IMAGE}",
+        "in the registry of `us-east-1` and the job runs in `eu-west-1`",
+    ),
+    (
+        ONNX,
+        f"  image: {OWN_IMAGE}\n  spot: true\n",
+        "job.no-spot",
+        "spot: true",
+        "training jobs alone",
     ),
     (
         GPU,
@@ -227,6 +250,85 @@ def test_a_digest_alone_pins_the_catalogues_image() -> None:
     account = "763104351884.dkr.ecr.us-east-1.amazonaws.com"
     assert images["gpu"] == f"{account}/djl-inference@{digest}"
     assert images["cpu"].startswith(f"{account}/huggingface-pytorch-inference:")
+
+
+@pytest.mark.parametrize(
+    ("uri", "region", "right"),
+    [
+        (OWN_IMAGE, "eu-west-1", OWN_IMAGE.replace("us-east-1", "eu-west-1")),
+        (
+            OWN_IMAGE,
+            "cn-north-1",
+            "111122223333.dkr.ecr.cn-north-1.amazonaws.com.cn/lmi-build:1",
+        ),
+        # The registry of AWS has another account where a region is opted into.
+        (
+            "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-training:2.6.0",
+            "eu-south-1",
+            "692866216735.dkr.ecr.eu-south-1.amazonaws.com/pytorch-training:2.6.0",
+        ),
+        ("docker.io/library/python:3.11", "eu-west-1", "docker.io/library/python:3.11"),
+    ],
+)
+def test_the_right_image_of_a_region(uri: str, region: str, right: str) -> None:
+    """It is in the hint, and is itself refused nowhere."""
+    assert in_region(uri, region) == right
+    assert region_problem(right, region, path="job.image") is None
+    found = region_problem(uri, region, path="job.image")
+    assert (found is None) is (uri == right)
+    assert found is None or f"`{right}`" in found.hint
+
+
+def test_spare_capacity_is_for_training_jobs() -> None:
+    """A mixed graph has it where it can; the rest is said to be paid in full."""
+    work = work_of(NEURON, (*BASE, "job.spot=true"))
+
+    jobs = render(work, wheel=WHEEL).graph.jobs
+
+    assert {job.kind for job in jobs} == {"processing", "training"}
+    for job in jobs:
+        full = any(reason.startswith("paid in full") for reason in job.reasons)
+        assert full is (job.kind == "processing")
+
+
+OTHER_IMAGE = f"{OWN_IMAGE}-other"
+
+
+def test_one_job_has_one_image(tmp_path: Path) -> None:
+    """Recipes that name two are refused with both, a recipe that names two as well."""
+    first = recipe(tmp_path, ONNX, f"  image: {OWN_IMAGE}\n")
+    other = tmp_path / "other.yaml"
+    text = first.read_text().replace(OWN_IMAGE, OTHER_IMAGE)
+    name = next(line for line in text.splitlines() if line.startswith("name:"))
+    other.write_text(text.replace(name, "name: other"))
+    both = work_of_recipes(load_many([first, other]), "smollm2-135m")
+    stages = f"job.images.compile={OTHER_IMAGE}"
+    alone = work_of(ONNX, (*BASE, f"job.image={OWN_IMAGE}", stages))
+
+    assert {job.image for job in render(both, wheel=WHEEL).graph.jobs} == {
+        OWN_IMAGE,
+        OTHER_IMAGE,
+    }
+    for work in (both, alone):
+        with pytest.raises(RecipeInvalid) as caught:
+            render(work, single=True, wheel=WHEEL)
+        (problem,) = caught.value.problems
+        assert problem.code == "job.not-single"
+        assert problem.path == "job.image"
+        assert f"`{OWN_IMAGE}`" in problem.message
+        assert f"`{OTHER_IMAGE}`" in problem.message
+
+
+def test_the_one_image_that_is_named_holds_for_all() -> None:
+    """Stages that any image would do for run in it."""
+    stages = f"{{compile: {OWN_IMAGE}, verify: {OWN_IMAGE}}}"
+    work = work_of(ONNX, (*BASE, f"job.images={stages}"))
+
+    graph = render(work, wheel=WHEEL).graph
+    (job,) = render(work, single=True, wheel=WHEEL).graph.jobs
+
+    assert len({job.image for job in graph.jobs}) == 2
+    assert job.image == OWN_IMAGE
 
 
 def test_opted_in_regions_have_their_own_registry() -> None:

@@ -16,15 +16,18 @@ from lmi_build.catalog.instances import instances
 from lmi_build.errors import Problem, RecipeInvalid
 from lmi_build.jobs.finish import finish
 from lmi_build.jobs.graph import JobGraph
-from lmi_build.jobs.images import choose_image
+from lmi_build.jobs.images import choose_image, region_problem
 from lmi_build.jobs.locked_images import with_digest
 from lmi_build.jobs.machines import choose_machine
 from lmi_build.jobs.needs import AUTO, is_local, need_of, owners
+from lmi_build.values.job import TRAINING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from lmi_build.digest import Digest
+    from lmi_build.jobs.graph import PlannedJob
+    from lmi_build.jobs.needs import Need
     from lmi_build.jobs.union import Work
     from lmi_build.values.recipe import Recipe
     from lmi_build.values.stage import Stage
@@ -42,6 +45,8 @@ class Placed:
         kind: Of job.
         instance: Instance type, or `auto` for a host without a device.
         image: URI.
+        fixed: Where the recipe or its release decides the image, the dotted path that
+            says so; empty where any image with the stage's tools would do.
         reason: Why this machine, in words.
         instance_path: Dotted path of what says the instance.
     """
@@ -52,6 +57,7 @@ class Placed:
     kind: str
     instance: str
     image: str
+    fixed: str
     reason: str
     instance_path: str
 
@@ -78,10 +84,10 @@ def cut(work: Work, *, single: bool = False, salt: str = "") -> JobGraph:
     here = frozenset(local)
     placed, problems = _place(work, {k: s for k, s in keys.items() if k not in here})
     if single and placed and not problems:
-        placed, problems = _on_one_machine(placed, work)
+        placed, problems = _on_one_machine(placed)
     groups = [] if problems else _groups(placed, work.spec.num_hosts, single=single)
     jobs, more = finish(groups, work, keys, salt=salt)
-    problems += more
+    problems += more or _spot_problems(work, jobs)
     if problems:
         raise RecipeInvalid(_unique(problems))
     return JobGraph(
@@ -93,6 +99,22 @@ def cut(work: Work, *, single: bool = False, salt: str = "") -> JobGraph:
         region=work.region,
         publish=work.publish,
     )
+
+
+def _spot_problems(work: Work, jobs: Sequence[PlannedJob]) -> list[Problem]:
+    """Spare capacity that was asked for, where no job can have it."""
+    if not work.spec.spot or not jobs or any(job.kind == TRAINING for job in jobs):
+        return []
+    recipe = next(r for r in work.recipes.values() if r.job is not None)
+    problem = Problem(
+        code="job.no-spot",
+        message="`spot` changes nothing: SageMaker runs training jobs alone on spare"
+        f" capacity, and {', '.join(job.name for job in jobs)} would be processing"
+        " jobs at the full price",
+        path="job.spot",
+        hint="write `kind: training` beside it, or remove `spot`",
+    )
+    return [recipe.locate(problem)]
 
 
 def _place(
@@ -113,6 +135,10 @@ def _place(
         if isinstance(image, Problem):
             problems.append(recipe.locate(image))
             continue
+        elsewhere = region_problem(image, work.region, path=need.image_path)
+        if elsewhere is not None:
+            problems.append(recipe.locate(elsewhere))
+            continue
         placed.append(
             Placed(
                 stage=stage,
@@ -121,6 +147,7 @@ def _place(
                 kind=choice.kind,
                 instance=choice.instance,
                 image=with_digest(recipe, stage, image),
+                fixed=_decides(need),
                 reason=choice.reason,
                 instance_path=need.instance_path,
             )
@@ -128,33 +155,53 @@ def _place(
     return placed, problems
 
 
+def _decides(need: Need) -> str:
+    """The dotted path of what fixes a stage's image, if anything does."""
+    if need.image:
+        return need.image_path
+    return "compile.release" if need.release else ""
+
+
 def _on_one_machine(
-    placed: Sequence[Placed], work: Work
+    placed: Sequence[Placed],
 ) -> tuple[list[Placed], list[Problem]]:
     """Everything on the machine of the stage that needs a device."""
     fixed = {p.machine: p for p in placed if p.instance != AUTO and _has_device(p)}
     fixed = fixed or {p.machine: p for p in placed if p.instance != AUTO}
     fixed = fixed or {p.machine: p for p in placed if p.stage.kind == "compile"}
-    if len(fixed) > 1:
-        first, second = list(fixed.values())[:2]
-        alike = first.instance == second.instance
-        problem = Problem(
-            code="job.not-single",
-            message=f"one job cannot be both {_words(first, image=alike)}"
-            f" ({first.stage.name}) and {_words(second, image=alike)}"
-            f" ({second.stage.name})",
-            path="compile.target"
-            if second.recipe.job is None
-            else second.instance_path,
-            hint="leave out `--single`, or submit the recipes one by one",
-        )
-        return [], [second.recipe.locate(problem)]
+    machines = {(p.kind, p.instance): p for p in fixed.values()}
+    if len(machines) > 1:
+        return [], [_not_single(*list(machines.values())[:2], image=False)]
+    images: dict[str, Placed] = {}
+    for p in placed:
+        if p.fixed:
+            images.setdefault(p.image, p)
+    if len(images) > 1:
+        return [], [_not_single(*list(images.values())[:2], image=True)]
     one = next(iter(fixed.values()), placed[0])
-    image = work.spec.image or one.image
+    image = next(iter(images), one.image)
     return [
         replace(p, kind=one.kind, instance=one.instance, image=image, reason=one.reason)
         for p in placed
     ], []
+
+
+def _not_single(first: Placed, second: Placed, *, image: bool) -> Problem:
+    """Why two stages cannot be in one job, at the place that tells the second."""
+    path = "compile.target" if second.recipe.job is None else second.instance_path
+    return second.recipe.locate(
+        Problem(
+            code="job.not-single",
+            message=f"one job cannot be both {_words(first, image=image)}"
+            f" ({first.stage.name}) and {_words(second, image=image)}"
+            f" ({second.stage.name})",
+            path=second.fixed if image else path,
+            hint="leave out `--single`, name one image with the tools of both, or"
+            " submit the recipes one by one"
+            if image
+            else "leave out `--single`, or submit the recipes one by one",
+        )
+    )
 
 
 def _has_device(placed: Placed) -> bool:
@@ -163,7 +210,7 @@ def _has_device(placed: Placed) -> bool:
 
 def _words(placed: Placed, *, image: bool) -> str:
     if image:
-        return f"`{placed.image.rpartition('/')[2]}`"
+        return f"`{placed.image}`"
     return "a host" if placed.instance == AUTO else f"`{placed.instance}`"
 
 

@@ -278,6 +278,10 @@ def _reasons(
         found.append(
             f"{machine.name} encrypts its own disk and takes no key for a volume"
         )
+    if work.spec.spot and first.kind == PROCESSING:
+        found.append(
+            "paid in full: SageMaker runs training jobs alone on spare capacity"
+        )
     if work.spec.max_runtime_seconds is None:
         found.append(_time_reason(asked))
     return found

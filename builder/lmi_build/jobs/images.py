@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
-from lmi_build.catalog.images import REPOSITORY, image_uri, regions
+from lmi_build.catalog.images import REPOSITORY, image_uri, regions, registries
 from lmi_build.catalog.job_images import default_image
 from lmi_build.catalog.neuron_releases import neuron_releases
 from lmi_build.catalog.releases import releases
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from lmi_build.jobs.needs import Need
     from lmi_build.values.stage import Stage
 
+# The host of a registry of ECR, in any partition, and what stands behind it.
+ECR = re.compile(
+    r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.[a-z0-9.-]+/(?P<rest>.+)\Z"
+)
+_SUFFIX = "amazonaws.com"
 _DIGEST = "sha256:"
 _ABSENT = "absent"
 _MOST_REGIONS = 6
@@ -46,6 +52,63 @@ def choose_image(stage: Stage, need: Need, region: str) -> str | Problem:
     except KeyError:
         return _no_region(repository, tag, region)
     return f"{uri.rpartition(':')[0]}@{need.image}" if need.image else uri
+
+
+def in_region(uri: str, region: str) -> str:
+    """
+    The same image in the registry of another region; what is not in ECR as it is.
+
+    The registries of AWS change their account with the region; a user's own keeps it.
+
+    Args:
+        uri: Of an image.
+        region: Such as `us-east-1`.
+    """
+    match = ECR.match(uri)
+    if match is None or match["region"] == region:
+        return uri
+    known = registries()
+    there = known.get(region)
+    suffix = there.suffix if there else _SUFFIX
+    if there and _is_of_aws(match["account"], match["region"]):
+        return f"{there.host}/{match['rest']}"
+    return f"{match['account']}.dkr.ecr.{region}.{suffix}/{match['rest']}"
+
+
+def _is_of_aws(account: str, region: str) -> bool:
+    row = registries().get(region)
+    return row is not None and row.account == account
+
+
+def region_problem(uri: str, region: str, *, path: str) -> Problem | None:
+    """
+    Why a job cannot pull an image: its registry is that of another region.
+
+    SageMaker refuses such a request for every kind of job and for models: "Invalid
+    region us-east-2 in image URI ... Please provide an image URI in region us-west-2"
+    (CreateProcessingJob, github.com/aws/amazon-sagemaker-examples/issues/2422),
+    CreateTrainingJob with other words (github.com/aws-samples/mlops-amazon-sagemaker/
+    issues/9), and CreateModel with "Cross region ECR image pulls are not allowed".
+
+    Args:
+        uri: Of the image.
+        region: Of the job.
+        path: Dotted path of what names the image.
+    """
+    match = ECR.match(uri)
+    if match is None or match["region"] == region:
+        return None
+    right = in_region(uri, region)
+    hint = f"write `{right}`"
+    if not _is_of_aws(match["account"], match["region"]):
+        hint += ", and push the image there too (ECR's replication rules can do it)"
+    return Problem(
+        code="job.image-region",
+        message=f"image `{uri}` is in the registry of `{match['region']}` and the job"
+        f" runs in `{region}`: SageMaker pulls from ECR in the job's own region alone",
+        path=path,
+        hint=hint,
+    )
 
 
 def _release_image(need: Need) -> tuple[str, str] | Problem:

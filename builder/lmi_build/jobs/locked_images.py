@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmi_build.errors import Problem, RecipeInvalid, RemoteFailed
 from lmi_build.jobs.faults import explain, explained
-from lmi_build.jobs.images import choose_image
+from lmi_build.jobs.images import ECR, choose_image
 from lmi_build.jobs.needs import is_local, need_of
 from lmi_build.plan.locked import stale_problems
 from lmi_build.recipe.lock import lock_path
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
     from lmi_build.values.settings import Settings
     from lmi_build.values.stage import Plan, Stage
 
-# The host of a registry of ECR, in any partition.
-_ECR = re.compile(
-    r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.[a-z0-9.-]+/(?P<rest>.+)\Z"
-)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 # The forms of an image's manifest; the digest of a list of them is the tag's.
 _MANIFESTS = (
@@ -46,7 +42,7 @@ _REGION = "us-east-1"
 
 def reference(uri: str) -> str:
     """An image without the host of its ECR registry; any other URI as it is."""
-    match = _ECR.match(uri)
+    match = ECR.match(uri)
     return match["rest"] if match else uri
 
 
@@ -143,7 +139,7 @@ def references(
     for scope, uri in sorted(uris.items()):
         old, _, digest = locked.get(scope, "").partition("@")
         plain = reference(uri)
-        if "@" not in plain and ask and _ECR.match(uri):
+        if "@" not in plain and ask and ECR.match(uri):
             found[scope] = f"{plain}@{ask_digest(uri, settings)}"
         elif digest and old == plain:
             found[scope] = f"{plain}@{digest}"
@@ -163,7 +159,7 @@ def ask_digest(uri: str, settings: Settings) -> str:
     Raises:
         RemoteFailed: `lock.no-image`: there is no such tag; or the registry refuses.
     """
-    match = _ECR.match(uri)
+    match = ECR.match(uri)
     if match is None:
         raise ValueError(f"{uri} is not in ECR")
     repository, _, tag = match["rest"].rpartition(":")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lmi_build import api
 from lmi_build.errors import UsageInvalid
 from lmi_build.execute.executor import execute
+from lmi_build.jobs.images import in_region
 from lmi_build.jobs.isolation import MANIFEST_FILE, bring_results, store_manifest
 from lmi_build.jobs.render import render
 from lmi_build.jobs.request import STORE_OUTPUT
@@ -256,9 +257,11 @@ def _render(
 
 
 def _with_image(recipe: Recipe) -> Recipe:
-    """The recipe with an image, whose part this machine plays."""
+    """The recipe with images of the region here, whose part this machine plays."""
     spec = recipe.job or JobSpec()
-    return replace(recipe, job=replace(spec, image=spec.image or IMAGE))
+    image = in_region(spec.image or IMAGE, REGION)
+    images = {kind: in_region(uri, REGION) for kind, uri in spec.images.items()}
+    return replace(recipe, job=replace(spec, image=image, images=images))
 
 
 def _plant_secrets(graph: JobGraph, settings: Settings, url: str) -> None:
