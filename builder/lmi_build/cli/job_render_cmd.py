@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmi_build.cli.catalog_option import knows_catalog
+from lmi_build.cli.job_options import in_one_job, takes_recipes
 from lmi_build.cli.options import State, with_common_options, with_lock_options
 from lmi_build.cli.render import data, say, style
 from lmi_build.units import format_seconds
@@ -22,14 +23,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument(
-    "recipes",
-    nargs=-1,
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="RECIPE...",
-)
-@click.option("--single", is_flag=True, help="Keep every stage in one job.")
+@takes_recipes
+@in_one_job
 @click.option("--policy", is_flag=True, help="Also IAM policies of the least rights.")
 @click.option(
     "--pipeline", is_flag=True, help="Also a definition for SageMaker Pipelines."

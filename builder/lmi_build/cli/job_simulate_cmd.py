@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmi_build.cli.catalog_option import knows_catalog
+from lmi_build.cli.job_options import takes_recipes
 from lmi_build.cli.options import State, with_common_options
 from lmi_build.cli.render import data, say, table
 from lmi_build.jobs.simulation.fault import FORMS
@@ -26,13 +27,7 @@ _TAIL_LINES = 20
 
 
 @click.command()
-@click.argument(
-    "recipes",
-    nargs=-1,
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="RECIPE...",
-)
+@takes_recipes
 @click.option(
     "--hosts",
     "num_hosts",

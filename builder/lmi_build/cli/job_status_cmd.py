@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lmi_build.cli.catalog_option import knows_catalog
+from lmi_build.cli.job_options import takes_targets
 from lmi_build.cli.job_show import jobs_table, meant, num_jobs
 from lmi_build.cli.options import State, with_common_options
 from lmi_build.cli.render import data, data_line, say, table
@@ -25,10 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("targets", nargs=-1, required=True, metavar="NAME|RECIPE...")
-@click.option(
-    "--single", is_flag=True, help="Of a recipe that was submitted with `--single`."
-)
+@takes_targets
 @knows_catalog
 @with_common_options
 @click.pass_obj
@@ -138,10 +136,7 @@ def list_(state: State, *, part: str, limit: int) -> None:
 
 
 @click.command()
-@click.argument("targets", nargs=-1, required=True, metavar="NAME|RECIPE...")
-@click.option(
-    "--single", is_flag=True, help="Of a recipe that was submitted with `--single`."
-)
+@takes_targets
 @knows_catalog
 @with_common_options
 @click.pass_obj

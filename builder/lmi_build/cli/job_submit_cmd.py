@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lmi_build.cli.catalog_option import knows_catalog
+from lmi_build.cli.job_options import in_one_job, takes_recipes, takes_targets
 from lmi_build.cli.job_show import (
     artifacts_of,
     meant,
@@ -25,6 +25,7 @@ from lmi_build.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from lmi_build.jobs.prepare import Ready
     from lmi_build.jobs.submit import Ground, Placed
@@ -33,14 +34,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument(
-    "recipes",
-    nargs=-1,
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="RECIPE...",
-)
-@click.option("--single", is_flag=True, help="Keep every stage in one job.")
+@takes_recipes
+@in_one_job
 @click.option(
     "--wait", "and_wait", is_flag=True, help="Watch the jobs to their end, as `wait`."
 )
@@ -111,10 +106,7 @@ def _document(ready: Ready, placed: Sequence[Placed]) -> dict[str, Any]:
 
 
 @click.command()
-@click.argument("targets", nargs=-1, required=True, metavar="NAME|RECIPE...")
-@click.option(
-    "--single", is_flag=True, help="Of a recipe that was submitted with `--single`."
-)
+@takes_targets
 @knows_catalog
 @with_common_options
 @click.pass_obj
