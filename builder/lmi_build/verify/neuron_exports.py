@@ -14,12 +14,12 @@ from lmi_build.backends.folder import local_folder
 from lmi_build.backends.neuronx.export_startup import export_startup
 from lmi_build.catalog.neuron_releases import neuron_releases
 from lmi_build.checkpoint.formats.rounded_nxdi import NxdiInt8Reader
-from lmi_build.errors import Unsupported, VerifyFailed
+from lmi_build.errors import VerifyFailed
 from lmi_build.verify.integrity import refuse_if_damaged
 from lmi_build.verify.proofs import (
     REHEARSED,
     finish,
-    measure_weights,
+    measure_rounding,
     note,
     refuse_unless_loads,
     report_head,
@@ -103,13 +103,6 @@ def _quality(job: Job, emit: Emit, manifest: Manifest) -> Drift | None:
     config = params["call"]["arguments"].get("neuron_config", {})
     if config.get("quantized") is not True:
         return None
-    try:
-        return measure_weights(
-            job, emit, manifest, lambda: NxdiInt8Reader(job.inputs["model"])
-        )
-    except Unsupported as error:
-        if error.code != "checkpoint.scheme":
-            raise
-        message = f"the quality of the weights was not measured: {error.message}"
-        note(job, emit, "warning", "verify.not-measured", message)
-        return None
+    return measure_rounding(
+        job, emit, manifest, lambda: NxdiInt8Reader(job.inputs["model"])
+    )

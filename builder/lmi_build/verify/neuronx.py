@@ -30,16 +30,17 @@ from lmi_build.backends.neuronx.startup import (
 from lmi_build.catalog.neuron_releases import neuron_releases
 from lmi_build.checkpoint.formats.rounded import S8Reader
 from lmi_build.checkpoint.header import read_header
-from lmi_build.errors import Problem, Unsupported
+from lmi_build.errors import Problem
 from lmi_build.verify.integrity import refuse_if_damaged
 from lmi_build.verify.proofs import (
     REHEARSED,
     finish,
-    measure_weights,
+    measure_rounding,
     note,
     refuse,
     refuse_unless_loads,
     report_head,
+    startup_rows,
 )
 
 if TYPE_CHECKING:
@@ -199,10 +200,7 @@ def _startup(
     """What each Neuron image does with the folder; ours must load it."""
     own = neuron_startup(folder, release.version)
     refuse_unless_loads(job, emit, own, f"LMI {release.version}")
-    return [
-        {"lmi": row.lmi, "outcome": row.outcome, "reason": row.reason}
-        for row in neuron_startup_everywhere(folder)
-    ]
+    return startup_rows(neuron_startup_everywhere(folder))
 
 
 def _quality(job: Job, emit: Emit, manifest: Manifest) -> Drift | None:
@@ -211,13 +209,6 @@ def _quality(job: Job, emit: Emit, manifest: Manifest) -> Drift | None:
     if not params["int8"]:
         return None
     amp = str(params["call"]["arguments"]["amp"])
-    try:
-        return measure_weights(
-            job, emit, manifest, lambda: S8Reader(job.inputs["model"], amp=amp)
-        )
-    except Unsupported as error:
-        if error.code != "checkpoint.scheme":
-            raise
-        message = f"the quality of the weights was not measured: {error.message}"
-        note(job, emit, "warning", "verify.not-measured", message)
-        return None
+    return measure_rounding(
+        job, emit, manifest, lambda: S8Reader(job.inputs["model"], amp=amp)
+    )

@@ -6,7 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any, cast
 
 from lmi_build import __version__
-from lmi_build.errors import VerifyFailed
+from lmi_build.checkpoint.formats.dequantized import DequantizedReader
+from lmi_build.errors import Unsupported, VerifyFailed
 from lmi_build.events import StageNote
 from lmi_build.store.files import write_atomic
 from lmi_build.verify.drift import drift_document, measure_drift
@@ -16,7 +17,7 @@ from lmi_build.verify.streamed import can_stream, streamed_logits
 from lmi_build.verify.worker import REPORT_NAME, REPORT_SCHEMA, refuse_missed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from contextlib import AbstractContextManager
     from typing import TypeAlias
 
@@ -138,6 +139,78 @@ def refuse_unless_loads(job: Job, emit: Emit, verdict: Verdict, server: str) -> 
         )
     for text in verdict.notes:
         note(job, emit, "warning", "verify.startup", text)
+
+
+def startup_rows(verdicts: Iterable[Verdict]) -> list[JSONValue]:
+    """
+    What every release of a container does with the folder, for the report.
+
+    Args:
+        verdicts: One for each release.
+    """
+    return [
+        {"lmi": row.lmi, "outcome": row.outcome, "reason": row.reason}
+        for row in verdicts
+    ]
+
+
+def measure_codes(
+    job: Job, emit: Emit, manifest: Manifest, *, computed_by: str
+) -> Drift | None:
+    """
+    How far a quantized checkpoint is from the float model it was made of.
+
+    Args:
+        job: As for `measure_weights`; an input `weights` where they were quantized.
+        emit: Gets progress, and a note where activations are rounded as well.
+        manifest: The artifact's.
+        computed_by: What rounds the activations when it serves.
+
+    Returns:
+        None where nothing was quantized, or nothing could be measured.
+    """
+    weights = job.inputs.get("weights")
+    if weights is None:
+        return None
+    drift = measure_weights(job, emit, manifest, lambda: DequantizedReader(weights))
+    if drift is not None and manifest.scheme["activation_dtype"] != "none":
+        message = (
+            "measured with the activations in float: what rounding them to 8 bits"
+            f" costs, {computed_by} alone can show"
+        )
+        note(job, emit, "info", "verify.float-activations", message)
+    return drift
+
+
+def measure_rounding(
+    job: Job,
+    emit: Emit,
+    manifest: Manifest,
+    open_reader: Callable[[], AbstractContextManager[WeightReader]],
+) -> Drift | None:
+    """
+    How far a library's own rounding takes the weights from the float model's.
+
+    Args:
+        job: As for `measure_weights`.
+        emit: Gets progress, and a warning where nothing was measured.
+        manifest: The artifact's.
+        open_reader: Gives the rounded weights under the model's names.
+
+    Returns:
+        None where they, or the float model, cannot be computed block by block.
+
+    Raises:
+        Unsupported: Any but `checkpoint.scheme`, which is a warning.
+    """
+    try:
+        return measure_weights(job, emit, manifest, open_reader)
+    except Unsupported as error:
+        if error.code != "checkpoint.scheme":
+            raise
+        message = f"the quality of the weights was not measured: {error.message}"
+        note(job, emit, "warning", "verify.not-measured", message)
+        return None
 
 
 def measure_weights(

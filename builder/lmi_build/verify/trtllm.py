@@ -25,15 +25,15 @@ from lmi_build.backends.trtllm.engine_folder import (
 )
 from lmi_build.backends.trtllm.startup import startup, startup_everywhere
 from lmi_build.catalog.releases import releases
-from lmi_build.checkpoint.formats.dequantized import DequantizedReader
 from lmi_build.verify.integrity import refuse_if_damaged
 from lmi_build.verify.proofs import (
     finish,
-    measure_weights,
+    measure_codes,
     note,
     refuse,
     refuse_unless_loads,
     report_head,
+    startup_rows,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from lmi_build.catalog.releases import Release
     from lmi_build.digest import JSONValue
     from lmi_build.events import Emit
-    from lmi_build.numerics.compare import Drift
     from lmi_build.spi import Job
     from lmi_build.values.manifest import Manifest
 
@@ -68,7 +67,8 @@ def run(job: Job, emit: Emit) -> None:
         folder = local_folder(root)
         report["engine"] = _engine(job, emit, manifest, folder, release)
         report["startup"] = _startup(job, emit, folder, release)
-    finish(job, emit, manifest, report, _quality(job, emit, manifest))
+    drift = measure_codes(job, emit, manifest, computed_by="the engine")
+    finish(job, emit, manifest, report, drift)
 
 
 _REHEARSED = (
@@ -150,22 +150,4 @@ def _startup(job: Job, emit: Emit, folder: Folder, release: Release) -> list[JSO
         return []
     own = startup(folder, release.lmi, trtllm=release.trtllm)
     refuse_unless_loads(job, emit, own, f"LMI {release.lmi}")
-    return [
-        {"lmi": row.lmi, "outcome": row.outcome, "reason": row.reason}
-        for row in startup_everywhere(folder)
-    ]
-
-
-def _quality(job: Job, emit: Emit, manifest: Manifest) -> Drift | None:
-    """How far the quantized weights are from the float model; None for the same."""
-    weights = job.inputs.get("weights")
-    if weights is None:
-        return None
-    drift = measure_weights(job, emit, manifest, lambda: DequantizedReader(weights))
-    if drift is not None and manifest.scheme["activation_dtype"] != "none":
-        message = (
-            "measured with the activations in float: what rounding them to 8 bits"
-            " costs, the engine alone can show"
-        )
-        note(job, emit, "info", "verify.float-activations", message)
-    return drift
+    return startup_rows(startup_everywhere(folder))

@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING, Any, cast
 from lmi_build.backends.folder import local_folder, read_text
 from lmi_build.backends.java_properties import java_properties
 from lmi_build.backends.vllm.startup import vllm_startup, vllm_startup_everywhere
-from lmi_build.checkpoint.formats.dequantized import DequantizedReader
 from lmi_build.errors import Problem
 from lmi_build.package.properties import PROPERTIES_NAME
 from lmi_build.verify.integrity import refuse_if_damaged
 from lmi_build.verify.proofs import (
     finish,
-    measure_weights,
-    note,
+    measure_codes,
     refuse,
     refuse_unless_loads,
     report_head,
+    startup_rows,
 )
 
 if TYPE_CHECKING:
@@ -32,9 +31,7 @@ if TYPE_CHECKING:
 
     from lmi_build.backends.folder import Folder
     from lmi_build.events import Emit
-    from lmi_build.numerics.compare import Drift
     from lmi_build.spi import Job
-    from lmi_build.values.manifest import Manifest
 
 
 def run(job: Job, emit: Emit) -> None:
@@ -54,11 +51,9 @@ def run(job: Job, emit: Emit) -> None:
     report = report_head(manifest, kind="hf-folder", rehearsal=False)
     own = vllm_startup(folder, str(params["release"]))
     refuse_unless_loads(job, emit, own, str(params["release"]))
-    report["startup"] = [
-        {"lmi": row.lmi, "outcome": row.outcome, "reason": row.reason}
-        for row in vllm_startup_everywhere(folder)
-    ]
-    finish(job, emit, manifest, report, _quality(job, emit, manifest))
+    report["startup"] = startup_rows(vllm_startup_everywhere(folder))
+    drift = measure_codes(job, emit, manifest, computed_by="vLLM")
+    finish(job, emit, manifest, report, drift)
 
 
 def _differences(folder: Folder, planned: Mapping[str, str]) -> Iterator[Problem]:
@@ -79,18 +74,3 @@ def _differences(folder: Folder, planned: Mapping[str, str]) -> Iterator[Problem
             " once more, or end",
             hint="build the artifact again, and leave the key out",
         )
-
-
-def _quality(job: Job, emit: Emit, manifest: Manifest) -> Drift | None:
-    """How far the quantized weights are from the float model; None for the same."""
-    weights = job.inputs.get("weights")
-    if weights is None:
-        return None
-    drift = measure_weights(job, emit, manifest, lambda: DequantizedReader(weights))
-    if drift is not None and manifest.scheme["activation_dtype"] != "none":
-        message = (
-            "measured with the activations in float: what rounding them to 8 bits"
-            " costs, vLLM alone can show"
-        )
-        note(job, emit, "info", "verify.float-activations", message)
-    return drift
