@@ -151,6 +151,14 @@ def optimum_start(
             _AGAIN,
             lmi=lmi,
         )
+    other = _other_shape(option, block, alone=alone, lmi=lmi)
+    return other or _export_files(folder, release, block)
+
+
+def _other_shape(
+    option: Mapping[str, str], block: Mapping[str, Any], *, alone: bool, lmi: str
+) -> Verdict | None:
+    """How LMI refuses an export of other sizes than it is told; None for the same."""
     for name, ours in _CHECKED:
         # Without a rolling batch the server's own batch is compared, one if not set.
         key = "batch_size" if alone and ours == "batch_size" else name
@@ -162,7 +170,7 @@ def optimum_start(
                 f"write `option.{key}={block.get(ours)}`",
                 lmi=lmi,
             )
-    return _export_files(folder, release, block)
+    return None
 
 
 def _export_files(

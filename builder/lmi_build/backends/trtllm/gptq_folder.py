@@ -48,6 +48,24 @@ def gptq_folder_problems(
     Returns:
         Messages; none where the folder is fine.
     """
+    found = _scheme_faults(scheme, trtllm)
+    if len(files) != 1:
+        found.append(f"the converter opens one file, and there are {len(files)}")
+    if "lm_head.weight" not in tensors:
+        found.append(
+            "the converter asks for a float `lm_head.weight`, and there is none:"
+            " tied to the embedding, or quantized"
+        )
+    if pipeline_parallel_size > 1:
+        found.append(
+            "the converter gives every pipeline stage the layers of the first, and"
+            f" there are {pipeline_parallel_size} stages"
+        )
+    return found
+
+
+def _scheme_faults(scheme: QuantScheme, trtllm: str) -> list[str]:
+    """What the converter would read wrong of the quantized weights themselves."""
     found = []
     if scheme.packing != "gptq":
         found.append(
@@ -75,16 +93,4 @@ def gptq_folder_problems(
         )
     if scheme.scale_dtype != "float16":
         found.append(f"scales are read as float16, and these are {scheme.scale_dtype}")
-    if len(files) != 1:
-        found.append(f"the converter opens one file, and there are {len(files)}")
-    if "lm_head.weight" not in tensors:
-        found.append(
-            "the converter asks for a float `lm_head.weight`, and there is none:"
-            " tied to the embedding, or quantized"
-        )
-    if pipeline_parallel_size > 1:
-        found.append(
-            "the converter gives every pipeline stage the layers of the first, and"
-            f" there are {pipeline_parallel_size} stages"
-        )
     return found

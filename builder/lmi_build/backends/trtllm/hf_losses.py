@@ -85,24 +85,9 @@ def tell_losses(
         algo: `quant_algo`.
         dtype: What the loader computes in.
     """
-    groups = {joined_group(name, linears) for name in seen.scales} - {()}
-    apart = [
-        group for group in groups if len({seen.scales[name] for name in group}) > 1
-    ]
-    if apart:
-        ratio = max(
-            max(scales) / min(scales)
-            for scales in ([seen.scales[name] for name in group] for group in apart)
-        )
-        _note(
-            job,
-            emit,
-            "compile.hf-rescaled",
-            f"{len(apart)} of {len(groups)} joined layers (q, k, v or gate, up) have"
-            f" different scales, up to {ratio:.3g} times apart: TensorRT-LLM rounds"
-            " their fp8 weights again to the largest; `granularity: channel` with"
-            " release 1.0 keeps them",
-        )
+    rescaled = _rescaled(seen, linears)
+    if rescaled:
+        _note(job, emit, "compile.hf-rescaled", rescaled)
     if seen.num_rounded:
         _note(
             job,
@@ -127,6 +112,26 @@ def tell_losses(
             "TensorRT-LLM's PyTorch backend keeps an fp8 cache with a scale of 1; the"
             " scales of the checkpoint are written and not used by it",
         )
+
+
+def _rescaled(seen: Losses, linears: Collection[str]) -> str:
+    """What joining layers of different scales costs; empty where all are equal."""
+    groups = {joined_group(name, linears) for name in seen.scales} - {()}
+    apart = [
+        group for group in groups if len({seen.scales[name] for name in group}) > 1
+    ]
+    if not apart:
+        return ""
+    ratio = max(
+        max(scales) / min(scales)
+        for scales in ([seen.scales[name] for name in group] for group in apart)
+    )
+    return (
+        f"{len(apart)} of {len(groups)} joined layers (q, k, v or gate, up) have"
+        f" different scales, up to {ratio:.3g} times apart: TensorRT-LLM rounds"
+        " their fp8 weights again to the largest; `granularity: channel` with"
+        " release 1.0 keeps them"
+    )
 
 
 def _note(job: Job, emit: Emit, code: str, message: str) -> None:

@@ -97,23 +97,6 @@ def engine_stage(
         plan.num_ranks,
         writes_checkpoint=plan.conversion is not None,
     )
-    terms = terms_of(
-        target.release,
-        trtllm_models()[model.geometry.architecture],
-        algorithm,
-        recipe.compile.options,
-    )
-    notes = tuple(
-        Note(level="info", code="compile.derived", message=line)
-        for line in explain(recipe.bounds, terms)
-    )
-    cache = algorithm.kv_cache_quant_algo.lower()
-    if cache and not reads_cache_scale(cache, trtllm=plan.trtllm):
-        message = (
-            f"TensorRT-LLM {plan.trtllm} takes 1.0 for the scales of an {cache} cache,"
-            " whatever the checkpoint says; 0.15 and later read them"
-        )
-        notes += (Note(level="warning", code="trtllm.cache-scale", message=message),)
     ours, image = algorithm.writer == "ours", _image(target, host)
     capability = target.instance.compute_capability
     platform = f"linux-x86_64-sm{capability.replace('.', '')}"
@@ -140,10 +123,35 @@ def engine_stage(
         blocker=None
         if host.rehearse
         else engine_blocker(plan, target, needs, host, image=image),
-        notes=notes,
+        notes=_engine_notes(recipe, model, algorithm, target),
         # A rehearsal must never be taken for the engine: it has another key.
         platform=f"{platform}-rehearsal" if host.rehearse else platform,
     )
+
+
+def _engine_notes(
+    recipe: Recipe, model: ModelFacts, algorithm: Algorithm, target: Target
+) -> tuple[Note, ...]:
+    """What was derived from the bounds, and what the release does with a cache."""
+    terms = terms_of(
+        target.release,
+        trtllm_models()[model.geometry.architecture],
+        algorithm,
+        recipe.compile.options,
+    )
+    notes = tuple(
+        Note(level="info", code="compile.derived", message=line)
+        for line in explain(recipe.bounds, terms)
+    )
+    version = target.release.trtllm
+    cache = algorithm.kv_cache_quant_algo.lower()
+    if cache and not reads_cache_scale(cache, trtllm=version):
+        message = (
+            f"TensorRT-LLM {version} takes 1.0 for the scales of an {cache} cache,"
+            " whatever the checkpoint says; 0.15 and later read them"
+        )
+        notes += (Note(level="warning", code="trtllm.cache-scale", message=message),)
+    return notes
 
 
 def _engine_plan(
