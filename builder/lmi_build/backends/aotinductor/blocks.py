@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from lmi_build.backends.aotinductor import kernels
 from lmi_build.backends.aotinductor.linears import computed
 from lmi_build.decoders.activation_functions import ACTIVATIONS
 from lmi_build.decoders.attention import alibi_bias
@@ -40,10 +41,12 @@ class Rows:
     Args:
         slot_R: Slot of each row, counted in the caches of this graph.
         place_R: Place of each row.
-        seen: For each layer type, which places a row sees: bool [B, 1, 1, L, C].
+        seen: For each layer type, which places a row sees: bool [B, 1, 1, L, C];
+            empty where a kernel finds them.
         turns: For each layer type, its tables at the rows' places: cosines and sines
             [R, 1, width].
         shape: B and L.
+        limit: Rows at this place are padding.
     """
 
     slot_R: Tensor
@@ -51,6 +54,7 @@ class Rows:
     seen: Mapping[str, Tensor]
     turns: Mapping[str, tuple[Tensor, Tensor]]
     shape: tuple[int, int]
+    limit: int
 
 
 class Norm(nn.Module):
@@ -197,6 +201,18 @@ class Block(nn.Module):
         slots, tokens = rows.shape
         _, heads, places, width = key_BKCH.shape
         shared = config.num_heads // heads
+        if kernels.in_graph(query_RNH):
+            scale = config.score_scale_of(self.index)
+            return kernels.attention(
+                query_RNH.float() * scale,
+                key_BKCH,
+                value_BKCH,
+                rows.place_R,
+                bias_NC=self.bias,
+                cap=config.score_softcap,
+                window=config.window_of(self.index),
+                limit=rows.limit,
+            )
         pairs = slots * heads
         query = query_RNH.view(slots, tokens, heads, shared, width)
         query = (query * config.score_scale_of(self.index)).permute(0, 2, 3, 1, 4)

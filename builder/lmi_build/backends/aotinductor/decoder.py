@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lmi_build.backends.aotinductor import kernels
 from lmi_build.backends.aotinductor.blocks import Rows
 from lmi_build.backends.aotinductor.linears import float_product
 from lmi_build.decoders.rotary import rotary_tables
@@ -193,17 +194,29 @@ class Decoder(nn.Module):
         device = place_R.device
         slots, tokens = shape
         slot_R = torch.arange(slots, device=device).repeat_interleave(tokens)
-        place_C = torch.arange(self.places, device=device)
-        own = place_R.view(slots, 1, 1, tokens, 1)
         seen, turns = {}, {}
         for kind in self.layer_types:
-            seen[kind] = place_C <= own
-            window = self.config.window_of(self.config.layer_types.index(kind))
-            if window is not None and window < self.max_seq_len:
-                seen[kind] = seen[kind] & (place_C > own - window)
+            if not kernels.in_graph(place_R):
+                seen[kind] = self._seen(place_R.view(slots, 1, 1, tokens, 1), kind)
             if kind in self.config.ropes:
                 inside = place_R.clamp(max=self.max_seq_len - 1)
                 tables = (getattr(self, f"cos_{kind}"), getattr(self, f"sin_{kind}"))
                 cos, sin = (functional.embedding(inside, t)[:, None] for t in tables)
                 turns[kind] = (cos, sin)
-        return Rows(slot_R=slot_R, place_R=place_R, seen=seen, turns=turns, shape=shape)
+        return Rows(
+            slot_R=slot_R,
+            place_R=place_R,
+            seen=seen,
+            turns=turns,
+            shape=shape,
+            limit=self.max_seq_len,
+        )
+
+    def _seen(self, own_BL: Tensor, kind: str) -> Tensor:
+        """Which places rows at these places see: bool [B, 1, 1, L, C]."""
+        place_C = torch.arange(self.places, device=own_BL.device)
+        seen = place_C <= own_BL
+        window = self.config.window_of(self.config.layer_types.index(kind))
+        if window is not None and window < self.max_seq_len:
+            seen = seen & (place_C > own_BL - window)
+        return seen

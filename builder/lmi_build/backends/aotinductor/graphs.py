@@ -56,6 +56,8 @@ class Request:
         weights: File of its numbers.
         device: `cpu` or `cuda`.
         isa: `avx2` or `avx512`; empty leaves it to the compiler.
+        kernels: Name of the object file of our kernels, which the linker finds; empty
+            for a GPU.
         options: Inductor's settings.
         result: Where the names of the compiled files go.
     """
@@ -65,6 +67,7 @@ class Request:
     weights: str
     device: str
     isa: str
+    kernels: str
     options: dict[str, Any]
     result: str
 
@@ -123,11 +126,24 @@ def compile_graph(request: Request) -> list[str]:
     with torch.no_grad():
         exported = torch.export.export(Whole().eval(), example, strict=False)
         files = torch._inductor.aot_compile(  # noqa: SLF001
-            exported.module(check_guards=False), example, options=request.options
+            exported.module(check_guards=False), example, options=_options(request)
         )
     if not isinstance(files, list):
         raise TypeError(f"the compiler gave {type(files).__name__}, not files")
     return [file for file in files if isinstance(file, str)]
+
+
+def _options(request: Request) -> dict[str, Any]:
+    """Inductor's settings, those included that JSON cannot say."""
+    from lmi_build.backends.aotinductor.kernels import c_interface
+
+    if not request.kernels:
+        return request.options
+    return {
+        **request.options,
+        "aot_inductor.custom_ops_to_c_shims": c_interface(),
+        "aot_inductor.custom_op_libs": [f":{request.kernels}"],
+    }
 
 
 def _allow_only(isa: str) -> None:

@@ -2,9 +2,10 @@
 Linears whose weights stay as small as the checkpoint has them.
 
 A product with few rows (decoding) is as fast as its weights can be read, so every
-kind widens its weights on the way into the sum, in one pass that the compiler makes
-into one loop. A product with many rows (a prompt) is as fast as the processor
-multiplies: there the weights are widened first and go through a matrix product.
+kind widens its weights on the way into the sum, in one pass. A product with many rows
+(a prompt) is as fast as the processor multiplies: there the weights are widened first
+and go through a matrix product. A graph for processors calls kernels of ours for both;
+what is written here is what they compute, and what a graph for GPUs is made from.
 
 Shape suffixes: R rows, I input channels, O outputs, G groups of I, g channels of a
 group, h half of them.
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lmi_build.backends.aotinductor import kernels
 from lmi_build.numerics.smooth import INT8_MAX, MIN_STEP
 
 if TYPE_CHECKING:
@@ -93,6 +95,8 @@ def float_product(x_RI: Tensor, weight_OI: Tensor) -> Tensor:
     """Rows times float weights of any type: [R, O], float32 for few rows."""
     if x_RI.shape[0] > FEW_ROWS:
         return functional.linear(x_RI, weight_OI.to(x_RI.dtype))
+    if kernels.in_graph(x_RI):
+        return kernels.float_product(x_RI.float(), weight_OI)
     return by_row(x_RI, lambda x_I: (weight_OI.float() * x_I).sum(-1))
 
 
@@ -147,8 +151,16 @@ class GroupedLinear(Linear):
         if self.order is not None:
             x_RI = x_RI.index_select(1, self.order)
         if x_RI.shape[0] > FEW_ROWS:
-            return functional.linear(x_RI, self.weight().to(x_RI.dtype))
+            return functional.linear(x_RI, self._widened(x_RI.dtype))
+        if kernels.in_graph(x_RI):
+            form = (self.code, self.scale, self.zero)
+            return kernels.grouped_product(x_RI.float(), *form)
         return by_row(x_RI, self._row)
+
+    def _widened(self, dtype: torch.dtype) -> Tensor:
+        if kernels.in_graph(self.code):
+            return kernels.widened(self.code, self.scale, self.zero, dtype)
+        return self.weight().to(dtype)
 
     def weight(self) -> Tensor:
         """The weights, float32 [O, I], channels in the order of the groups."""
@@ -228,6 +240,8 @@ class CodedLinear(Linear):
         code_RI = (x_RI / step_R1).round().clamp(-INT8_MAX - 1, INT8_MAX)
         if x_RI.shape[0] > FEW_ROWS:
             sum_RO = torch._int_mm(code_RI.to(torch.int8), self.code.t())  # noqa: SLF001
+        elif kernels.in_graph(x_RI):
+            sum_RO = kernels.whole_product(code_RI.to(torch.int16), self.code)
         else:
             whole_OI = self.code.to(torch.int32)
             sum_RO = torch.stack(

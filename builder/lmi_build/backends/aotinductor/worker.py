@@ -39,6 +39,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 # Where the compiler works, on every machine.
 WORKPLACE = Path("/tmp/lmi-build-aotinductor")  # noqa: S108 - the same on every machine
 PROCESSES = 2
+KERNELS_NAME = "kernels.o"
 SCORE_ROWS = 32
 # Endings of what a package needs of a graph's compiled files.
 _KEPT = (".wrapper.so", ".wrapper_metadata.json")
@@ -78,6 +79,7 @@ def run(job: Job, emit: Emit) -> None:
     WORKPLACE.mkdir(mode=0o700, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(locked(WORKPLACE / "lock"))
+        _compile_kernels(params, compiler)
         files = _compile(job, emit, graphs, params, compiler)
         _package(files, job.out / PACKAGE_NAME)
     record["graphs"] = [graph.name for graph in graphs]
@@ -190,6 +192,26 @@ def _eos_token_ids(checkpoint: Path, config: Mapping[str, Any]) -> list[int]:
     return sorted(set(ids))
 
 
+def _compile_kernels(params: Mapping[str, Any], compiler: str) -> None:
+    """Our own kernels, which every graph for processors links."""
+    from lmi_build.backends.aotinductor.kernels import compile_kernels
+
+    if params["device"] != "cpu":
+        return
+    wrapped = _compiler_without_places(compiler)
+    march = ISAS[params["isa"]][0]
+    try:
+        compile_kernels(wrapped, march, WORKPLACE / KERNELS_NAME)
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.decode("utf-8", "replace").strip().splitlines()[-5:]
+        raise StageFailed(
+            f"`{compiler}` ended with status {error.returncode} on the kernels:\n  "
+            + "\n  ".join(lines),
+            code="compile.graph-failed",
+            hints=("install g++ 12 or later: `apt-get install g++`",),
+        ) from error
+
+
 def _compile(
     job: Job,
     emit: Emit,
@@ -239,19 +261,21 @@ def _start(
         weights=str(job.out / WEIGHTS_NAME),
         device=params["device"],
         isa=params["isa"],
+        kernels=KERNELS_NAME if params["device"] == "cpu" else "",
         options=inductor_options(params),
         result=str(job.state / f"{graph.name}.json"),
     ).write(request)
     environment = {
         **os.environ,
         "TORCHINDUCTOR_CACHE_DIR": str(place),
-        # Headers compiled ahead take longer than the one file that would use them.
         "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0",
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
         # Each instruction set would be tried by compiling a program.
         "TORCHINDUCTOR_VEC_ISA_OK": "1",
         "AOT_INDUCTOR_ENABLE_LINE_TABLES": "0",
         "CXX": _compiler_without_places(compiler),
+        # Where the linker looks for the kernels.
+        "LIBRARY_PATH": str(WORKPLACE),
     }
     with (job.state / f"{graph.name}.log").open("wb") as log:
         return subprocess.Popen(
@@ -267,6 +291,8 @@ def inductor_options(params: Mapping[str, Any]) -> dict[str, Any]:
     options: dict[str, Any] = {
         "aot_inductor.package": True,
         "aot_inductor.package_constants_in_so": False,
+        # They take longer than the one file that would use them.
+        "aot_inductor.precompile_headers": False,
         # The server's own number of threads, not the builder's.
         "cpp.dynamic_threads": True,
     }
