@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from lmi_build.catalog.neuron_releases import NeuronRelease
+    from lmi_build.catalog.releases import Release
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
 NOTE = "<!-- Written by scripts/gen_docs.py; change the code, not this page. -->\n"
@@ -236,7 +239,6 @@ def releases_page() -> str:
     from lmi_build.catalog.trtllm_flags import flag_rows
 
     rows = list(releases().values())
-    images = [row for row in rows if row.properties]
     lines = [
         "# Releases\n",
         (
@@ -267,17 +269,7 @@ def releases_page() -> str:
             f" {', '.join(row.compute_capabilities)} | {note} |"
         )
     lines += [
-        "\n## Keys of `serving.properties`\n",
-        "What each published image reads, by what it means.\n",
-        "| meaning | " + " | ".join(row.lmi for row in images) + " |",
-        "| --- " * (len(images) + 1) + "|",
-    ]
-    meanings = dict.fromkeys(key for row in images for key in row.properties)
-    for meaning in meanings:
-        keys = (row.properties.get(meaning, "") for row in images)
-        cells = (f"`option.{key}`" if key else "" for key in keys)
-        lines.append(f"| {meaning} | {' | '.join(cells)} |")
-    lines += [
+        *_property_lines([row for row in rows if row.properties]),
         "\n## Options of `trtllm-build`\n",
         (
             "*run*: the release's own parser was executed. *documented*: read in its"
@@ -294,15 +286,28 @@ def releases_page() -> str:
     return "\n".join([*lines, *neuron_lines()]) + "\n"
 
 
+def _property_lines(images: Sequence[Release]) -> list[str]:
+    """What each image reads of `serving.properties`, by what it means."""
+    lines = [
+        "\n## Keys of `serving.properties`\n",
+        "What each published image reads, by what it means.\n",
+        "| meaning | " + " | ".join(row.lmi for row in images) + " |",
+        "| --- " * (len(images) + 1) + "|",
+    ]
+    for meaning in dict.fromkeys(key for row in images for key in row.properties):
+        keys = (row.properties.get(meaning, "") for row in images)
+        cells = (f"`option.{key}`" if key else "" for key in keys)
+        lines.append(f"| {meaning} | {' | '.join(cells)} |")
+    return lines
+
+
 def neuron_lines() -> list[str]:
     """What each container for Inferentia and Trainium loads and can be told."""
     from lmi_build.backends.neuronx.models import known
-    from lmi_build.backends.neuronx.options import lmi_option_names
     from lmi_build.backends.neuronx.signatures import signatures
     from lmi_build.catalog.neuron_releases import neuron_releases
 
     rows = list(neuron_releases().values())
-    told = {row.name: lmi_option_names(row) for row in rows if "tnx" in row.loaders}
     lines = [
         "\n## Neuron\n",
         (
@@ -335,6 +340,25 @@ def neuron_lines() -> list[str]:
             if row.published
             for loader in row.loaders
         ),
+        *_tnx_option_lines([row for row in rows if "tnx" in row.loaders]),
+        "\n### Versions of transformers-neuronx\n",
+        "| row | version | fields of NeuronConfig | without a device | read in |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            f"| {x.name} | {x.version} | {len(x.configs['NeuronConfig'])} |"
+            f" {'yes' if x.cpu_compile else 'no'} | {x.source} |"
+            for x in signatures().values()
+        ),
+    ]
+    return lines
+
+
+def _tnx_option_lines(rows: Sequence[NeuronRelease]) -> list[str]:
+    """What each release with transformers-neuronx can be told of its options."""
+    from lmi_build.backends.neuronx.options import lmi_option_names
+
+    told = {row.name: lmi_option_names(row) for row in rows}
+    lines = [
         "\n### Options of Transformers NeuronX\n",
         (
             "What `compile.options` may set, by the key of `serving.properties` that"
@@ -347,16 +371,6 @@ def neuron_lines() -> list[str]:
         keys = (names.get(option, "") for names in told.values())
         cells = (f"`option.{key}`" if key else "" for key in keys)
         lines.append(f"| {option} | {' | '.join(cells)} |")
-    lines += [
-        "\n### Versions of transformers-neuronx\n",
-        "| row | version | fields of NeuronConfig | without a device | read in |",
-        "| --- | --- | --- | --- | --- |",
-        *(
-            f"| {x.name} | {x.version} | {len(x.configs['NeuronConfig'])} |"
-            f" {'yes' if x.cpu_compile else 'no'} | {x.source} |"
-            for x in signatures().values()
-        ),
-    ]
     return lines
 
 

@@ -187,6 +187,13 @@ def check_tensors(
             )
 
 
+def _embedding_scale(values: Values, hidden_size: int) -> float:
+    """What the rows of the embedding are multiplied with."""
+    if values.special("scaled_embedding"):
+        return math.sqrt(hidden_size)
+    return float(or_one(values.special("embedding_multiplier")))
+
+
 def read_config(
     config: Mapping[str, Any], architecture: Architecture | None = None
 ) -> DecoderConfig:
@@ -237,11 +244,7 @@ def read_config(
         parallel=bool(
             values.special("parallel") or values.special("new_decoder_architecture")
         ),
-        embedding_scale=(
-            math.sqrt(hidden)
-            if values.special("scaled_embedding")
-            else float(or_one(values.special("embedding_multiplier")))
-        ),
+        embedding_scale=_embedding_scale(values, hidden),
         residual_scale=float(or_one(values.special("residual_multiplier"))),
         num_experts=int(values.special("num_experts") or 0),
         num_experts_per_token=int(values.special("num_experts_per_token") or 0),

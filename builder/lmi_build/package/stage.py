@@ -87,28 +87,40 @@ def package_params(  # noqa: PLR0913 - each moves the key on its own
             "requirements": list(serving.requirements),
             **serving.compatibility,
         },
-        "serving": {
-            "handler": serving.handler,
-            "handler_digest": handler_digest,
-            "engine_dir": serving.engine_dir,
-            "tokenizer_dir": serving.tokenizer_dir,
-            "tokenizer_class": serving.tokenizer_class,
-            "model_files": list(serving.model_files),
-            "files": dict(serving.files),
-            "rehearsal": serving.rehearsal,
-            "requirements": list(serving.requirements),
-            "properties": djl_properties(recipe, serving),
-            "settings": dict(serving.settings),
-        },
-        "deploy": {
-            "environment": {**recipe.serve.environment, **serving.environment},
-            "container_startup_health_check_timeout_seconds": (
-                recipe.serve.model_loading_timeout
-            ),
-            "model_data_compression": (
-                "Gzip" if recipe.package.format == "tar.gz" else "None"
-            ),
-        },
+        "serving": _serving_block(recipe, serving, handler_digest),
+        "deploy": _deploy_block(recipe, serving),
+    }
+
+
+def _serving_block(
+    recipe: Recipe, serving: Serving, handler_digest: Digest | None
+) -> Params:
+    """What the container's front end and the handler read."""
+    return {
+        "handler": serving.handler,
+        "handler_digest": handler_digest,
+        "engine_dir": serving.engine_dir,
+        "tokenizer_dir": serving.tokenizer_dir,
+        "tokenizer_class": serving.tokenizer_class,
+        "model_files": list(serving.model_files),
+        "files": dict(serving.files),
+        "rehearsal": serving.rehearsal,
+        "requirements": list(serving.requirements),
+        "properties": djl_properties(recipe, serving),
+        "settings": dict(serving.settings),
+    }
+
+
+def _deploy_block(recipe: Recipe, serving: Serving) -> Params:
+    """What SageMaker is told when an endpoint is made."""
+    return {
+        "environment": {**recipe.serve.environment, **serving.environment},
+        "container_startup_health_check_timeout_seconds": (
+            recipe.serve.model_loading_timeout
+        ),
+        "model_data_compression": (
+            "Gzip" if recipe.package.format == "tar.gz" else "None"
+        ),
     }
 
 

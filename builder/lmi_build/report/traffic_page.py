@@ -225,26 +225,11 @@ def _curve(proposal: Proposal) -> str:
     )
 
 
-def curve_spec(points: Sequence[Choice], chosen: Choice, width: int) -> dict[str, Any]:
-    """
-    Rejected share against capacity, on a logarithmic scale.
-
-    Args:
-        points: The curve, without what rejects nothing.
-        chosen: The one that was taken.
-        width: Of the chart, in pixels.
-    """
+def _curve_axes(points: Sequence[Choice], chosen: Choice, width: int) -> dict[str, Any]:
+    """Capacity to the right, the rejected share upwards."""
     most = max(choice.capacity for choice in (*points, chosen)) * 1.05
     low = math.floor(math.log10(min(choice.rejected_share for choice in points)))
-    rows = [
-        {
-            "capacity": choice.capacity,
-            "share": float(f"{choice.rejected_share:.4g}"),
-            "chosen": choice.target == chosen.target,
-        }
-        for choice in points
-    ]
-    at = {
+    return {
         "x": {
             "field": "capacity",
             "scale": {"domain": [0, round(most)], "nice": False},
@@ -263,6 +248,26 @@ def curve_spec(points: Sequence[Choice], chosen: Choice, width: int) -> dict[str
             **_QUANTITY,
         },
     }
+
+
+def curve_spec(points: Sequence[Choice], chosen: Choice, width: int) -> dict[str, Any]:
+    """
+    Rejected share against capacity, on a logarithmic scale.
+
+    Args:
+        points: The curve, without what rejects nothing.
+        chosen: The one that was taken.
+        width: Of the chart, in pixels.
+    """
+    rows = [
+        {
+            "capacity": choice.capacity,
+            "share": float(f"{choice.rejected_share:.4g}"),
+            "chosen": choice.target == chosen.target,
+        }
+        for choice in points
+    ]
+    at = _curve_axes(points, chosen, width)
     layers = [
         {
             "data": values(rows),

@@ -72,6 +72,27 @@ def methods(ways: Sequence[Way]) -> dict[str, int]:
     return {name: index for index, name in enumerate(order)}
 
 
+def _axes(seen: Sequence[Way], paid: Paid, width: int) -> dict[str, Any]:
+    """Margin to the right, money upwards."""
+    return {
+        "x": {
+            "field": "margin",
+            "type": "quantitative",
+            "scale": {"domain": _span(seen), "nice": False},
+            "axis": axis(
+                "left at worst, share of the device", format="%", tickCount=ticks(width)
+            ),
+        },
+        "y": {
+            "field": "paid",
+            "type": "quantitative",
+            "scale": {"type": "log", "domain": _prices(seen), "nice": False},
+            "axis": axis(paid.title, format="~g", tickCount=6, titleAnchor="start")
+            | {"titleAngle": 0, "titleAlign": "left", "titleX": -50, "titleY": -14},
+        },
+    }
+
+
 def ways_spec(ways: Sequence[Way], paid: Paid, width: int) -> dict[str, Any]:
     """The chart of `ways_section`."""
     places = methods(ways)
@@ -81,22 +102,7 @@ def ways_spec(ways: Sequence[Way], paid: Paid, width: int) -> dict[str, Any]:
     line = [
         {**_row(way, places), "said": str(number)} for number, way in enumerate(best, 1)
     ]
-    x = {
-        "field": "margin",
-        "type": "quantitative",
-        "scale": {"domain": _span(seen), "nice": False},
-        "axis": axis(
-            "left at worst, share of the device", format="%", tickCount=ticks(width)
-        ),
-    }
-    y = {
-        "field": "paid",
-        "type": "quantitative",
-        "scale": {"type": "log", "domain": _prices(seen), "nice": False},
-        "axis": axis(paid.title, format="~g", tickCount=6, titleAnchor="start")
-        | {"titleAngle": 0, "titleAlign": "left", "titleX": -50, "titleY": -14},
-    }
-    at = {"x": x, "y": y}
+    at = _axes(seen, paid, width)
     layers = [
         {
             "data": values(rows),

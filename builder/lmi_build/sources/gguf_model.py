@@ -103,6 +103,19 @@ class _Metadata:
         return self._all.get(f"{self._prefix}.{key}")
 
 
+def _architecture(header: GgufHeader, file: str) -> str:
+    """The name of the header's architecture, one of `ARCHITECTURES`."""
+    found = header.metadata.get("general.architecture")
+    if not isinstance(found, str) or found not in ARCHITECTURES:
+        raise Unsupported(
+            f"`{file}` has GGUF architecture {found!r}; this reader knows"
+            f" {join_words(sorted(ARCHITECTURES), last='and')}",
+            code="source.gguf-architecture",
+            hints=("name the model's safetensors repository in `model.source`",),
+        )
+    return found
+
+
 def config_from_gguf(header: GgufHeader, *, dtype: str, file: str) -> dict[str, Any]:
     """
     The `config.json` of a GGUF file.
@@ -116,14 +129,7 @@ def config_from_gguf(header: GgufHeader, *, dtype: str, file: str) -> dict[str, 
         Unsupported: `source.gguf-architecture` or `source.gguf-feature`.
         SourceInvalid: `source.bad-gguf`: a size is missing or makes no sense.
     """
-    architecture = header.metadata.get("general.architecture")
-    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
-        raise Unsupported(
-            f"`{file}` has GGUF architecture {architecture!r}; this reader knows"
-            f" {join_words(sorted(ARCHITECTURES), last='and')}",
-            code="source.gguf-architecture",
-            hints=("name the model's safetensors repository in `model.source`",),
-        )
+    architecture = _architecture(header, file)
     model_type, class_name = ARCHITECTURES[architecture]
     about = _Metadata(header.metadata, architecture, file)
     _refuse_features(header, about, file)
