@@ -283,7 +283,11 @@ def model_config(model: str, settings: Settings) -> Mapping[str, Any]:
     from lmi_build.values.recipe import ModelSpec
 
     facts = resolve_model(
-        ModelSpec(source=model), settings=settings, base=Path.cwd(), hashed=False
+        ModelSpec(source=model),
+        settings=settings,
+        base=Path.cwd(),
+        hashed=False,
+        served=False,
     )
     return facts.config
 

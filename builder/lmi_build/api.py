@@ -74,7 +74,11 @@ def load_recipe(
 
 
 def resolve(
-    recipes: Sequence[Recipe], settings: Settings, *, hashed: bool = True
+    recipes: Sequence[Recipe],
+    settings: Settings,
+    *,
+    hashed: bool = True,
+    served: bool = True,
 ) -> dict[str, ModelFacts]:
     """
     Pin down the model of every recipe; each distinct model is looked up once.
@@ -83,6 +87,7 @@ def resolve(
         recipes: Checked recipes.
         settings: The user's environment.
         hashed: Whether local weights are named by their content, as a plan needs it.
+        served: Whether models must have a tokenizer; sizes and costs need none.
 
     Returns:
         Recipe name to facts.
@@ -108,7 +113,9 @@ def resolve(
             try:
                 # A lock is held against what the files are, so they are read.
                 hashes = hashed or entry is not None
-                facts = resolve_model(spec, settings=settings, base=base, hashed=hashes)
+                facts = resolve_model(
+                    spec, settings=settings, base=base, hashed=hashes, served=served
+                )
             except SourceInvalid as error:
                 raise _placed(explain_lost(error, recipe, entry), recipe) from error
             found[wanted] = facts

@@ -134,7 +134,9 @@ def resolve_facts(spec: ModelSpec, settings: Settings) -> ModelFacts:
     """
     from lmi_build.sources.resolve import resolve_model
 
-    return resolve_model(spec, settings=settings, base=Path.cwd(), hashed=False)
+    return resolve_model(
+        spec, settings=settings, base=Path.cwd(), hashed=False, served=False
+    )
 
 
 def size_model(  # noqa: PLR0913 - one keyword for each thing that is asked

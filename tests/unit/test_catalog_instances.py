@@ -131,7 +131,7 @@ def test_faults_of_the_data_name_the_family() -> None:
     where = "instances.toml: [c9]"
     assert module.family_rows("c9", good, where=where)[0].name == "ml.c9.xlarge"
     for table, words in (
-        ({**good, "accelerator": "tpu"}, "`accelerator` is 'tpu'"),
+        ({**good, "accelerator": "tpu"}, '`accelerator` is "tpu"'),
         ({**good, "sizes": {"xlarge": [0, 4]}}, "`sizes.xlarge` has 2 numbers"),
         ({**good, "sizes": {"xlarge": [0, 4, 7.5]}}, "`sizes`"),
         ({**good, "vcpus": 4}, "unknown keys"),

@@ -202,7 +202,7 @@ def test_a_later_price_holds() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (FAMILY.replace("gpu", "tpu"), ("[instances.g9]", "`accelerator` is 'tpu'")),
+        (FAMILY.replace("gpu", "tpu"), ("[instances.g9]", '`accelerator` is "tpu"')),
         (FAMILY.replace("sizes", "size"), ("[instances.g9]", "unknown keys ['size']")),
         (FAMILY.replace("[1, 8, 64]", "[1, 8]"), ("[instances.g9]", "`sizes.xlarge`")),
         (FAMILY.replace('"training"', '"t"'), ("[instances.g9]", "`uses` has ['t']")),

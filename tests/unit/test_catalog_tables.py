@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import re
 from collections.abc import Mapping  # noqa: TC003 - read_row reads annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -78,6 +80,36 @@ def test_a_value_of_another_type_is_refused_by_name(key: str, value: object) -> 
         return
     with pytest.raises(ValueError, match=rf"f\.toml: \[a\], `{key}` is "):
         read_row(Sample, table, where="f.toml: [a]")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("text", 3, "`text` is 3, not a text in quotes"),
+        ("count", "3", '`count` is "3", not a whole number'),
+        ("words", "x", '`words` is "x", not a list, each entry a text in quotes'),
+        ("words", [True], "`words` is true, not a text in quotes"),
+    ],
+)
+def test_a_wrong_value_is_told_in_words_of_the_file(
+    key: str, value: Any, said: str
+) -> None:
+    """No type of Python's is named."""
+    with pytest.raises(ValueError, match="not a") as caught:
+        read_row(Sample, {**GOOD, key: value}, where="f.toml: [a]")
+    assert str(caught.value) == f"f.toml: [a], {said}"
+
+
+@given(key=st.sampled_from(sorted(KINDS)))
+def test_no_message_has_a_word_of_python(key: str) -> None:
+    """For any field, whatever its type."""
+    wrong = dt.date(2026, 1, 1)
+    with pytest.raises(ValueError, match="2026-01-01") as caught:
+        read_row(Sample, {**GOOD, key: wrong}, where="f.toml: [a]")
+    after = str(caught.value).partition(", not ")[2]
+    words = r"\b(str|int|float|bool|None|NoneType|tuple|Mapping|dict)\b"
+    assert after
+    assert not re.search(words, after)
 
 
 @given(key=st.text())

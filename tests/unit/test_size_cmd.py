@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -119,6 +120,27 @@ def test_a_model_without_a_recipe_is_sized_for_an_instance(
     assert found["instance"] == "ml.g5.xlarge"
     assert found["largest"]["certain"] >= 8
     assert found["changes"] == []
+
+
+def test_a_folder_without_a_tokenizer_is_sized_and_priced(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing of it is counted; a build of it is still refused."""
+    shutil.copytree(folder / "model", tmp_path / "model")
+    kept = {"config.json", "model.safetensors"}
+    for path in (tmp_path / "model").iterdir():
+        if path.name not in kept:
+            path.unlink()
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    target = ["--target", "ml.g5.xlarge"]
+
+    assert run(["size", str(recipe)]) == 0
+    assert run(["size", "--model", str(tmp_path / "model"), *MODEL, *target]) == 0
+    assert run(["cost", str(recipe), "--instance", "ml.g5.xlarge"]) in {0, 2, 3}
+    assert "source.no-tokenizer" not in capsys.readouterr().err
+    assert run(["plan", str(recipe)]) != 0
+    assert "source.no-tokenizer" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("runtime", sorted(runtimes()))

@@ -6,12 +6,13 @@ import gzip
 import io
 import json
 import sys
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from lmi_build.catalog.log_columns import column_names, find_column
-from lmi_build.errors import LmiBuildError
+from lmi_build.errors import LmiBuildError, SourceInvalid
 from lmi_build.sizing.lengths import JointLengths
 from lmi_build.traffic.faults import length_or_fault
 from lmi_build.traffic.propose import propose
@@ -114,6 +115,53 @@ def test_parquet_gives_the_same_counts(tmp_path: Path) -> None:
         assert tally.faults.counts == {"missing": 1}
         assert tally.faults.places("missing") == (7,)
         assert tally.unit == "row"
+
+
+def test_parquet_has_columns_of_many_names_and_types(tmp_path: Path) -> None:
+    """Whatever they are called; decimals and codes are read, a list is one column."""
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    pairs = [(i + 1, o) for i, o in PAIRS]
+    inputs, outputs = [i for i, _ in pairs], [o for _, o in pairs]
+    rows = {"i": inputs, "o": outputs}
+    tables: list[tuple[dict[str, Any], tuple[str, str]]] = [
+        ({"n_in": inputs, "n_out": outputs}, ("n_in", "n_out")),
+        ({"N In": inputs, "N-Out": outputs}, ("n_in", "n_out")),
+        ({"a.b": inputs, "a.c": outputs}, ("a.b", "a.c")),
+        (
+            {"r": [{"u": {"p": i, "c": o}} for i, o in pairs]},
+            ("r.u.p", "r.u.c"),
+        ),
+        (
+            {name: [Decimal(x) for x in row] for name, row in rows.items()},
+            ("i", "o"),
+        ),
+        (
+            {name: pa.array(row).dictionary_encode() for name, row in rows.items()},
+            ("i", "o"),
+        ),
+    ]
+
+    for number, (columns, (input_name, output_name)) in enumerate(tables):
+        path = tmp_path / f"{number}.parquet"
+        parquet.write_table(pa.table(columns), path)
+        tally = read(path, input_column=input_name, output_column=output_name)
+        assert tally.joint == JointLengths(pairs), columns.keys()
+
+    listed = {"ids": [[7] * i for i in inputs], "o": outputs}
+    parquet.write_table(pa.table(listed), tmp_path / "list.parquet")
+    with pytest.raises(SourceInvalid, match="not-a-number") as caught:
+        read(tmp_path / "list.parquet", input_column="ids", output_column="o")
+    assert caught.value.code == "traffic.too-many-bad"
+
+
+def test_a_lone_column_is_told_without_its_name(tmp_path: Path) -> None:
+    """It may be the first row of a log without a header, and so somebody's text."""
+    (tmp_path / "log").write_text("secret\n1\n")
+
+    with pytest.raises(SourceInvalid, match="none that looks like a name"):
+        read(tmp_path / "log")
 
 
 def test_faults_are_counted_and_located(tmp_path: Path) -> None:

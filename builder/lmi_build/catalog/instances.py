@@ -10,7 +10,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from lmi_build.catalog.tables import read_row, read_tables
+from lmi_build.catalog.tables import read_row, read_tables, shown
 from lmi_build.errors import Problem
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def family_rows(
     family = read_row(_Family, table, where=where)
     if family.accelerator not in ACCELERATORS:
         raise ValueError(
-            f"{where}, `accelerator` is {family.accelerator!r}, not one of"
+            f"{where}, `accelerator` is {shown(family.accelerator)}, not one of"
             f" {list(ACCELERATORS)}"
         )
     for words in (family.uses, *family.other_uses.values()):

@@ -30,7 +30,7 @@ from lmi_build.catalog.prices import (
     price_table,
     shipped_price_tables,
 )
-from lmi_build.catalog.tables import parse_tables
+from lmi_build.catalog.tables import parse_tables, shown
 from lmi_build.errors import UsageInvalid
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _rows(
     for key, table in part.items():
         if not isinstance(table, dict):
             raise ValueError(  # noqa: TRY004 - one error for all that is wrong
-                f"{name}: [{kind}], `{key}` is {table!r}, not a table such as"
+                f"{name}: [{kind}], `{key}` is {shown(table)}, not a table such as"
                 f" [{kind}.NAME]"
             )
         found[key] = (table, f"{name}: [{kind}.{key}]")

@@ -11,7 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from lmi_build.catalog.instances import USES
-from lmi_build.catalog.tables import read_row, read_tables
+from lmi_build.catalog.tables import read_row, read_tables, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,9 +128,13 @@ def price_table(table: Mapping[str, Any], *, where: str) -> PriceTable:
     if not prices.jobs:
         raise ValueError(f"{where}, `jobs` is empty; known: {sorted(USES)}")
     if not _REGION.fullmatch(prices.region):
-        raise ValueError(f"{where}, `region` is {prices.region!r}, not like us-east-1")
+        raise ValueError(
+            f"{where}, `region` is {shown(prices.region)}, not like us-east-1"
+        )
     if not _DATE.fullmatch(prices.checked):
-        raise ValueError(f"{where}, `checked` is {prices.checked!r}, not YYYY-MM-DD")
+        raise ValueError(
+            f"{where}, `checked` is {shown(prices.checked)}, not YYYY-MM-DD"
+        )
     for name, number in prices.usd_per_hour.items():
         if not 0 < number < float("inf"):
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
@@ -40,6 +41,12 @@ Row = TypeVar("Row", bound="DataclassInstance")
 Image = TypeVar("Image", bound="Published")
 _UNIONS = (UnionType, Union)
 _SCALARS = (str, int, float, bool)
+_WORDS = {
+    str: "a text in quotes",
+    int: "a whole number",
+    float: "a number with a point",
+    bool: "true or false",
+}
 
 
 class Published(Protocol):
@@ -240,11 +247,27 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     # bool is a subclass of int, and neither is meant where the other is declared.
     if type(value) in allowed:
         return value
-    raise ValueError(f"{where} is {value!r}, not {_words(hint)}")
+    raise ValueError(f"{where} is {shown(value)}, not {_words(hint)}")
+
+
+def shown(value: Any) -> str:
+    """A value as TOML spells it, near enough: quotes, brackets and `true`."""
+    return json.dumps(value, default=str)
 
 
 def _words(hint: Any) -> str:
-    return getattr(hint, "__name__", "") if isinstance(hint, type) else str(hint)
+    """What a value may be, in words that a file's author knows."""
+    if hint in _WORDS:
+        return _WORDS[hint]
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is tuple:
+        return f"a list, each entry {_words(arguments[0])}"
+    if origin is Mapping:
+        return f"a table, each value {_words(arguments[1])}"
+    # What may be left out is left out, never written; and a number may be whole.
+    kinds = [kind for kind in arguments if kind is not type(None)]
+    kinds = [kind for kind in kinds if kind is not int or float not in kinds]
+    return " or ".join(_words(kind) for kind in kinds)
 
 
 def refuse_unknown(where: str, *rows: Words) -> None:

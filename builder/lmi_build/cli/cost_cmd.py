@@ -75,7 +75,7 @@ def cost(
     market = read_market(catalog_path(state, catalog))
     if traffic is not None:
         told |= _from_log(traffic, told, settings)
-    facts = api.resolve(recipes, settings, hashed=False)
+    facts = api.resolve(recipes, settings, hashed=False, served=False)
     question = CostQuestion(
         market=market, num_alternatives=alternatives, ways=page is not None, **told
     )

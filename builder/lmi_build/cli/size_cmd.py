@@ -107,7 +107,7 @@ def size(
         reports: list[tuple[Recipe | None, SizeReport]] = [(None, only)]
     else:
         recipes = api.load_recipe(recipe, overrides=state.overrides)
-        facts = api.resolve(recipes, settings, hashed=False)
+        facts = api.resolve(recipes, settings, hashed=False, served=False)
         reports = [
             (each, _size_recipe(each, facts[each.name], told, settings))
             for each in recipes

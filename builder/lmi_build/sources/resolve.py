@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from lmi_build.errors import SourceInvalid
 from lmi_build.sources.cache import FactsCache
 from lmi_build.sources.local import resolve_folder, resolve_gguf
+from lmi_build.sources.selection import require_tokenizer
 from lmi_build.values.stage import Estimate
 
 if TYPE_CHECKING:
@@ -78,7 +79,12 @@ def local_path(source: str, *, base: Path) -> Path:
 
 
 def resolve_model(
-    spec: ModelSpec, *, settings: Settings, base: Path, hashed: bool = True
+    spec: ModelSpec,
+    *,
+    settings: Settings,
+    base: Path,
+    hashed: bool = True,
+    served: bool = True,
 ) -> ModelFacts:
     """
     Learn everything the planner may know about a model.
@@ -89,6 +95,7 @@ def resolve_model(
         base: Folder of the recipe, for relative paths.
         hashed: Whether the weights of a local folder are named by their content. To
             count their bytes their headers are enough, and reading gigabytes is not.
+        served: Whether it must have what serving takes, a tokenizer; sizes need none.
 
     Raises:
         SourceInvalid: The model is missing, broken or refused.
@@ -101,6 +108,16 @@ def resolve_model(
             code="source.bad-dtype",
             hints=(f"write one of {', '.join(_DTYPES)}",),
         )
+    facts = _resolve(spec, settings=settings, base=base, hashed=hashed)
+    if served and facts.kind != "gguf":
+        require_tokenizer((file.path for file in facts.files), source=spec.source)
+    return facts
+
+
+def _resolve(
+    spec: ModelSpec, *, settings: Settings, base: Path, hashed: bool
+) -> ModelFacts:
+    """Facts of a model wherever it lies."""
     kind = source_kind(spec.source, base=base)
     cache = FactsCache(settings.cache_dir / "facts")
     if kind == "hub":

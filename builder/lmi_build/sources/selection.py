@@ -97,6 +97,28 @@ def check_name(name: str, *, source: str) -> str:
     return name
 
 
+def require_tokenizer(names: Iterable[str], *, source: str) -> None:
+    """
+    Refuse a model that no server could read a prompt for.
+
+    Args:
+        names: Files that were selected.
+        source: For messages.
+
+    Raises:
+        SourceInvalid: `source.no-tokenizer`.
+    """
+    present = set(names)
+    if any(need <= present for need in _TOKENIZERS):
+        return
+    first = join_words([" + ".join(sorted(need)) for need in _TOKENIZERS[:3]])
+    raise SourceInvalid(
+        f"`{source}` has no tokenizer: none of {first} is there",
+        code="source.no-tokenizer",
+        hints=("copy `tokenizer.json` of the base model beside `config.json`",),
+    )
+
+
 def select_files(
     names: Iterable[str], *, source: str, indexed: Collection[str] | None
 ) -> Selection:
@@ -109,8 +131,8 @@ def select_files(
         indexed: Files that the weight index names, or None without an index.
 
     Raises:
-        SourceInvalid: Weights, configuration or tokenizer are missing, or the weights
-            are pickles.
+        SourceInvalid: Weights or configuration are missing, or the weights are
+            pickles.
     """
     names = set(names)
     top = {name for name in names if "/" not in name}
@@ -123,13 +145,6 @@ def select_files(
             f"`{source}` has no `config.json`",
             code="source.no-config",
             hints=(hint,),
-        )
-    if not any(need <= top for need in _TOKENIZERS):
-        first = join_words([" + ".join(sorted(need)) for need in _TOKENIZERS[:3]])
-        raise SourceInvalid(
-            f"`{source}` has no tokenizer: none of {first} is there",
-            code="source.no-tokenizer",
-            hints=("copy `tokenizer.json` of the base model beside `config.json`",),
         )
     others = {n for n in top if _TAKEN.fullmatch(n) or _LEGAL.fullmatch(n)}
     if indexed is not None:

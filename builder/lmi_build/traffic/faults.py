@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from lmi_build.sizing.lengths import LARGEST_LEN
@@ -68,13 +69,14 @@ def length_or_fault(value: Any) -> int | str:
     A length, or the kind of its fault.
 
     Whole floats are lengths: tables with gaps hold their integers as floats. So are
-    decimal numbers in strings, which is what CSV has.
+    decimal numbers, which databases write, and numbers in strings, which is what CSV
+    has.
     """
     if value is None or value == "":
         return "missing"
     if isinstance(value, str):
         return _from_text(value.strip())
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
         return "not-a-number"
     if value != value:  # noqa: PLR0124 - NaN, which stands for nothing
         return "missing"

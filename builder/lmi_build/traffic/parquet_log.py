@@ -9,7 +9,7 @@ from lmi_build.traffic.faults import length_or_fault
 from lmi_build.traffic.times import second_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from lmi_build.traffic.tally import Columns, Tally
 
@@ -50,8 +50,7 @@ def read_parquet(
         ) from error
     try:
         with parquet.ParquetFile(file) as log:
-            paths = [log.schema.column(i).path for i in range(len(log.schema))]
-            columns = choose(paths)
+            columns = choose(list(_paths(log.schema_arrow)))
             tally.unit, tally.timed = "row", columns.arrival is not None
             before = 0
             wanted = list(dict.fromkeys(columns.wanted))
@@ -69,6 +68,18 @@ def read_parquet(
         ) from error
 
 
+def _paths(fields: Iterable[Any], before: str = "") -> Iterator[str]:
+    """Every column by its path; a list is one, and an object is each of its parts."""
+    from pyarrow.types import is_struct
+
+    for field in fields:
+        if is_struct(field.type):
+            parts = (field.type.field(i) for i in range(field.type.num_fields))
+            yield from _paths(parts, f"{before}{field.name}.")
+        else:
+            yield f"{before}{field.name}"
+
+
 def _count(
     table: Any,
     columns: Columns,
@@ -77,8 +88,10 @@ def _count(
     before: int,
     length: Callable[[Any], int | str],
 ) -> None:
-    if length is length_or_fault and not tally.timed:
-        pairs = table.select([columns.input, columns.output])
+    pairs = table.select([columns.input, columns.output])
+    # Rows of lists cannot be grouped.
+    plain = not any(hasattr(field.type, "value_field") for field in pairs.schema)
+    if plain and length is length_or_fault and not tally.timed:
         pairs = pairs.rename_columns(["input", "output"])
         rows = pairs.group_by(["input", "output"]).aggregate([([], "count_all")])
         found = zip(*(rows.column(i).to_pylist() for i in range(3)), strict=True)

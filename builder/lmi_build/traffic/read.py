@@ -190,12 +190,13 @@ def _column(
     near = did_you_mean(asked, names) if asked else None
     told = join_words(sorted(names)[:_NAMES_TOLD], last="and")
     more = f" and {len(present) - _NAMES_TOLD} more" * (len(present) > _NAMES_TOLD)
+    nameless = "none that looks like a name" if present else "none"
     what = (
         f"no column `{asked}`" if asked else f"no usual column of {_MEANINGS[meaning]}"
     )
     hints = (f"did you mean `{near}`?",) if near else ()
     raise SourceInvalid(
-        f"`{source}` has {what} in its first rows; it has {told or 'none'}{more}",
+        f"`{source}` has {what} in its first rows; it has {told or nameless}{more}",
         code="traffic.no-column",
         hints=(
             *hints,
