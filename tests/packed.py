@@ -154,14 +154,31 @@ def sample_params(
     )
 
 
-def echo_artifact(root: Path, *, architecture: str) -> Manifest:
-    """Write a whole artifact around the echo handler; returns its manifest."""
-    recipe, serving = sample_recipe(), sample_serving()
-    handler = (HANDLERS / "echo_handler.py").read_bytes()
+def echo_artifact(
+    root: Path,
+    *,
+    architecture: str,
+    handler_name: str = "echo_handler",
+    bounds: Bounds = BOUNDS,
+    **settings: Any,
+) -> Manifest:
+    """
+    Write a whole artifact; returns its manifest.
+
+    Args:
+        root: Its folder.
+        architecture: Of the machine that it is for.
+        handler_name: Which of the handlers without weights.
+        bounds: The promised ones.
+        settings: What the handler finds in `lmi_build.json` beside the bounds.
+    """
+    document = {"bounds": bounds_document(bounds), **settings}
+    recipe, serving = sample_recipe(bounds=bounds), sample_serving(settings=document)
+    handler = (HANDLERS / f"{handler_name}.py").read_bytes()
     contents = {
         "model.py": handler,
         "engine/graph.bin": b"engine bytes",
-        "lmi_build.json": json.dumps({"bounds": bounds_document()}).encode(),
+        "lmi_build.json": json.dumps(document).encode(),
         "requirements.txt": b"",
         "tokenizer.json": b"{}",
         "README.md": b"# sample\n",

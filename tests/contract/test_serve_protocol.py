@@ -12,84 +12,17 @@ import json
 import os
 import platform
 import signal
-import subprocess
-import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
 
 from packed import echo_artifact
+from served import JSON, Answer, Client, start
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-SERVE = (
-    "import sys; from pathlib import Path; from lmi_build.serve.server import serve;"
-    "serve(Path(sys.argv[1]), '127.0.0.1', int(sys.argv[2]))"
-)
-JSON = {"content-type": "application/json"}
-
-
-@dataclass
-class Answer:
-    """What came back."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        """The body as JSON."""
-        return json.loads(self.body)
-
-
-@dataclass
-class Client:
-    """Talks to the server process."""
-
-    process: subprocess.Popen[str]
-    port: int
-
-    def ask(
-        self,
-        method: str,
-        path: str,
-        body: object = None,
-        headers: dict[str, str] | None = None,
-    ) -> Answer:
-        """Send one request; bytes go as they are, anything else as JSON."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        connection.request(
-            method, path, None if body is None else data, headers or JSON
-        )
-        response = connection.getresponse()
-        found = Answer(response.status, dict(response.getheaders()), response.read())
-        connection.close()
-        return found
-
-    def invoke(self, body: object) -> Answer:
-        """LMI's endpoint."""
-        return self.ask("POST", "/invocations", body)
-
-    def chat(self, text: str = "hello", **fields: Any) -> Answer:
-        """OpenAI's endpoint with one user message."""
-        messages = [{"role": "user", "content": text}]
-        document = {"messages": messages, "max_tokens": 5, **fields}
-        return self.ask("POST", "/v1/chat/completions", document)
-
-
-def _start(root: Path, port: int = 0) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", SERVE, str(root), str(port)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +30,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A running server; at the end it must stop by SIGTERM with status 0."""
     root = tmp_path_factory.mktemp("artifact")
     echo_artifact(root, architecture=platform.machine())
-    process = _start(root)
+    process = start(root)
     assert process.stdout is not None
     line = process.stdout.readline()
     ready = json.loads(line)
@@ -417,7 +350,7 @@ def test_client_that_leaves_frees_the_engine(client: Client) -> None:
 def test_port_in_use_is_a_usage_error(client: Client, tmp_path: Path) -> None:
     """Two servers on one port: the second says which, and how to get another."""
     echo_artifact(tmp_path, architecture=platform.machine())
-    process = _start(tmp_path, client.port)
+    process = start(tmp_path, client.port)
     _, errors = process.communicate(timeout=30)
 
     assert process.returncode != 0
@@ -427,7 +360,7 @@ def test_port_in_use_is_a_usage_error(client: Client, tmp_path: Path) -> None:
 def test_interrupt_ends_quietly(tmp_path: Path) -> None:
     """Ctrl-C is how a server is stopped; it is not an error."""
     echo_artifact(tmp_path, architecture=platform.machine())
-    process = _start(tmp_path)
+    process = start(tmp_path)
     assert process.stdout is not None
     process.stdout.readline()
     os.kill(process.pid, signal.SIGINT)

@@ -6,15 +6,17 @@ Every answer is JSON, errors too: under `/v1/` in OpenAI's form, elsewhere in LM
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from lmi_build.serve.answers import make_answers
 from lmi_build.serve.chat import Completion, read_chat
 from lmi_build.serve.fields import parse_object
 from lmi_build.serve.invocations import (
@@ -24,21 +26,24 @@ from lmi_build.serve.invocations import (
     read_invocation,
 )
 from lmi_build.serve.problems import Refused
-from lmi_build.serve.room import EngineRoom, OpenStream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Coroutine
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
     from lmi_build.package.engine import Loaded
+    from lmi_build.serve.answers import Stream
     from lmi_build.values.manifest import Manifest
 
 # SageMaker takes request bodies up to 6 MB; no prompt within a bound needs as much.
 MAX_BODY_BYTES = 6 << 20
 MAX_WAITING = 64
 _BUSY = 503
+# Nobody sees it; nginx's word for it.
+_CLIENT_GONE = 499
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -46,7 +51,7 @@ class OwnedStream(StreamingResponse):
     """A streaming answer that closes its token stream, whatever happens."""
 
     def __init__(
-        self, stream: OpenStream[Any], body: AsyncIterator[bytes], *, media_type: str
+        self, stream: Stream, body: AsyncIterator[bytes], *, media_type: str
     ) -> None:
         super().__init__(body, media_type=media_type)
         self._stream = stream
@@ -70,7 +75,7 @@ class Service:
         loaded: The engine.
         manifest: The artifact's manifest.
         max_body_bytes: Longest request body that is read.
-        max_waiting: Requests that may wait for the engine.
+        max_waiting: Prompts that may wait for the engine.
     """
 
     def __init__(
@@ -84,7 +89,7 @@ class Service:
         self._loaded = loaded
         self._manifest = manifest
         self._max_body_bytes = max_body_bytes
-        self.room = EngineRoom(max_waiting=max_waiting)
+        self.answers = make_answers(loaded.engine, max_waiting=max_waiting)
 
     async def ping(self, request: Request) -> Response:
         """Whether the engine is loaded; it is, or nobody would answer."""
@@ -115,18 +120,14 @@ class Service:
         """LMI's schema; a body with `messages` is a chat, as in LMI."""
         document = parse_object(await self._body(request))
         if "messages" in document:
-            return await self._chat(document)
+            return await self._chat(request, document)
         invocation = read_invocation(document)
-        engine = self._loaded.engine
         if not invocation.stream:
-            answer = await self.room.run(
-                lambda: engine.generate(invocation.inputs, invocation.parameters)
+            answer = await _unless_gone(
+                request, self.answers.whole(invocation.inputs, invocation.parameters)
             )
             return JSONResponse(answer)
-        prompt = str(invocation.inputs)
-        stream = await OpenStream.open(
-            self.room, lambda: engine.lines(prompt, invocation.parameters)
-        )
+        stream = await self.answers.lines(str(invocation.inputs), invocation.parameters)
         events = EVENT_STREAM in request.headers.get("accept", "")
         return OwnedStream(
             stream,
@@ -136,30 +137,32 @@ class Service:
 
     async def chat_completions(self, request: Request) -> Response:
         """OpenAI's schema."""
-        return await self._chat(parse_object(await self._body(request)))
+        return await self._chat(request, parse_object(await self._body(request)))
 
-    async def _chat(self, document: dict[str, Any]) -> Response:
+    async def _chat(self, request: Request, document: dict[str, Any]) -> Response:
         bounds = self._manifest.bounds
         chat = read_chat(
             document,
             model=self._manifest.name,
             max_output_len=int(str(bounds["max_output_len"])),
         )
-        engine = self._loaded.engine
-        ids = await self.room.run(
-            lambda: engine.encode(engine.apply_chat_template(chat.messages))
-        )
+        ids = await self.answers.chat_ids(chat.messages)
         completion = Completion.begin(self._manifest.name)
         if chat.stream:
-            stream = await OpenStream.open(
-                self.room, lambda: engine.stream(ids, chat.parameters)
-            )
+            stream = await self.answers.steps(ids, chat.parameters)
             body = completion.chunks(stream, chat, prompt_len=len(ids))
             return OwnedStream(stream, body, media_type=EVENT_STREAM)
-        steps = await self.room.run(lambda: list(engine.stream(ids, chat.parameters)))
+        steps = await _unless_gone(request, self._steps(ids, chat.parameters))
         return JSONResponse(
             completion.whole(steps, prompt_len=len(ids), logprobs=chat.logprobs)
         )
+
+    async def _steps(self, ids: list[int], parameters: dict[str, Any]) -> list[Any]:
+        stream = await self.answers.steps(ids, parameters)
+        try:
+            return [step async for step in stream]
+        finally:
+            await stream.aclose()
 
     async def _body(self, request: Request) -> bytes:
         kind = request.headers.get("content-type", "application/json")
@@ -233,6 +236,31 @@ def make_app(service: Service, loaded: Loaded) -> Starlette:
             Exception: service.on_failure,
         },
     )
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """
+    Do work whose body was read, and give it up when its client leaves.
+
+    Raises:
+        Refused: 499 when the client left first.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise Refused("the client left", status=_CLIENT_GONE, code="client_gone")
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _is_openai(request: Request) -> bool:

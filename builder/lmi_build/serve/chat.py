@@ -17,10 +17,9 @@ from lmi_build.serve.fields import Fields, type_name
 from lmi_build.text import join_words
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 
     from lmi_build.package.engine import Step
-    from lmi_build.serve.room import OpenStream
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _USED = (
@@ -214,7 +213,7 @@ class Completion:
         return sse({**self._head("chat.completion.chunk"), "choices": choices, **more})
 
     async def chunks(
-        self, stream: OpenStream[Step], request: ChatRequest, *, prompt_len: int
+        self, stream: AsyncIterable[Step], request: ChatRequest, *, prompt_len: int
     ) -> AsyncIterator[bytes]:
         """The answer as server-sent events, `[DONE]` last."""
         extra: dict[str, Any] = {"usage": None} if request.include_usage else {}

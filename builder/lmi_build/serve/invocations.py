@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 from lmi_build.serve.fields import Fields, type_name
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterable, AsyncIterator, Mapping
 
-    from lmi_build.serve.room import OpenStream
 
 JSONLINES = "application/jsonlines"
 EVENT_STREAM = "text/event-stream"
@@ -74,7 +73,7 @@ def read_invocation(document: dict[str, Any]) -> Invocation:
 
 
 async def encoded_lines(
-    stream: OpenStream[Mapping[str, Any]], *, events: bool
+    stream: AsyncIterable[Mapping[str, Any]], *, events: bool
 ) -> AsyncIterator[bytes]:
     """
     The handler's lines as bytes.

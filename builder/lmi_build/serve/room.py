@@ -1,5 +1,5 @@
 """
-The one place where requests meet the engine: one at a time, in one thread.
+Where requests meet an engine without a scheduler: one at a time, in one thread.
 
 An engine is a native object without locks of its own, so every call to it goes to
 the same single thread, and a lock keeps two streams from taking turns. Waiting is

@@ -102,7 +102,7 @@ def serve(
         try:
             server.run(sockets=[listening])
         finally:
-            service.room.close()
+            service.answers.close()
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -502,11 +502,6 @@ class Text:
         """Whether the last step has been made."""
         return bool(self.steps) and self.steps[-1].finish_reason is not None
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the prompt and of the longest answer."""
-        return len(self.ids) - len(self.steps) + self._wanted.max_new_tokens
-
     def write(self, logits: np.ndarray) -> Step:
         """The next step; its token is now part of the text."""
         step = self._writer.write(logits)
@@ -514,10 +509,11 @@ class Text:
         self.ids.append(step.token_id)
         return step
 
-    def line(self) -> dict[str, Any]:
-        """The last step in LMI's streamed answer; the end has the whole text."""
-        found: dict[str, Any] = {"token": _token(self.steps[-1])}
-        if self.ended:
+    def line(self, place: int = -1) -> dict[str, Any]:
+        """A step in LMI's streamed answer; that of the last has the whole text."""
+        step = self.steps[place]
+        found: dict[str, Any] = {"token": _token(step)}
+        if step.finish_reason is not None:
             found.update(self._result(with_tokens=False))
         return found
 
