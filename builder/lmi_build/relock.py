@@ -255,7 +255,7 @@ def shared_result(job: str, settings: Settings) -> JobResult:
         RemoteFailed: The store cannot be reached.
     """
     from lmi_build.execute.stores import split_store_url
-    from lmi_build.remote.s3_client import StoreAccess
+    from lmi_build.remote.access import StoreAccess
     from lmi_build.remote.s3_place import S3Place
     from lmi_build.values.publish import Transfer
 

@@ -25,7 +25,8 @@ from lmi_build.publishers.layout import (
     version_prefix,
 )
 from lmi_build.remote.crc import CRC32, best_checksum, crc64nvme
-from lmi_build.remote.s3_client import endpoint_of, explain, make_client
+from lmi_build.remote.s3_client import endpoint_of, make_client
+from lmi_build.remote.s3_faults import explain
 from lmi_build.remote.s3_parts import part_length, part_table
 from lmi_build.units import MiB
 from lmi_build.values.publish import MIN_PART_BYTES, Transfer

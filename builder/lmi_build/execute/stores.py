@@ -49,7 +49,7 @@ def open_store(
     bucket, prefix = split_store_url(settings.store)
 
     def connect() -> S3Place:
-        from lmi_build.remote.s3_client import StoreAccess
+        from lmi_build.remote.access import StoreAccess
         from lmi_build.remote.s3_place import S3Place
 
         return S3Place(

@@ -10,57 +10,46 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lmi_build.errors import LmiBuildError, RemoteFailed, UsageInvalid
 from lmi_build.jobs.console import console_domain
+from lmi_build.remote.aws_faults import (
+    ADVICE,
+    BOTOCORE,
+    CODES,
+    SIGN_IN,
+    error_code,
+    slug_of,
+    tries,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-_CODES = {
-    "ExpiredTokenException": "remote.expired-token",
-    "ExpiredToken": "remote.expired-token",
-    "RequestExpired": "remote.expired-token",
+_CODES: Mapping[str, str] = {
+    **CODES,
     "UnrecognizedClientException": "remote.bad-credentials",
     "InvalidClientTokenId": "remote.bad-credentials",
     "InvalidSignatureException": "remote.bad-credentials",
-    "SignatureDoesNotMatch": "remote.bad-credentials",
     "AccessDeniedException": "job.denied",
     "AccessDenied": "job.denied",
     "ThrottlingException": "remote.throttled",
-    "Throttling": "remote.throttled",
     "TooManyRequestsException": "remote.throttled",
-    "RequestLimitExceeded": "remote.throttled",
     "ResourceLimitExceeded": "job.quota",
     "ResourceInUse": "job.exists",
     "ValidationException": "job.refused",
     "ValidationError": "job.refused",
 }
-_BOTOCORE = {
-    "NoCredentialsError": "remote.no-credentials",
-    "PartialCredentialsError": "remote.no-credentials",
-    "CredentialRetrievalError": "remote.no-credentials",
-    "ProfileNotFound": "remote.no-credentials",
-    "NoAuthTokenError": "remote.no-credentials",
-    "SSOTokenLoadError": "remote.expired-token",
-    "UnauthorizedSSOTokenError": "remote.expired-token",
-    "TokenRetrievalError": "remote.expired-token",
+_BOTOCORE: Mapping[str, str] = {
+    **BOTOCORE,
     "NoRegionError": "job.no-region",
     "ParamValidationError": "job.refused",
-    "SSLError": "remote.tls",
 }
-_HTTP_SERVER_ERROR = 500
 _QUOTA = re.compile(r"service limit '([^']+)' is ([\d.]+)")
 _DENIED = re.compile(r"not authorized to perform: ([\w:*]+)(?: on resource: (\S+))?")
 _SKEWED = ("signature expired", "signature not yet current")
 _ABSENT = ("could not find", "not found", "does not exist")
-
-
-def error_code(error: Exception) -> str:
-    """The service's code of a fault, or an empty string."""
-    response = getattr(error, "response", None) or {}
-    return str(response.get("Error", {}).get("Code", ""))
 
 
 def _message(error: Exception) -> str:
@@ -107,10 +96,7 @@ def explain(error: Exception, *, doing: str, region: str | None) -> LmiBuildErro
     code = error_code(error)
     slug = _slug(error, code)
     told = _message(error)
-    response: dict[str, Any] = getattr(error, "response", None) or {}
-    tries = response.get("ResponseMetadata", {}).get("RetryAttempts", 0)
-    again = f" (after {tries + 1} tries)" if tries else ""
-    text = f"{doing}: {code}: {told}{again}" if code else f"{doing}: {told}"
+    text = f"{doing}: {code}: {told}{tries(error)}" if code else f"{doing}: {told}"
     # Nothing was asked of anybody yet: that is the command line's fault.
     cls = UsageInvalid if slug == "job.no-region" else RemoteFailed
     return cls(text, code=slug, hints=_hints(slug, told, region or ""))
@@ -119,21 +105,15 @@ def explain(error: Exception, *, doing: str, region: str | None) -> LmiBuildErro
 def _slug(error: Exception, code: str) -> str:
     if code == "InvalidSignatureException" and says(error, *_SKEWED):
         return "remote.clock-skew"
-    if code in _CODES:
-        return _CODES[code]
-    if code:
-        response: dict[str, Any] = getattr(error, "response", {})
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return (
-            "remote.server-error" if status >= _HTTP_SERVER_ERROR else "remote.refused"
-        )
-    names = [cls.__name__ for cls in type(error).__mro__]
-    return next((_BOTOCORE[n] for n in names if n in _BOTOCORE), "remote.unreachable")
+    return slug_of(
+        error, codes=_CODES, botocore=_BOTOCORE, otherwise="remote.unreachable"
+    )
 
 
 def _hints(slug: str, told: str, region: str) -> tuple[str, ...]:
     resumes = "run the same command again: it goes on where it stopped"
     return {
+        **ADVICE,
         "job.quota": _quota_hints(told, region),
         "job.denied": _denied_hints(told),
         "job.exists": ("it is ours or somebody else's: `lmi-build job status NAME`",),
@@ -142,22 +122,11 @@ def _hints(slug: str, told: str, region: str) -> tuple[str, ...]:
             "an image, a role or a bucket may be in another region or account",
         ),
         "job.no-region": ("set `job.region` in the recipe, or AWS_REGION",),
-        "remote.expired-token": ("sign in again: aws sso login", resumes),
-        "remote.no-credentials": (
-            (
-                "sign in (aws sso login), or set AWS_PROFILE or AWS_ACCESS_KEY_ID and"
-                " AWS_SECRET_ACCESS_KEY"
-            ),
-        ),
-        "remote.bad-credentials": (
-            "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN",
-        ),
-        "remote.clock-skew": ("set this machine's clock: timedatectl set-ntp true",),
+        "remote.expired-token": (SIGN_IN, resumes),
         "remote.unreachable": (
             f"check the network, and that SageMaker is in {region or 'the region'}",
             resumes,
         ),
-        "remote.tls": ("point AWS_CA_BUNDLE to the certificates of your network",),
     }.get(slug, (resumes,))
 
 

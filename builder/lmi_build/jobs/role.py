@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lmi_build.jobs.faults import error_code, explained
+from lmi_build.jobs.faults import explained
 from lmi_build.remote.aws import make_session
+from lmi_build.remote.aws_faults import error_code
 
 if TYPE_CHECKING:
     from lmi_build.values.settings import Settings

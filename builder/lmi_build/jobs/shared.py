@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from lmi_build.remote.s3_client import StoreAccess
+from lmi_build.remote.access import StoreAccess
 from lmi_build.remote.s3_place import S3Place
 from lmi_build.store.far import FarStore
 from lmi_build.values.job import result_from_json

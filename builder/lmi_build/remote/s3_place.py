@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from lmi_build.errors import PublishFailed
+from lmi_build.remote.aws_faults import error_code
 from lmi_build.remote.crc import best_checksum
 from lmi_build.remote.place import Stored
-from lmi_build.remote.s3_client import error_code, explained, make_client
+from lmi_build.remote.s3_client import make_client
+from lmi_build.remote.s3_faults import explained
 from lmi_build.remote.s3_parts import Buffers
 from lmi_build.remote.s3_upload import METADATA, Uploader
 from lmi_build.units import MiB
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from lmi_build.remote.s3_client import Access
+    from lmi_build.remote.access import Access
     from lmi_build.values.manifest import FileEntry
     from lmi_build.values.publish import Transfer
     from lmi_build.values.settings import Settings

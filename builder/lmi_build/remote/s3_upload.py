@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
+from lmi_build.remote.aws_faults import error_code
 from lmi_build.remote.place import Stopped, content_differs
-from lmi_build.remote.s3_client import error_code
 from lmi_build.remote.s3_parts import (
     Buffers,
     Listed,
