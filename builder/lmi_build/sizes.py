@@ -210,6 +210,7 @@ def compare_places(
     *,
     market: Market,
     region: str,
+    recipe: Recipe | None = None,
 ) -> tuple[Way, ...]:
     """
     The same model and bounds in every instance of the same kind of device.
@@ -220,13 +221,23 @@ def compare_places(
         spec: How its weights become smaller.
         market: Instances and prices.
         region: Of the prices.
+        recipe: What was sized, where it was one; NeuronX counts cores by it.
 
     Returns:
-        The best way of each instance and format, the cheapest first; nothing where a
-        backend counts cores of its own way, or the kind of device is not known.
+        The best way of each instance and format, the cheapest first; nothing where
+        the kind of device is not known, or NeuronX has no recipe to count by.
     """
     if report.place.runtime.name == _NEURONX:
-        return ()
+        if recipe is None:
+            return ()
+        from lmi_build.plan.neuron_ways import neuron_ways
+
+        backend = registry.backend(_NEURONX)
+        made = replace(recipe, quantize=backend.quantization(recipe, facts))
+        found = neuron_ways(
+            report, made, facts, market=market, region=region, backend=backend
+        )
+        return thinned(found)
     own = report.subject
     forms = {
         words: replace(form, adapters=own.adapters, draft=own.draft)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,12 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chromium import Browser, browser
+from lmi_build import sizes
+from lmi_build.catalog.market import shipped_market
 from lmi_build.cli.main import run
 from lmi_build.plan.places import Way, front, thinned
+from lmi_build.recipe.load import load_recipe
 from lmi_build.report.plots import require_plots
 from lmi_build.sizing.fit import CANNOT, FITS, UNPROVEN
 from lmi_build.sizing.roofline import Range
 from lmi_build.units import format_bytes
+from lmi_build.values.settings import Settings
 from make_shapes import make_shapes
 from make_tiny_model import make_tiny_model
 from report_pages import Page
@@ -165,6 +170,42 @@ def test_every_number_of_a_size_stands_on_its_page(
         assert (f"{value:,}" if isinstance(value, int) else value) in said
     if report["capacity_high_bytes"]:
         assert report["verdict"] in said
+
+
+def test_cores_have_their_money_too(
+    desk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Every Neuron instance that its backend builds for, as it counts cores there."""
+    markup = page_of(desk, "cores", monkeypatch).read_text("utf-8")
+    monkeypatch.chdir(desk)
+    said = "".join(Page(markup).text)
+    (recipe,) = load_recipe(desk / "neuron.yaml")
+    facts = sizes.resolve_facts(recipe.model, Settings(cache_dir=desk / "store"))
+    report = sizes.size_recipe(recipe, facts)
+    ways = sizes.compare_places(
+        report,
+        facts,
+        recipe.quantize,
+        market=shipped_market(),
+        region="us-east-1",
+        recipe=recipe,
+    )
+
+    assert "Cost against margin" in said
+    assert len({way.instance for way in ways}) >= 4
+    assert [way.instance for way in ways if way.asked] == ["ml.inf2.8xlarge"]
+    for way in ways:
+        compiled = replace(
+            recipe.compile,
+            target=way.instance,
+            tensor_parallel_size=way.tensor_parallel_size,
+        )
+        other = sizes.size_recipe(replace(recipe, compile=compiled), facts).fit
+        assert other.margin_bytes is not None
+        assert other.margin_bytes[0] == way.margin_bytes
+        assert way.instance in said
 
 
 @pytest.mark.parametrize("name", ["cost", "rate"])

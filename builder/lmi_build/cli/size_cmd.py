@@ -182,6 +182,7 @@ def _page(
                 owner.quantize if owner else _quant_spec(told),
                 market=told["market"],
                 region=told["region"],
+                recipe=owner,
             ),
         )
         for owner, report in reports

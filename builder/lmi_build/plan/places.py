@@ -86,7 +86,7 @@ def size_ways(
             where = place_of(instance, place.runtime, tp=tp, pp=place.pp)
             for name, subject in ((AS_ASKED, report.subject), *forms.items()):
                 same = (instance.name, tp, name) == (here.name, place.tp, AS_ASKED)
-                yield from _way(
+                yield from way(
                     instance,
                     tp,
                     name,
@@ -127,7 +127,7 @@ def cost_ways(
             served.instance.name,
             served.num_ranks,
         )
-        yield from _way(
+        yield from way(
             other.instance,
             setup.tensor_parallel_size,
             AS_ASKED if setup.method == AS_IT_IS else setup.method,
@@ -138,7 +138,7 @@ def cost_ways(
         )
 
 
-def _way(
+def way(
     instance: Instance,
     tp: int,
     method: str,
@@ -148,7 +148,18 @@ def _way(
     paid: Range,
     asked: bool,
 ) -> Iterator[Way]:
-    """A way, unless it cannot fit."""
+    """
+    A way, unless it cannot fit.
+
+    Args:
+        instance: Where.
+        tp: Ranks that a layer is split over.
+        method: How the weights become smaller.
+        found: The verdict there.
+        usd_per_hour: Of the instance.
+        paid: What is compared.
+        asked: Whether it is what was asked about.
+    """
     margin, capacity = found.margin_bytes, found.capacity
     if capacity is None or margin is None or found.verdict == CANNOT:
         return
