@@ -72,6 +72,7 @@ def main() -> int:
 def build(checkpoint: Path, place: Path, options: dict[str, str]) -> float:
     """Compile once; seconds, or 0 where it was there."""
     from lmi_build.backends.aotinductor import worker
+    from lmi_build.backends.aotinductor.options import Options
     from lmi_build.spi import Job
 
     out, state = place / "engine", place / "state"
@@ -86,7 +87,7 @@ def build(checkpoint: Path, place: Path, options: dict[str, str]) -> float:
             params={
                 "batch_sizes": [1],
                 "compute_capability": "",
-                "context_buckets": [BOUNDS["max_input_len"]],
+                "context_buckets": list(Options().buckets(BOUNDS["max_input_len"])),
                 "device": "cpu",
                 "dtype": options.get("dtype", "float32"),
                 "isa": options.get("isa", "avx512"),

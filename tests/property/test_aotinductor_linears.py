@@ -13,6 +13,7 @@ from lmi_build.backends.aotinductor.graphs import graphs_of
 from lmi_build.backends.aotinductor.linears import FEW_ROWS, FloatLinear
 from lmi_build.backends.aotinductor.repack import grouped_linear, round_head
 from lmi_build.checkpoint.formats.codec import weight_of
+from lmi_build.package.handlers.aotinductor import PIECE_COST, cheapest
 
 FORMS = st.builds(
     scheme,
@@ -96,3 +97,19 @@ def test_every_graph_has_its_own_name(buckets: set[int], slots: int) -> None:
     assert len(set(names)) == len(names)
     assert {f"context_{size}" for size in buckets} < set(names)
     assert {"generation_1", f"generation_{slots}"} <= set(names)
+
+
+@given(
+    buckets=st.sets(st.integers(16, 4096), min_size=1, max_size=4),
+    left=st.integers(1, 9000),
+)
+def test_pieces_of_a_prompt_are_soon_read(buckets: set[int], left: int) -> None:
+    """A piece is never longer than needed, and padding never costs more than pieces."""
+    sizes = sorted(buckets)
+    chosen = cheapest(sizes, left)
+    holds = next((size for size in sizes if size >= left), sizes[-1])
+
+    assert chosen in buckets
+    assert chosen <= holds
+    pieces = -(-left // chosen)
+    assert pieces * (chosen + PIECE_COST) <= -(-left // holds) * (holds + PIECE_COST)

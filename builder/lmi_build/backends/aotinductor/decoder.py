@@ -161,7 +161,8 @@ class Decoder(nn.Module):
             logits = self.head(x_RD).float()
         else:
             logits = float_product(x_RD, self.embedding).float()
-        logits = logits * self.config.logit_scale
+        if self.config.logit_scale != 1.0:
+            logits = logits * self.config.logit_scale
         cap = self.config.logit_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

@@ -41,6 +41,8 @@ WORKPLACE = Path("/tmp/lmi-build-aotinductor")  # noqa: S108 - the same on every
 PROCESSES = 2
 KERNELS_NAME = "kernels.o"
 SCORE_ROWS = 32
+# Slots up to which Inductor's own loops run in one thread.
+FEW_ROWS = 8
 # Endings of what a package needs of a graph's compiled files.
 _KEPT = (".wrapper.so", ".wrapper_metadata.json")
 # Instruction sets by name: the compiler's names for them, the width of a register in
@@ -262,7 +264,7 @@ def _start(
         device=params["device"],
         isa=params["isa"],
         kernels=KERNELS_NAME if params["device"] == "cpu" else "",
-        options=inductor_options(params),
+        options=inductor_options(params, graph),
         result=str(job.state / f"{graph.name}.json"),
     ).write(request)
     environment = {
@@ -286,15 +288,22 @@ def _start(
         )
 
 
-def inductor_options(params: Mapping[str, Any]) -> dict[str, Any]:
+def inductor_options(params: Mapping[str, Any], graph: Graph) -> dict[str, Any]:
     """The compiler's settings."""
+    # A step's own loops are shorter than starting a second thread takes.
+    few_rows = graph.kind == "generation" and graph.size <= FEW_ROWS
+    threads = (
+        {"cpp.threads": 1}
+        if few_rows
+        # The server's own number of threads, not the builder's.
+        else {"cpp.dynamic_threads": True}
+    )
     options: dict[str, Any] = {
         "aot_inductor.package": True,
         "aot_inductor.package_constants_in_so": False,
         # They take longer than the one file that would use them.
         "aot_inductor.precompile_headers": False,
-        # The server's own number of threads, not the builder's.
-        "cpp.dynamic_threads": True,
+        **threads,
     }
     if params["isa"] in ISAS:
         march, width, _ = ISAS[params["isa"]]
