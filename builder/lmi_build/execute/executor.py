@@ -25,6 +25,7 @@ from lmi_build.units import format_bytes
 from lmi_build.values.result import BuildResult, StageResult, StageRow
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from lmi_build.digest import Digest
@@ -87,6 +88,46 @@ def execute(
     refuse_blocked(missing)
     coming = coming_bytes_of(plan, missing, cached, store)
     refuse_without_space(missing, store.root, coming_bytes=coming)
+    context = open_run(
+        plan, stages, store=store, settings=settings, emit=emit, thorough=thorough
+    )
+    rows: list[StageRow] = []
+    try:
+        with store.in_use() if missing else nullcontext():
+            rows.extend(_stage(stage, context) for stage in stages)
+            bring_wanted(plan, rows, context)
+    except BaseException:
+        context.emit(finished(rows, ok=False, seconds=time.monotonic() - started))
+        # A record that cannot be written must not hide why the build failed.
+        with suppress(LmiBuildError):
+            context.record.close(plan, rows, ok=False)
+        raise
+    seconds = time.monotonic() - started
+    context.emit(finished(rows, ok=True, seconds=seconds))
+    context.record.close(plan, rows, ok=True)
+    return result_of(plan, rows, context, seconds=seconds)
+
+
+def open_run(
+    plan: Plan,
+    stages: Sequence[Stage],
+    *,
+    store: BuildStore,
+    settings: Settings,
+    emit: Emit,
+    thorough: bool = False,
+) -> Context:
+    """
+    Begin the record of a run and say what it will build.
+
+    Args:
+        plan: What was asked for.
+        stages: Those of its stages that are wanted.
+        store: Where results are looked up and kept.
+        settings: The user's environment.
+        emit: Where events go; the record keeps them, too.
+        thorough: See `Context`.
+    """
     record = RunRecord.create(store.root, plan)
     context = Context(
         store=store,
@@ -99,29 +140,24 @@ def execute(
     context.emit(
         events.PlanReady(recipe=plan.recipe, stages=tuple(s.name for s in stages))
     )
-    rows: list[StageRow] = []
-    try:
-        with store.in_use() if missing else nullcontext():
-            rows.extend(_stage(stage, context) for stage in stages)
-            bring_wanted(plan, rows, context)
-    except BaseException:
-        context.emit(finished(rows, ok=False, seconds=time.monotonic() - started))
-        # A record that cannot be written must not hide why the build failed.
-        with suppress(LmiBuildError):
-            record.close(plan, rows, ok=False)
-        raise
-    seconds = time.monotonic() - started
-    context.emit(finished(rows, ok=True, seconds=seconds))
-    record.close(plan, rows, ok=True)
+    return context
+
+
+def result_of(
+    plan: Plan, rows: Sequence[StageRow], context: Context, *, seconds: float
+) -> BuildResult:
+    """What a run that has ended well hands back."""
     return BuildResult(
         rows=tuple(rows),
-        artifacts=by_artifact(plan, rows),
+        artifacts=_by_artifact(plan, rows),
         seconds=seconds,
-        record_dir=record.folder,
+        record_dir=context.record.folder,
     )
 
 
-def by_artifact(plan: Plan, rows: list[StageRow]) -> dict[str, dict[str, StageResult]]:
+def _by_artifact(
+    plan: Plan, rows: Sequence[StageRow]
+) -> dict[str, dict[str, StageResult]]:
     """The results of each artifact by kind, as far as there are any."""
     by_key = {row.result.key: row.result for row in rows}
     return {

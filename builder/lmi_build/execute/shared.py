@@ -26,15 +26,13 @@ from lmi_build.errors import (
 from lmi_build.execute.executor import (
     Context,
     build_stage,
-    by_artifact,
     cached_row,
     finished,
+    open_run,
     refuse_blocked,
     refuse_without_space,
+    result_of,
 )
-from lmi_build.execute.record import RunRecord
-from lmi_build.execute.redact import Redactor
-from lmi_build.values.result import BuildResult, StageRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,6 +40,7 @@ if TYPE_CHECKING:
     from lmi_build.digest import Digest
     from lmi_build.events import Emit
     from lmi_build.store.interface import BuildStore
+    from lmi_build.values.result import BuildResult, StageRow
     from lmi_build.values.settings import Settings
     from lmi_build.values.stage import Plan, Stage
 
@@ -104,17 +103,7 @@ def execute_shared(
     started = time.monotonic()
     wanted = set(keys) if keys is not None else {stage.key for stage in plan.stages}
     work = _Work(stages=tuple(s for s in plan.stages if s.key in wanted))
-    record = RunRecord.create(store.root, plan)
-    context = Context(
-        store=store,
-        settings=settings,
-        record=record,
-        emit=record.tee(emit),
-        redactor=Redactor(settings.secret_values()),
-    )
-    context.emit(
-        events.PlanReady(recipe=plan.recipe, stages=tuple(s.name for s in work.stages))
-    )
+    context = open_run(plan, work.stages, store=store, settings=settings, emit=emit)
     ok = False
     try:
         with store.in_use():
@@ -127,16 +116,11 @@ def execute_shared(
         context.emit(finished(rows, ok=ok, seconds=seconds))
         # A record that cannot be written must not hide why the build failed.
         with nullcontext() if ok else suppress(LmiBuildError):
-            record.close(plan, rows, ok=ok)
+            context.record.close(plan, rows, ok=ok)
     for stage in work.stages:
         if stage.key in work.errors:
             raise work.errors[stage.key]
-    return BuildResult(
-        rows=tuple(rows),
-        artifacts=by_artifact(plan, rows),
-        seconds=seconds,
-        record_dir=record.folder,
-    )
+    return result_of(plan, rows, context, seconds=seconds)
 
 
 def _refuse_absent_inputs(plan: Plan, work: _Work, store: BuildStore) -> None:
