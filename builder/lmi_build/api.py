@@ -17,35 +17,48 @@ from __future__ import annotations
 import os
 import platform
 from contextlib import closing
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from lmi_build import registry
 from lmi_build.errors import (
-    LmiBuildError,
-    Problem,
     RecipeInvalid,
-    SourceInvalid,
-    Unsupported,
 )
 from lmi_build.events import ignore
+from lmi_build.execute.outlook import StageOutlook, outlook
+from lmi_build.execute.saved import load_plan
+from lmi_build.pins import pin_calibration, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from lmi_build.digest import Digest
     from lmi_build.events import Emit
-    from lmi_build.plan.explain import Change
     from lmi_build.plan.planner import World
     from lmi_build.spi import Host
     from lmi_build.store.store import Store
-    from lmi_build.values.dataset import DatasetFacts
     from lmi_build.values.model import ModelFacts
     from lmi_build.values.recipe import Recipe
     from lmi_build.values.result import BuildResult
     from lmi_build.values.settings import Settings
-    from lmi_build.values.stage import Plan, Stage
+    from lmi_build.values.stage import Plan
+
+
+__all__ = [
+    "StageOutlook",
+    "build",
+    "check_offline",
+    "host",
+    "load_plan",
+    "load_recipe",
+    "make_plan",
+    "open_store",
+    "outlook",
+    "plan_and_pins",
+    "resolve",
+    "write_artifact",
+]
 
 
 def load_recipe(
@@ -71,109 +84,6 @@ def load_recipe(
     from lmi_build.locks import with_lock
 
     return with_lock(recipes, path)
-
-
-def resolve(
-    recipes: Sequence[Recipe],
-    settings: Settings,
-    *,
-    hashed: bool = True,
-    served: bool = True,
-) -> dict[str, ModelFacts]:
-    """
-    Pin down the model of every recipe; each distinct model is looked up once.
-
-    Args:
-        recipes: Checked recipes.
-        settings: The user's environment.
-        hashed: Whether local weights are named by their content, as a plan needs it.
-        served: Whether models must have a tokenizer; sizes and costs need none.
-
-    Returns:
-        Recipe name to facts.
-
-    Raises:
-        RecipeInvalid: The recipe names something that is not a model, or its lock asks
-            for something else than there is.
-        RemoteFailed: The hub or S3 cannot be reached or refuses.
-        SourceInvalid: The model's files are broken or refused.
-    """
-    from lmi_build.locks import explain_lost, followed_model, refuse_changed
-    from lmi_build.plan.locked import require_locks
-    from lmi_build.sources.resolve import resolve_model
-
-    require_locks(recipes, settings.lock_mode)
-    found: dict[object, ModelFacts] = {}
-    by_name: dict[str, ModelFacts] = {}
-    for recipe in recipes:
-        base = _base(recipe)
-        spec, entry = followed_model(recipe, settings)
-        wanted = (spec, _lies_at(spec.source, base))
-        if wanted not in found:
-            try:
-                # A lock is held against what the files are, so they are read.
-                hashes = hashed or entry is not None
-                facts = resolve_model(
-                    spec, settings=settings, base=base, hashed=hashes, served=served
-                )
-            except SourceInvalid as error:
-                raise _placed(explain_lost(error, recipe, entry), recipe) from error
-            found[wanted] = facts
-        by_name[recipe.name] = found[wanted]
-        refuse_changed(recipe, entry, found[wanted])
-    return by_name
-
-
-# Faults of a source that are faults of what the recipe says, by the key that says it.
-_SAID_IN_RECIPE = {
-    "source.bad-name": "model.source",
-    "source.not-found": "model.source",
-    "source.bad-dtype": "model.dtype",
-    "source.revision-missing": "model.revision",
-    "source.remote-code": "model.trust_remote_code",
-}
-
-
-_DATASET = "quantize.calibration.dataset"
-_SAID_ABOUT_DATA = {
-    "calibration.dataset": _DATASET,
-    "calibration.no-data-files": _DATASET,
-    "calibration.unreadable": _DATASET,
-    "source.bad-name": _DATASET,
-    "source.revision-missing": _DATASET,
-}
-
-
-def _placed(
-    error: LmiBuildError, recipe: Recipe, said: Mapping[str, str] = _SAID_IN_RECIPE
-) -> LmiBuildError:
-    """Give a fault that the recipe makes its place in the recipe."""
-    path = said.get(error.code)
-    if path is None:
-        return error
-    problem = Problem(
-        code=error.code,
-        message=error.message,
-        path=path,
-        hint=error.hints[0] if error.hints else "",
-    )
-    return RecipeInvalid((recipe.locate(problem),))
-
-
-def _base(recipe: Recipe) -> Path:
-    """The folder that relative paths of a recipe start from."""
-    return Path(recipe.file).absolute().parent
-
-
-def _lies_at(source: str, base: Path) -> Path | None:
-    """Where a local source lies; None for others, the same from every recipe."""
-    from lmi_build.sources.resolve import local_path, source_kind
-
-    try:
-        kind = source_kind(source, base=base)
-    except SourceInvalid:
-        return base  # looking it up says what is wrong, and where
-    return None if kind in {"hub", "s3"} else local_path(source, base=base)
 
 
 def make_plan(
@@ -242,7 +152,7 @@ def _world(
         settings=settings,
         toolchain=lambda name: pinned_toolchain(name, settings),
     )
-    return _pin_calibration(recipes, settings), world
+    return pin_calibration(recipes, settings), world
 
 
 def host(settings: Settings) -> Host:
@@ -258,38 +168,6 @@ def host(settings: Settings) -> Host:
         rehearse=settings.rehearse,
         places={"cache": str(settings.cache_dir), **settings.places},
     )
-
-
-def _pin_calibration(recipes: Sequence[Recipe], settings: Settings) -> list[Recipe]:
-    """Resolve the calibration data of every recipe; each is looked up once."""
-    from lmi_build.locks import explain_lost, followed_data, refuse_changed
-    from lmi_build.plan.locked import require_locks
-    from lmi_build.sources.dataset import resolve_dataset
-
-    require_locks(recipes, settings.lock_mode)
-    found: dict[object, DatasetFacts | None] = {}
-    pinned = []
-    for recipe in recipes:
-        spec = recipe.quantize.calibration
-        if spec is None:
-            pinned.append(recipe)
-            continue
-        base = _base(recipe)
-        asked, entry = followed_data(recipe, spec, settings)
-        lies = None if ":" in asked.dataset else base / asked.dataset
-        wanted = (asked.dataset, spec.num_samples * spec.max_seq_len, lies)
-        if wanted not in found:
-            try:
-                facts = resolve_dataset(asked, settings=settings, base=base)
-            except (SourceInvalid, Unsupported) as error:
-                lost = explain_lost(error, recipe, entry)
-                raise _placed(lost, recipe, _SAID_ABOUT_DATA) from error
-            found[wanted] = facts and replace(facts, source=spec.dataset)
-        refuse_changed(recipe, entry, found[wanted])
-        placed = replace(spec, facts=found[wanted])
-        quantize = replace(recipe.quantize, calibration=placed)
-        pinned.append(replace(recipe, quantize=quantize))
-    return pinned
 
 
 def _versions(distributions: Iterable[str]) -> Mapping[str, str | None]:
@@ -415,142 +293,3 @@ def check_offline(recipes: Sequence[Recipe], settings: Settings) -> bool:
 
     check(pinned, world)
     return True
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StageOutlook:
-    """
-    What a build would do with one stage.
-
-    Args:
-        stage: The stage.
-        status: `cached`, `build`, `rebuild` or `blocked`.
-        changes: For `rebuild`, what differs from the last run of this recipe.
-        where: For `cached`, `here`, or `there` when only the shared store has it.
-        miss: Why the shared store has no result; empty when it was not asked.
-    """
-
-    stage: Stage
-    status: str
-    changes: tuple[Change, ...] = ()
-    where: str = ""
-    miss: str = ""
-
-
-def outlook(plan: Plan, settings: Settings) -> list[StageOutlook]:
-    """
-    Compare a plan with the store and with the last run of the same recipe.
-
-    A shared store that cannot be asked is told in `miss`, not raised.
-    """
-    from lmi_build.execute.record import past_runs
-    from lmi_build.plan.explain import diff
-    from lmi_build.store.whereabouts import whereabouts
-
-    with closing(open_store(settings)) as store:
-        places = whereabouts(store, (stage.key for stage in plan.stages))
-    last: dict[str, Mapping[str, Any]] = {}
-    for run in past_runs(store.root, plan.recipe):
-        for row in run.get("stages", ()):
-            last.setdefault(row["name"], row)
-    found = []
-    for stage in plan.stages:
-        old = last.get(stage.name)
-        changes: tuple[Change, ...] = ()
-        place = places[stage.key]
-        if place.result is not None:
-            status = "cached"
-        elif stage.blocker is not None:
-            status = "blocked"
-        elif old is None:
-            status = "build"
-        else:
-            changes = tuple(diff(old["document"], stage.key_document()))
-            status = "rebuild"
-        found.append(
-            StageOutlook(
-                stage=stage,
-                status=status,
-                changes=changes,
-                where=place.where,
-                miss=place.cause,
-            )
-        )
-    return found
-
-
-def load_plan(file: Path, settings: Settings) -> Plan:
-    """
-    Read a plan that `plan --out` saved, and refuse it when a tool has moved since.
-
-    The model's files are compared by their digests when they are fetched.
-
-    Args:
-        file: What `plan --out` wrote.
-        settings: The user's environment.
-
-    Raises:
-        UsageInvalid: Not a plan, or made with other versions or by other providers.
-    """
-    from lmi_build.errors import UsageInvalid
-    from lmi_build.plan.saved import plan_from_json
-
-    try:
-        plan = plan_from_json(file.read_bytes(), str(file))
-    except OSError as error:
-        raise UsageInvalid(
-            f"{file} cannot be read: {error.strerror}",
-            code="plan.unreadable",
-            hints=("make it: `lmi-build plan RECIPE --out FILE`",),
-        ) from error
-    _refuse_moved(plan, file, settings)
-    return plan
-
-
-def _tools_here(stage: Stage, settings: Settings) -> Mapping[str, str | None]:
-    """Versions of a stage's tools as a plan made here would have them."""
-    if not stage.toolchain:
-        return _versions(stage.tools)
-    from lmi_build.toolchains.environment import pinned_toolchain
-
-    pinned = pinned_toolchain(stage.toolchain, settings)
-    return {name: pinned.versions.get(name) for name in stage.tools}
-
-
-def _refuse_moved(plan: Plan, file: Path, settings: Settings) -> None:
-    from lmi_build.errors import UsageInvalid
-
-    known = _worker_entries()
-    for stage in plan.stages:
-        if stage.entry not in known:
-            raise UsageInvalid(
-                f"{file}: {stage.name} would run `{stage.entry}`,"
-                " which no installed provider offers",
-                code="plan.foreign-entry",
-                hints=("install the plugin, or plan again here",),
-            )
-        for name, now in _tools_here(stage, settings).items():
-            planned = stage.tools[name]
-            if (now or "absent") != planned:
-                raise UsageInvalid(
-                    f"{file}: {stage.name} was planned with {name} {planned},"
-                    f" here is {now or 'none'}",
-                    code="plan.moved",
-                    hints=(f"install {name}=={planned}, or plan again",),
-                )
-
-
-def _worker_entries() -> set[str]:
-    """Every entry that a plan made here could name."""
-    from lmi_build.package.stage import ENTRY as PACKAGE
-    from lmi_build.sources.dataset import DATASET_ENTRY as DATASET
-    from lmi_build.sources.resolve import FETCH_ENTRY as FETCH
-    from lmi_build.verify.stage import ENTRY as VERIFY
-
-    found = {PACKAGE, FETCH, DATASET, VERIFY}
-    for name in registry.names(registry.QUANTIZERS):
-        found.add(registry.quantizer(name).info.entry)
-    for name in registry.names(registry.BACKENDS):
-        info = registry.backend(name).info
-        found |= {info.entry, *info.further_entries}
-    return found
