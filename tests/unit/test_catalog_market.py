@@ -110,7 +110,6 @@ def test_instances_without_a_price_are_those_that_are_named() -> None:
     assert without - {"g7e"} == {
         "g7",
         "p5e",
-        "p5en",
         "p6-b200",
         "p6-b300",
         "trn1n",
@@ -158,7 +157,11 @@ def test_the_price_of_another_job_is_named() -> None:
     assert (own.job, own.usd_per_hour) == (ENDPOINT, 1.408)
     assert other is not None
     assert other.job == "training"
+    # Known in one region alone; no other price is made of it.
     assert find_price(tables, "ml.p5en.48xlarge", region="us-east-1") is None
+    there = find_price(tables, "ml.p5en.48xlarge", region="us-east-2")
+    assert there is not None
+    assert (there.job, there.usd_per_hour) == (ENDPOINT, 72.795)
     assert find_price(tables, "ml.g5.xlarge", region="mars-north-1") is None
 
 
