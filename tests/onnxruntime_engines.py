@@ -48,6 +48,7 @@ def compile_engine(
             "accuracy_level": 4,
             "block_size": 32,
             "intra_op_num_threads": 1,
+            "lm_head_block_size": 32,
             "lm_head_dtype": "int8",
             "max_seq_len": BOUNDS["max_seq_len"],
             "num_layers": 2,

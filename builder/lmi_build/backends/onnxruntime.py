@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lmi_build.backends.onnxruntime_options import (
+    HEAD_BLOCK_SIZE,
     INTEGER_LEVEL,
     Options,
     option_problems,
@@ -134,10 +135,13 @@ class OnnxRuntimeBackend:
         windows: Params = {"windows": "every-layer"} if row and row.windowed else {}
         provider = provider_of(recipe.compile.target)
         cuda: Params = {"provider": CUDA} if provider == CUDA else {}
+        rounded = options.lm_head_dtype == "int8"
+        head: Params = {"lm_head_block_size": HEAD_BLOCK_SIZE} if rounded else {}
         return {
             **products,
             **windows,
             **cuda,
+            **head,
             "accuracy_level": options.accuracy_level,
             "block_size": options.block_size,
             "intra_op_num_threads": options.intra_op_num_threads,

@@ -36,7 +36,6 @@ GENAI_CONFIG = "genai_config.json"
 # 8-bit products have a fast kernel only with int8 activations: with float ones the
 # head of SmolLM2 alone took 120 ms a token instead of 2.
 HEAD_ACCURACY = 4
-HEAD_BLOCK_SIZE = 32
 OFFLINE = (
     "HF_HUB_OFFLINE",
     "TRANSFORMERS_OFFLINE",
@@ -291,12 +290,13 @@ def _finish_graph(
             level="warning",
         )
         return
-    quantize_head(model, block_size=HEAD_BLOCK_SIZE, accuracy_level=HEAD_ACCURACY)
+    block_size = int(job.params["lm_head_block_size"])  # type: ignore[arg-type]
+    quantize_head(model, block_size=block_size, accuracy_level=HEAD_ACCURACY)
     _note(
         job,
         emit,
         "compile.head",
-        f"lm_head rounded to 8 bits in blocks of {HEAD_BLOCK_SIZE}, as the recipe says",
+        f"lm_head rounded to 8 bits in blocks of {block_size}, as the recipe says",
     )
 
 
