@@ -46,7 +46,7 @@ def round_to_nearest(
     num_inputs = w_IO.shape[0]
     size = num_inputs if group_size == -1 else group_size
     grid = Grid(bits=bits, group_size=size, sym=sym, scale_dtype=scale_dtype)
-    scale_GO, zero_GO = search_scales(w_IO, torch.ones(num_inputs), grid=grid)
+    scale_GO, zero_GO = search_scales(w_IO, None, grid=grid)
     num_groups = num_inputs // size
     code_IO = quantize(
         w_IO.view(num_groups, size, -1),

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from lmi_build.values.quant import QuantScheme
 
 # Sampled tokens that tell the error of a layer's outputs.
-MEASURED_ROWS = 256
+MEASURED_ROWS = 128
 
 
 def grid_of(num_inputs: int, options: Options, scheme: QuantScheme) -> Grid:

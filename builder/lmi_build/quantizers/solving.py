@@ -208,12 +208,13 @@ class BlockWork:
         if self.options.needs_hessian:
             h_II = statistics.take_hessian()
             self._check_used(step, h_II)
-        with self._told(step):
-            scale_I = self._scale(step, statistics, h_II)
         parts = [part for part in step.parts if self._is_chosen(part)]
+        with self._told(step):
+            scale_I, w_IO = self._scale(step, statistics, h_II)
         if not parts:
             return
-        w_IO = self._weights(parts)
+        if w_IO is None:
+            w_IO = self._weights(parts)
         if scale_I is not None:
             w_IO.mul_(scale_I[:, None])
             if h_II is not None:
@@ -263,21 +264,28 @@ class BlockWork:
 
     def _scale(
         self, step: Step, statistics: Statistics, h_II: Tensor | None
-    ) -> Tensor | None:
-        """The smoothing of a step: decided before, searched now, or none."""
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """
+        The smoothing of a step: decided before, searched now, or none.
+
+        Returns:
+            The scales, and the weights [I, O] of the step's linears if these are what
+            was searched: they are rounded next, and need not be made again.
+        """
         absorb = step.absorb
         if absorb is None or not self.options.smooths:
-            return None
+            return None, None
         known = self.smoothing.known(absorb)
         if known is not None:
             self.smoothing.multiply(absorb, self._floats(step), known)
-            return known
+            return known, None
         searched = [part for part in step.searched if self._is_chosen(part)]
         if not searched or not statistics.num_tokens:
-            return None
+            return None, None
         assert statistics.channels is not None  # noqa: S101 - a smoothing method's
+        w_IO = self._searched_weights(searched)
         wish_I = methods.search_scale(
-            self._searched_weights(searched),
+            w_IO,
             h_II,
             statistics.channels.stats(),
             self.options,
@@ -289,15 +297,21 @@ class BlockWork:
             absorb, wish_I, self.solved.get(absorb.name), self.scheme
         )
         self.smoothing.multiply(absorb, self._floats(step), scale_I)
-        return scale_I
+        mine = [part for part in step.parts if self._is_chosen(part)]
+        whole = mine == searched and w_IO.shape[1] == self._outputs(mine)
+        return scale_I, w_IO if whole else None
 
     def _floats(self, step: Step) -> list[str]:
         """Linears of a step that stay in float and read the same smoothed inputs."""
         return [part for part in step.parts if not self._is_chosen(part)]
 
+    def _outputs(self, parts: list[str]) -> int:
+        """Output channels of several linears."""
+        return sum(self.block.weights[part].shape[0] for part in parts)
+
     def _weights(self, parts: list[str]) -> Tensor:
         """Float32 weights of several linears side by side [I, O]."""
-        total = sum(self.block.weights[part].shape[0] for part in parts)
+        total = self._outputs(parts)
         device = self.block.weights[parts[0]].device
         w_IO = torch.empty(self.block.num_inputs(parts[0]), total, device=device)
         # Each by itself: all of them together and turned around would be there thrice.
@@ -324,7 +338,7 @@ class BlockWork:
 
     def _searched_weights(self, parts: list[str]) -> Tensor:
         """Weights a search looks at: all, or an even draw where they are too many."""
-        total = sum(self.block.weights[part].shape[0] for part in parts)
+        total = self._outputs(parts)
         step = -(-total // _SEARCHED_OUTPUTS)
         if step == 1:
             return self._weights(parts)
