@@ -37,6 +37,7 @@ _COMPILE: Mapping[str, tuple[Range, Range]] = {
     "tensorrt-llm": (Range(low=0.02, high=0.2), Range(low=0.003, high=0.03)),
     "neuronx": (Range(low=0.1, high=1.0), Range(low=0.01, high=0.1)),
     "onnxruntime": (Range(low=0.0, high=0.05), Range(low=0.005, high=0.1)),
+    "aotinductor": (Range(low=0.02, high=0.2), Range(low=0.01, high=0.2)),
 }
 
 
