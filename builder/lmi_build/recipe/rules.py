@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from lmi_build.errors import Problem
@@ -104,14 +105,18 @@ def _names(sections: Sections) -> Iterator[Problem]:
     yield from _known("quantize.provider", name, PROVIDERS, "lmi_build.quantizers")
 
 
+@cache
+def _plugins(group: str) -> tuple[str, ...]:
+    from importlib.metadata import entry_points
+
+    return tuple(entry.name for entry in entry_points(group=group))
+
+
 def _known(path: str, name: str, names: Sequence[str], group: str) -> Iterator[Problem]:
     """Plugins are looked up only for names that are not ours: it takes 20 ms."""
     if name in names:
         return
-    from importlib.metadata import entry_points
-
-    plugins = (entry.name for entry in entry_points(group=group))
-    options = list(dict.fromkeys((*names, *plugins)))
+    options = list(dict.fromkeys((*names, *_plugins(group))))
     if name not in options:
         last = path.rpartition(".")[2]
         yield Problem(
