@@ -16,52 +16,18 @@ from lmi_build.backends.aotinductor.worker import ISAS
 from lmi_build.registry import backend as find_backend
 from lmi_build.spi import Answer, Backend, Host
 from lmi_build.values.bounds import Bounds
-from lmi_build.values.model import ModelFacts, geometry_from_config
-from lmi_build.values.quant import QuantScheme
 from lmi_build.values.recipe import CompileSpec, Recipe
 from packed import HOST, sample_recipe
+from smollm2 import GPTQ, facts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lmi_build.errors import Problem
+    from lmi_build.values.model import ModelFacts
+    from lmi_build.values.quant import QuantScheme
 
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "num_hidden_layers": 30,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": True,
-}
-GPTQ = QuantScheme(
-    weight_bits=4,
-    weight_dtype="int",
-    group_size=64,
-    sym=True,
-    activation_bits=16,
-    packing="gptq",
-)
 AVX512 = "flags : avx2 avx512f avx512bw avx512cd avx512dq avx512vl"
-
-
-def facts(**config: Any) -> ModelFacts:
-    document = {**CONFIG, **config}
-    return ModelFacts(
-        kind="folder",
-        source="m",
-        location="m",
-        revision="",
-        geometry=geometry_from_config(document),
-        config=document,
-        files=(),
-        tensors=(),
-        dtype="bfloat16",
-    )
 
 
 def recipe(

@@ -18,63 +18,27 @@ from lmi_build.package.properties import property_problem
 from lmi_build.registry import backend as find_backend
 from lmi_build.spi import Backend
 from lmi_build.values.bounds import Bounds
-from lmi_build.values.model import ModelFacts, geometry_from_config
-from lmi_build.values.quant import QuantScheme
 from lmi_build.values.recipe import (
     CompileSpec,
     ModelSpec,
-    PackageSpec,
     QuantSpec,
     Recipe,
     ServeSpec,
-    VerifySpec,
 )
-from packed import HOST
+from packed import HOST, sample_recipe
+from smollm2 import GPTQ, facts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lmi_build.errors import Problem
+    from lmi_build.values.model import ModelFacts
+    from lmi_build.values.quant import QuantScheme
 
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "num_hidden_layers": 30,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": True,
-}
-GPTQ = QuantScheme(
-    weight_bits=4,
-    weight_dtype="int",
-    group_size=64,
-    sym=True,
-    activation_bits=16,
-    packing="gptq",
-)
 INT8 = replace(GPTQ, weight_bits=8, group_size=-1)
 FLOAT = replace(GPTQ, weight_bits=16, weight_dtype="float", packing="none")
 BUILT = [row.name for row in onnxruntime_models().values() if not row.refused]
 VERSIONS = dict.fromkeys(PROVIDER.info.distributions, "1.2.3")
-
-
-def facts(**config: Any) -> ModelFacts:
-    document = {**CONFIG, **config}
-    return ModelFacts(
-        kind="folder",
-        source="m",
-        location="m",
-        revision="",
-        geometry=geometry_from_config(document),
-        config=document,
-        files=(),
-        tensors=(),
-        dtype="bfloat16",
-    )
 
 
 def recipe(
@@ -84,9 +48,7 @@ def recipe(
     trust_remote_code: bool = False,
     **compile_spec: Any,
 ) -> Recipe:
-    return Recipe(
-        name="r",
-        file="r.yaml",
+    return sample_recipe(
         model=ModelSpec(source="m", trust_remote_code=trust_remote_code),
         quantize=QuantSpec(),
         bounds=bounds or Bounds(max_input_len=512, max_output_len=128),
@@ -94,10 +56,6 @@ def recipe(
             backend="onnxruntime", options=options or {}, **compile_spec
         ),
         serve=ServeSpec(),
-        verify=VerifySpec(),
-        package=PackageSpec(),
-        publish=None,
-        document={},
     )
 
 

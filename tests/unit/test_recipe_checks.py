@@ -2,46 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from lmi_build.plan.checks import check_model
 from lmi_build.recipe.load import parse_recipe
-from lmi_build.values.model import ModelFacts, geometry_from_config
 from recipe_texts import TINY
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from lmi_build.digest import JSONValue
-
-# SmolLM2-135M: its config.json.
-CONFIG: Mapping[str, JSONValue] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "num_hidden_layers": 30,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-}
-
-
-def facts(**changes: int) -> ModelFacts:
-    """The model, with other sizes if asked."""
-    config = {**CONFIG, **changes}
-    return ModelFacts(
-        kind="hub",
-        source="owner/tiny",
-        location="",
-        revision="0" * 40,
-        geometry=geometry_from_config(config),
-        config=config,
-        files=(),
-        tensors=(),
-        dtype="bfloat16",
-    )
+from smollm2 import facts
 
 
 def problems(*overrides: str, **changes: int) -> list[tuple[str, str, str]]:
