@@ -19,8 +19,9 @@ def serve(state: State, artifact: Path, host: str, port: int) -> None:
     """
     Serve an artifact with the handler it ships: /ping, /invocations, /v1/...
 
-    ARTIFACT is a folder. A request over the artifact's bounds gets a 4xx answer that
-    names the bound.
+    ARTIFACT is a folder. Up to `max_batch_size` requests are computed side by side;
+    64 prompts may wait, more get a 503. A request over the artifact's bounds gets a 4xx
+    answer that names the bound.
     """
     del state
     from lmi_build.serve.server import serve as run
