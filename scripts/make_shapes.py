@@ -17,7 +17,10 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -110,28 +113,29 @@ def make_shapes(name: str, root: Path) -> Path:
     return folder
 
 
-def shapes(config: dict[str, Any]) -> dict[str, list[int]]:
+def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Every tensor of a Llama, by its configuration."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     keys = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
     vocabulary = config["vocab_size"]
-    found = {
-        "model.embed_tokens.weight": [vocabulary, hidden],
-        "model.norm.weight": [hidden],
-        "lm_head.weight": [vocabulary, hidden],
+    found: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocabulary, hidden),
+        "model.norm.weight": (hidden,),
     }
+    if not config["tie_word_embeddings"]:
+        found["lm_head.weight"] = (vocabulary, hidden)
     for index in range(config["num_hidden_layers"]):
         layer = f"model.layers.{index}"
         found |= {
-            f"{layer}.self_attn.q_proj.weight": [hidden, hidden],
-            f"{layer}.self_attn.k_proj.weight": [keys, hidden],
-            f"{layer}.self_attn.v_proj.weight": [keys, hidden],
-            f"{layer}.self_attn.o_proj.weight": [hidden, hidden],
-            f"{layer}.mlp.gate_proj.weight": [inner, hidden],
-            f"{layer}.mlp.up_proj.weight": [inner, hidden],
-            f"{layer}.mlp.down_proj.weight": [hidden, inner],
-            f"{layer}.input_layernorm.weight": [hidden],
-            f"{layer}.post_attention_layernorm.weight": [hidden],
+            f"{layer}.self_attn.q_proj.weight": (hidden, hidden),
+            f"{layer}.self_attn.k_proj.weight": (keys, hidden),
+            f"{layer}.self_attn.v_proj.weight": (keys, hidden),
+            f"{layer}.self_attn.o_proj.weight": (hidden, hidden),
+            f"{layer}.mlp.gate_proj.weight": (inner, hidden),
+            f"{layer}.mlp.up_proj.weight": (inner, hidden),
+            f"{layer}.mlp.down_proj.weight": (hidden, inner),
+            f"{layer}.input_layernorm.weight": (hidden,),
+            f"{layer}.post_attention_layernorm.weight": (hidden,),
         }
     return found
 

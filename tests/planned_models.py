@@ -17,6 +17,8 @@ from lmi_build.values.model import (
     geometry_from_config,
 )
 from lmi_build.values.settings import Settings
+from make_shapes import MODELS
+from make_shapes import shapes as llama_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,32 +47,8 @@ CONFIGS: dict[str, dict[str, JSONValue]] = {
         "max_position_embeddings": 8192,
         "tie_word_embeddings": True,
     },
-    "llama-3.1-8b": {
-        **_LLAMA,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-        "max_position_embeddings": 131072,
-        "rope_theta": 500000.0,
-        "rope_scaling": {
-            "factor": 8.0,
-            "high_freq_factor": 4.0,
-            "low_freq_factor": 1.0,
-            "original_max_position_embeddings": 8192,
-            "rope_type": "llama3",
-        },
-    },
-    "llama-2-70b": {
-        **_LLAMA,
-        "hidden_size": 8192,
-        "intermediate_size": 28672,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-        "vocab_size": 32000,
-        "max_position_embeddings": 4096,
-    },
+    "llama-3.1-8b": {**MODELS["Llama-3.1-8B-Instruct"], "num_hidden_layers": 2},
+    "llama-2-70b": {**MODELS["Llama-2-70b-chat-hf"], "num_hidden_layers": 2},
     "llama-2-13b": {
         **_LLAMA,
         "hidden_size": 5120,
@@ -127,37 +105,11 @@ FILES = {
 }
 
 
-def _llama_shapes(config: dict[str, JSONValue]) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a Llama of these sizes."""
-    sizes = {name: value for name, value in config.items() if isinstance(value, int)}
-    wide, inner = sizes["hidden_size"], sizes["intermediate_size"]
-    narrow = wide // sizes["num_attention_heads"] * sizes["num_key_value_heads"]
-    table = (sizes["vocab_size"], wide)
-    shapes = {"model.embed_tokens.weight": table, "model.norm.weight": (wide,)}
-    if not config["tie_word_embeddings"]:
-        shapes["lm_head.weight"] = table
-    linears = {
-        "self_attn.q_proj": (wide, wide),
-        "self_attn.k_proj": (narrow, wide),
-        "self_attn.v_proj": (narrow, wide),
-        "self_attn.o_proj": (wide, wide),
-        "mlp.gate_proj": (inner, wide),
-        "mlp.up_proj": (inner, wide),
-        "mlp.down_proj": (wide, inner),
-        "input_layernorm": (wide,),
-        "post_attention_layernorm": (wide,),
-    }
-    for layer in range(sizes["num_hidden_layers"]):
-        block = f"model.layers.{layer}"
-        shapes |= {f"{block}.{name}.weight": shape for name, shape in linears.items()}
-    return shapes
-
-
 def facts(folder: str) -> ModelFacts:
     """A model pinned down, without a model."""
     config = CONFIGS[folder]
     llama = config["model_type"] in {"llama", "mistral"}
-    shapes = _llama_shapes(config) if llama else {"shared.weight": (32128, 2048)}
+    shapes = llama_shapes(config) if llama else {"shared.weight": (32128, 2048)}
     return ModelFacts(
         kind="gguf",
         source="model.gguf",
