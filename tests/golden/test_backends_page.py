@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lmi_build import registry
-from lmi_build.catalog.support import load_support
+from lmi_build.catalog.support import PROOFS, load_support
 from lmi_build.catalog.systems import load_systems
 from lmi_build.testing import BACKEND_LAWS, ENGINE_LAWS
 
@@ -49,11 +49,19 @@ def law_lines() -> list[str]:
 
 
 def support_lines() -> list[str]:
-    """One line for each backend of ours."""
+    """What each backend of ours makes, then one line for each of its targets."""
+    rows = [row for row in load_support() if row.kind == "backend"]
+    seen = [
+        f"| `{row.name}` | {one.target} | {one.proof} | {one.what} | {one.date} |"
+        for row in rows
+        for one in row.seen
+    ]
     return [
-        f"- `{row.name}` ({row.proof}): {row.note}."
-        for row in load_support()
-        if row.kind == "backend"
+        *(f"- `{row.name}`: {row.artifact}." for row in rows),
+        "",
+        "| backend | target | proof | what was done | last on |",
+        "| --- | --- | --- | --- | --- |",
+        *seen,
     ]
 
 
@@ -81,9 +89,15 @@ def test_the_page_says_what_the_data_say(name: str, *, update_golden: bool) -> N
 
 def test_every_backend_says_how_far_it_was_proven() -> None:
     """Those of this distribution; a plugin that is installed beside it is not ours."""
-    known = {row.name for row in load_support() if row.kind == "backend"}
+    rows = {row.name: row for row in load_support() if row.kind == "backend"}
+    known = {name for name, row in rows.items() if row.artifact and row.seen}
     points = metadata.distribution("lmi-build").entry_points
     ours = {point.name for point in points if point.group == registry.BACKENDS}
 
     assert ours
     assert ours <= known
+    for row in rows.values():
+        # What other pages say of a backend as a whole holds for one of its targets.
+        proofs = {one.proof for one in row.seen}
+        assert proofs <= set(PROOFS)
+        assert row.proof in proofs

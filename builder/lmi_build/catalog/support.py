@@ -15,6 +15,24 @@ PROOFS = ("run", "read", "absent")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Seen:
+    """
+    How far one target of a backend was proven.
+
+    Args:
+        target: A device, or one of the kinds of artifact.
+        proof: One of `PROOFS`.
+        what: What was built, run or read.
+        date: When that was last done. Year-month-day.
+    """
+
+    target: str
+    proof: str
+    what: str
+    date: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SupportRow:
     """
     One provider.
@@ -25,6 +43,8 @@ class SupportRow:
         offers: What it does, for those that are not installed.
         proof: One of `PROOFS`.
         note: What was seen.
+        artifact: What a backend makes; empty for quantizers.
+        seen: The proof of each of its targets.
     """
 
     name: str
@@ -32,10 +52,15 @@ class SupportRow:
     offers: str
     proof: str
     note: str
+    artifact: str = ""
+    seen: tuple[Seen, ...] = ()
 
 
 def load_support() -> list[SupportRow]:
     """Every known provider, in the file's order."""
     path = Path(__file__).parent / "support.toml"
     rows = tomllib.loads(path.read_text("utf-8"))["provider"]
-    return [SupportRow(**row) for row in rows]
+    return [
+        SupportRow(**{**row, "seen": tuple(Seen(**s) for s in row.get("seen", ()))})
+        for row in rows
+    ]
