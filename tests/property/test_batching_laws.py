@@ -128,13 +128,16 @@ def test_answers_are_those_of_requests_alone(
 def test_streams_that_are_pulled_are_the_same(
     engines: tuple[Any, Any], arrivals: list[Arrival], order: Any
 ) -> None:
-    """More streams than slots, pulled in any order, beside a list of prompts."""
+    """More streams than slots, pulled in any order, beside lists and added texts."""
     together, alone = engines
     streams = {
         n: together.stream(row.prompt, row.parameters) for n, row in enumerate(arrivals)
     }
     found: dict[int, list[Any]] = {number: [] for number in streams}
     texts = [together.begin(row.prompt, row.parameters) for row in arrivals]
+    added = [together.begin(row.prompt, row.parameters) for row in arrivals]
+    for text in added:
+        together.scheduler.add(text)
     while streams:
         number = order.choice(sorted(streams))
         step = next(streams[number], None)
@@ -142,11 +145,16 @@ def test_streams_that_are_pulled_are_the_same(
             del streams[number]
             continue
         found[number].append(step)
-        if texts and order.random() < 0.2:
+        if order.random() < 0.3:
+            together.scheduler.turn()
+        if texts and order.random() < 0.1:
             together.finish([texts.pop()])
+    while together.scheduler.num_running or together.scheduler.num_waiting:
+        together.scheduler.turn()
 
     for number, row in enumerate(arrivals):
-        assert found[number] == list(alone.stream(row.prompt, row.parameters))
+        expected = list(alone.stream(row.prompt, row.parameters))
+        assert found[number] == added[number].steps == expected
 
 
 def test_a_fault_ends_those_in_slots_only(tmp_path: Path) -> None:
