@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lmi_build.backends import onnxruntime as backend
-from lmi_build.backends.onnxruntime import PROVIDER
+from lmi_build.backends.onnxruntime import FLOAT_ERROR, INTEGER_ERROR, PROVIDER
 from lmi_build.backends.onnxruntime_options import Options
+from lmi_build.backends.onnxruntime_target import HALF_ERROR
 from lmi_build.catalog.onnxruntime_models import onnxruntime_models
 from lmi_build.package.properties import property_problem
 from lmi_build.registry import backend as find_backend
@@ -196,9 +197,11 @@ def test_serving_pins_what_it_was_built_with() -> None:
     serving = PROVIDER.serving(recipe(), facts(), GPTQ, HOST, VERSIONS)
 
     assert serving.requirements == (
+        "jinja2==1.2.3",
         "numpy==1.2.3",
         "onnxruntime==1.2.3",
         "onnxruntime-genai==1.2.3",
+        "tokenizers==1.2.3",
     )
     assert serving.settings["bounds"] == {
         "max_input_len": 512,
@@ -272,6 +275,34 @@ def test_integer_products_are_for_checkpoints_that_mean_them(
     assert ("products" in written) is (wanted is not None)
 
 
+@pytest.mark.parametrize(
+    ("scheme", "options", "target", "wanted"),
+    [
+        (FLOAT, {}, "cpu", FLOAT_ERROR),
+        (FLOAT, {"lm_head_dtype": "int8"}, "cpu", INTEGER_ERROR),
+        (GPTQ, {}, "cpu", INTEGER_ERROR),
+        (GPTQ, {"accuracy_level": 1}, "cpu", FLOAT_ERROR),
+        (GPTQ, {"accuracy_level": 1, "qkv_accuracy_level": 4}, "cpu", INTEGER_ERROR),
+        (GPTQ, {}, "cuda", HALF_ERROR),
+    ],
+)
+def test_an_engine_adds_what_its_activations_add(
+    scheme: QuantScheme, options: dict[str, Any], target: str, wanted: float
+) -> None:
+    """Packed weights add nothing; 8-bit and half-precision activations do."""
+    ours = recipe(options=options, target=target)
+
+    assert PROVIDER.proof(ours, facts(), scheme, HOST).relative_error == wanted
+
+
+def test_blocks_of_the_head_are_in_the_key_where_it_is_rounded() -> None:
+    """Engines with a float head keep the keys that they have."""
+    rounded = recipe(options={"lm_head_dtype": "int8"})
+
+    assert PROVIDER.lower(rounded, facts(), GPTQ)["lm_head_block_size"] == 64
+    assert "lm_head_block_size" not in PROVIDER.lower(recipe(), facts(), GPTQ)
+
+
 @pytest.mark.parametrize("target", ["cuda", "ml.g5.xlarge"])
 def test_cuda_is_a_target(target: str) -> None:
     """Packed and float; the packages that serve it are those with CUDA."""
@@ -283,9 +314,11 @@ def test_cuda_is_a_target(target: str) -> None:
     assert PROVIDER.lower(ours, facts(), GPTQ)["provider"] == "cuda"
     assert "provider" not in PROVIDER.lower(recipe(), facts(), GPTQ)
     assert serving.requirements == (
+        "jinja2==1.2.3",
         "numpy==1.2.3",
         "onnxruntime-gpu==1.2.3",
         "onnxruntime-genai-cuda==1.2.3",
+        "tokenizers==1.2.3",
     )
 
 
