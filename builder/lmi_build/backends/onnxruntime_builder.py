@@ -50,6 +50,10 @@ class BuilderHooks:
     correct: Callable[[Any], None]
 
 
+# Weights stay where they are, and nothing is asked of a hub.
+_EXTRA_OPTIONS = ("shared_embeddings=false", "hf_token=false", "hf_remote=false")
+
+
 def build_graph(
     checkpoint: Path,
     out: Path,
@@ -77,35 +81,25 @@ def build_graph(
             `compile.builder-changed`.
     """
     builder = import_builder()
+    asked = {
+        "model_name": "",
+        "input_path": str(checkpoint),
+        "output_dir": str(out),
+        # "int4" only means: leave quantized layers as MatMulNBits and compute the rest
+        # in the provider's float. Nothing is quantized, see `finish_graph`.
+        "precision": "int4",
+        "execution_provider": provider,
+        "cache_dir": str(scratch),
+    }
+    extra_options = [
+        f"accuracy_level={accuracy_level}",
+        f"fuse_qkv={str(fuse_qkv).lower()}",
+        *_EXTRA_OPTIONS,
+    ]
     with _replaced(builder, hooks), contextlib.redirect_stdout(sys.stderr):
         try:
-            options = builder.parse_extra_options(
-                model_name="",
-                input_path=str(checkpoint),
-                output_dir=str(out),
-                # "int4" only means: leave quantized layers as MatMulNBits and compute
-                # the rest in the provider's float. Nothing is quantized, see
-                # `finish_graph`.
-                precision="int4",
-                execution_provider=provider,
-                cache_dir=str(scratch),
-                extra_options=[
-                    f"accuracy_level={accuracy_level}",
-                    f"fuse_qkv={str(fuse_qkv).lower()}",
-                    "shared_embeddings=false",
-                    "hf_token=false",
-                    "hf_remote=false",
-                ],
-            )
-            builder.create_model(
-                model_name="",
-                input_path=str(checkpoint),
-                output_dir=str(out),
-                precision="int4",
-                execution_provider=provider,
-                cache_dir=str(scratch),
-                **options,
-            )
+            options = builder.parse_extra_options(**asked, extra_options=extra_options)
+            builder.create_model(**asked, **options)
         except LmiBuildError:
             raise
         except (OSError, MemoryError):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from lmi_build.backends.onnxruntime_builder import BuilderHooks
+    from lmi_build.backends.onnxruntime_weights import CheckpointTensors
     from lmi_build.events import Emit
     from lmi_build.spi import Job
 
@@ -59,8 +61,7 @@ def run(job: Job, emit: Emit) -> None:
     """
     _go_offline()
     # Heavy from here on: torch, transformers and the builder.
-    from lmi_build.backends.onnxruntime_builder import BuilderHooks, build_graph
-    from lmi_build.backends.onnxruntime_corrections import adapt_config, correct
+    from lmi_build.backends.onnxruntime_builder import build_graph
     from lmi_build.backends.onnxruntime_weights import (
         CheckpointTensors,
         QuantizedWeights,
@@ -68,10 +69,39 @@ def run(job: Job, emit: Emit) -> None:
 
     checkpoint = job.inputs["checkpoint"]
     config = _read_config(checkpoint)
-    num_layers = int(job.params["num_layers"])  # type: ignore[arg-type]
     scheme = _scheme_of(config)
     tensors = CheckpointTensors(checkpoint)
+    num_layers = _number(job, "num_layers")
+    with tempfile.TemporaryDirectory(dir=job.state) as scratch:
+        build_graph(
+            _shown_to_builder(checkpoint, config, scheme, Path(scratch) / "shown"),
+            job.out,
+            Path(scratch) / "cache",
+            provider=str(job.params.get("provider", "cpu")),
+            accuracy_level=_number(job, "accuracy_level"),
+            fuse_qkv=QuantizedWeights.can_fuse_qkv(tensors, scheme, num_layers),
+            hooks=_hooks(job, emit, tensors, scheme),
+        )
+    tensors.close()
+    _tell_scheme(job, emit, scheme)
+    _write_bounds(job.out / GENAI_CONFIG, job.params)
+    _portable_tokenizer(job.out / "tokenizer_config.json")
+    _check_complete(job.out, (str(checkpoint), str(job.out), str(job.state)))
 
+
+def _number(job: Job, name: str) -> int:
+    return int(job.params[name])  # type: ignore[arg-type]
+
+
+def _hooks(
+    job: Job, emit: Emit, tensors: CheckpointTensors, scheme: QuantScheme
+) -> BuilderHooks:
+    """What the builder asks us while it writes the graph."""
+    from lmi_build.backends.onnxruntime_builder import BuilderHooks
+    from lmi_build.backends.onnxruntime_corrections import adapt_config, correct
+    from lmi_build.backends.onnxruntime_weights import QuantizedWeights
+
+    num_layers = _number(job, "num_layers")
     input_scales: dict[str, float] = {}
 
     def load_quantized(count: int) -> QuantizedWeights:
@@ -79,39 +109,21 @@ def run(job: Job, emit: Emit) -> None:
             tensors,
             scheme,
             num_layers=count,
-            widest_block=int(job.params["block_size"]),  # type: ignore[arg-type]
+            widest_block=_number(job, "block_size"),
             input_scales=input_scales,
         )
 
     def on_layer(done: int) -> None:
         emit(StageProgress(stage=job.stage, done=done, total=num_layers, unit="layers"))
 
-    hooks = BuilderHooks(
+    return BuilderHooks(
         load_quantized=load_quantized,
         finish_graph=lambda model: _finish_graph(model, job, emit, input_scales),
         stamp=_stamp,
         on_layer=on_layer,
-        adapt_config=lambda config: adapt_config(
-            config,
-            int(job.params["max_seq_len"]),  # type: ignore[arg-type]
-        ),
+        adapt_config=lambda config: adapt_config(config, _number(job, "max_seq_len")),
         correct=correct,
     )
-    with tempfile.TemporaryDirectory(dir=job.state) as scratch:
-        build_graph(
-            _shown_to_builder(checkpoint, config, scheme, Path(scratch) / "shown"),
-            job.out,
-            Path(scratch) / "cache",
-            provider=str(job.params.get("provider", "cpu")),
-            accuracy_level=int(job.params["accuracy_level"]),  # type: ignore[arg-type]
-            fuse_qkv=QuantizedWeights.can_fuse_qkv(tensors, scheme, num_layers),
-            hooks=hooks,
-        )
-    tensors.close()
-    _tell_scheme(job, emit, scheme)
-    _write_bounds(job.out / GENAI_CONFIG, job.params)
-    _portable_tokenizer(job.out / "tokenizer_config.json")
-    _check_complete(job.out, (str(checkpoint), str(job.out), str(job.state)))
 
 
 def _scheme_of(config: Mapping[str, Any]) -> QuantScheme:
@@ -164,8 +176,8 @@ def _tell_scheme(job: Job, emit: Emit, scheme: QuantScheme) -> None:
             f"8-bit products are of integers, with {step}, as the checkpoint means",
         )
     elif scheme.activation_scheme != "none":
-        block = int(job.params["block_size"])  # type: ignore[arg-type]
-        level = int(job.params["accuracy_level"])  # type: ignore[arg-type]
+        block = _number(job, "block_size")
+        level = _number(job, "accuracy_level")
         how = (
             f"rounds them to 8 bits in blocks of at most {block} channels, with scales"
             " of its own"
@@ -258,7 +270,7 @@ def _finish_graph(
     drop_plain_zeros(model)
     if _integer_products(job):
         use_integer_products(model, input_scales)
-    set_qkv_accuracy(model, int(job.params["qkv_accuracy_level"]))  # type: ignore[arg-type]
+    set_qkv_accuracy(model, _number(job, "qkv_accuracy_level"))
     if job.params.get("provider") == "cuda":
         _note(
             job,
@@ -290,7 +302,7 @@ def _finish_graph(
             level="warning",
         )
         return
-    block_size = int(job.params["lm_head_block_size"])  # type: ignore[arg-type]
+    block_size = _number(job, "lm_head_block_size")
     quantize_head(model, block_size=block_size, accuracy_level=HEAD_ACCURACY)
     _note(
         job,
