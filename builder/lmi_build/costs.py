@@ -150,22 +150,10 @@ def cost_recipe(
     traffic = _traffic(recipe.bounds, question)
     spec = registry.backend(recipe.compile.backend).quantization(recipe, facts)
     subjects = subjects_of(facts, spec, METHODS, registry.quantizer)
-    served = Served(
-        subject=subjects[""],
-        facts=facts,
-        runtime=recipe.compile.backend,
-        instance=instance,
-        device=device,
-        bounds=recipe.bounds,
-        tensor_parallel_size=recipe.compile.tensor_parallel_size,
-        recipe=replace(
-            recipe,
-            quantize=spec,
-            compile=replace(recipe.compile, target=instance.name),
-        ),
-        experts=experts_of(facts),
-        pipeline_parallel_size=recipe.compile.pipeline_parallel_size,
+    asked = replace(
+        recipe, quantize=spec, compile=replace(recipe.compile, target=instance.name)
     )
+    served = _served(asked, facts, subjects[""], instance, device)
     _refuse_many_ranks(served)
     engine = engine_of(served)
     found = cost(engine, traffic, price.usd_per_hour, utilisation=question.utilisation)
@@ -263,6 +251,28 @@ def _device(instance: Instance, market: Market) -> Device:
             hints=(f"add `[devices.{instance.rates}]` with `--catalog FILE`",),
         )
     return found
+
+
+def _served(
+    recipe: Recipe,
+    facts: ModelFacts,
+    subject: Subject,
+    instance: Instance,
+    device: Device,
+) -> Served:
+    """The recipe's model, as its backend serves it on an instance."""
+    return Served(
+        subject=subject,
+        facts=facts,
+        runtime=recipe.compile.backend,
+        instance=instance,
+        device=device,
+        bounds=recipe.bounds,
+        tensor_parallel_size=recipe.compile.tensor_parallel_size,
+        recipe=recipe,
+        experts=experts_of(facts),
+        pipeline_parallel_size=recipe.compile.pipeline_parallel_size,
+    )
 
 
 def _refuse_many_ranks(served: Served) -> None:
