@@ -15,8 +15,10 @@ import pytest
 
 from lmi_build.jobs.simulation.server import s3_server
 from lmi_build.jobs.wheel import make_wheel
+from lmi_build.jobs.wheelhouse import Wheelhouse
 from lmi_build.sagemaker.entry import ENTRY_CODES, entry_script
-from lmi_build.values.job import ENTRY_FILE
+from lmi_build.values.job import ENTRY_FILE, WHEELS_FILE
+from tiny_wheel import MODULE, tiny_wheel
 
 ROOT = Path(__file__).parents[2]
 # What a job's own process may not need: the front end's packages.
@@ -101,6 +103,45 @@ def test_it_starts_python_on_the_unpacked_wheel(channel: Path, tmp_path: Path) -
     assert "Traceback" not in done.stderr
 
 
+def test_wheels_of_the_users_own_are_installed(channel: Path, tmp_path: Path) -> None:
+    """From the channel beside, with metadata, before ours."""
+    name, data = tiny_wheel()
+    house = Wheelhouse(files={name: data}, versions={}, key="")
+    (channel.parent / "wheels").mkdir()
+    (channel.parent / "wheels" / name).write_bytes(data)
+    (channel / WHEELS_FILE).write_bytes(house.requirements())
+
+    done = start(channel, tmp_path)
+
+    assert done.returncode == 2, done.stderr
+    (site,) = tmp_path.glob("lmi-build.*")
+    assert (site / f"{MODULE}.py").is_file()
+    assert (site / "lmi_build" / "__init__.py").is_file()
+    assert [*site.glob(f"{MODULE}-*.dist-info/METADATA")]
+
+
+def other_bytes(channel: Path) -> dict[str, str]:
+    """A wheel whose bytes are not those that were hashed."""
+    return foreign(channel, data=b"other bytes")
+
+
+def other_python(channel: Path) -> dict[str, str]:
+    """A wheel for a Python that no image has."""
+    return foreign(channel, tag="cp27-cp27mu-manylinux1_x86_64")
+
+
+def foreign(
+    channel: Path, *, data: bytes = b"", tag: str = "py3-none-any"
+) -> dict[str, str]:
+    """A channel of one wheel that pip refuses."""
+    name, made = tiny_wheel(tag=tag)
+    house = Wheelhouse(files={name: made}, versions={}, key="")
+    (channel.parent / "wheels").mkdir()
+    (channel.parent / "wheels" / name).write_bytes(data or made)
+    (channel / WHEELS_FILE).write_bytes(house.requirements())
+    return {}
+
+
 def no_wheel(channel: Path) -> dict[str, str]:
     """A channel that is not whole."""
     next(channel.glob("*.whl")).unlink()
@@ -149,6 +190,8 @@ def full_disk(channel: Path) -> dict[str, str]:
         (two_wheels, 1, "job.no-wheel"),
         (cut_wheel, 1, "job.bad-wheel"),
         (old_python, 3, "job.no-python"),
+        (other_bytes, 3, "job.bad-wheels"),
+        (other_python, 3, "job.bad-wheels"),
         (full_disk, 4, "job.disk-full"),
     ],
 )

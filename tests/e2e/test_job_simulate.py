@@ -18,6 +18,7 @@ from lmi_build.jobs.simulation.fault import Fault, parse_fault
 from lmi_build.jobs.simulation.server import s3_server
 from lmi_build.values.job import result_from_json
 from sagemaker_jobs import BUCKET, LOCAL, SINGLE, STORE, Bench, make_matrix
+from tiny_wheel import tiny_wheel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,6 +111,24 @@ def test_a_plan_for_an_instance_of_ones_own_needs_no_catalogue(room: Path) -> No
     assert job.json["keys"] == keys
     digests = [row["manifest_digest"] for row in here.json["artifacts"]]
     assert [row["manifest_digest"] for row in job.json["artifacts"]] == digests
+
+
+def test_wheels_come_by_a_channel_and_move_no_key(room: Path, tmp_path: Path) -> None:
+    """Installed in the container; the artifact is that of a build here."""
+    desk = Desk(room)
+    name, data = tiny_wheel()
+    (room / "wheels").mkdir()
+    (room / "wheels" / name).write_bytes(data)
+    own = ("--set", "job.wheels=./wheels", "--keep", str(tmp_path))
+
+    job = desk.run("job", "simulate", "recipe.yaml", *own, "--output", "json")
+    here = desk.run("build", "recipe.yaml", "--output", "json")
+
+    assert job.status == 0, job.err + job.out
+    assert job.json["keys"] == {r["name"]: r["key"] for r in here.json["stages"]}
+    digests = [row["manifest_digest"] for row in here.json["artifacts"]]
+    assert [row["manifest_digest"] for row in job.json["artifacts"]] == digests
+    assert [*tmp_path.rglob(f"input/wheels/{name}")]
 
 
 def test_a_job_without_network_makes_the_same(room: Path, server: str) -> None:

@@ -20,6 +20,7 @@ from lmi_build.jobs.images import choose_image, region_problem
 from lmi_build.jobs.locked_images import with_digest
 from lmi_build.jobs.machines import choose_machine
 from lmi_build.jobs.needs import AUTO, is_local, need_of, owners
+from lmi_build.jobs.wheelhouse import version_problem
 from lmi_build.values.job import TRAINING
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def cut(work: Work, *, single: bool = False, salt: str = "") -> JobGraph:
         store=work.store,
         region=work.region,
         publish=work.publish,
+        wheels=work.wheels,
     )
 
 
@@ -131,13 +133,14 @@ def _place(
         if isinstance(choice, Problem):
             problems.append(recipe.locate(choice))
             continue
-        image = choose_image(stage, need, work.region)
+        image = choose_image(stage, need, work.region, work.wheels)
         if isinstance(image, Problem):
             problems.append(recipe.locate(image))
             continue
-        elsewhere = region_problem(image, work.region, path=need.image_path)
-        if elsewhere is not None:
-            problems.append(recipe.locate(elsewhere))
+        fault = region_problem(image, work.region, path=need.image_path)
+        fault = fault or version_problem(stage, work.wheels)
+        if fault is not None:
+            problems.append(recipe.locate(fault))
             continue
         placed.append(
             Placed(

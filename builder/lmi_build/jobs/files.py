@@ -65,6 +65,9 @@ def render_files(
         )
         for name, data in request.channel.items():
             found[f"{request.job}/channel/{name}"] = data
+    wheels = rendered.graph.wheels
+    for name, data in wheels.files.items() if wheels else ():
+        found[f"wheels/{name}"] = data
     for name, document in (policies or {}).items():
         found[f"policy-{name}.json"] = _json(document)
     if pipeline:

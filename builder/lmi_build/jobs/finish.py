@@ -40,6 +40,8 @@ _NOT_IN_REQUESTS = (
     "images",
     "store",
     "num_hosts",
+    # Its content stands for it.
+    "wheels",
 )
 
 
@@ -136,6 +138,7 @@ def _job(
         "spec": _spec_document(spec),
         "publish": {a: dict(p) for a, p in work.publish.items()},
         "salt": salt,
+        **({"wheels": work.wheels.key} if work.wheels else {}),
     }
     return PlannedJob(
         name=job_name(spec.name_prefix or work.plan.recipe, label, document),
@@ -293,7 +296,8 @@ def _warnings(
     """What is known to go wrong, or likely to, one sentence each."""
     stages = [p.stage for p in group]
     found = [*_thread_warnings(stages, machine)]
-    for name, (theirs, ours) in other_versions(stages, group[0].image).items():
+    brought = other_versions(stages, group[0].image, work.wheels)
+    for name, (theirs, ours) in brought.items():
         found.append(
             f"the image has {name} {theirs}, the plan was made with {ours}: the job"
             " will name all such differences in its first minute, and `lmi-build lock"

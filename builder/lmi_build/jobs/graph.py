@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lmi_build.digest import Digest, JSONValue
+    from lmi_build.jobs.wheelhouse import Wheelhouse
     from lmi_build.values.recipe import JobSpec
     from lmi_build.values.stage import Plan, Stage
 
@@ -70,6 +71,7 @@ class JobGraph:
         store: `s3://bucket/prefix` of the shared store.
         region: AWS region.
         publish: Artifact to the `publish` section of its recipe.
+        wheels: What jobs install beside what their images have.
     """
 
     plan: Plan
@@ -79,6 +81,7 @@ class JobGraph:
     store: str
     region: str
     publish: Mapping[str, Mapping[str, JSONValue]] = field(default_factory=dict)
+    wheels: Wheelhouse | None = None
 
     def job(self, name: str) -> PlannedJob:
         """

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from lmi_build.jobs.needs import Need
+    from lmi_build.jobs.wheelhouse import Wheelhouse
     from lmi_build.values.stage import Stage
 
 # The host of a registry of ECR, in any partition, and what stands behind it.
@@ -28,7 +29,9 @@ _ABSENT = "absent"
 _MOST_REGIONS = 6
 
 
-def choose_image(stage: Stage, need: Need, region: str) -> str | Problem:
+def choose_image(
+    stage: Stage, need: Need, region: str, wheels: Wheelhouse | None = None
+) -> str | Problem:
     """
     The image of a stage, or why there is none.
 
@@ -40,10 +43,11 @@ def choose_image(stage: Stage, need: Need, region: str) -> str | Problem:
         stage: Of a plan.
         need: What it asks of its machine.
         region: Of the job.
+        wheels: What the job installs beside what its image has.
     """
     if need.image and not need.image.startswith(_DIGEST):
         return need.image
-    found = _release_image(need) if need.release else _plain_image(stage, need)
+    found = _release_image(need) if need.release else _plain_image(stage, need, wheels)
     if isinstance(found, Problem):
         return found
     repository, tag = found
@@ -126,12 +130,18 @@ def _release_image(need: Need) -> tuple[str, str] | Problem:
     )
 
 
-def _plain_image(stage: Stage, need: Need) -> tuple[str, str] | Problem:
+def _plain_image(
+    stage: Stage, need: Need, wheels: Wheelhouse | None
+) -> tuple[str, str] | Problem:
     """Repository and tag of the image for stages that need no device."""
     image = default_image()
     # What is absent here is needed all the same: a stage names nothing it can do
     # without.
-    lacking = [name for name in sorted(stage.tools) if not image.has(name)]
+    lacking = [
+        name
+        for name in sorted(stage.tools)
+        if not image.has(name) and not (wheels and wheels.has(name))
+    ]
     if not lacking or stage.toolchain:
         return image.repository, image.tag
     return Problem(
@@ -140,7 +150,8 @@ def _plain_image(stage: Stage, need: Need) -> tuple[str, str] | Problem:
         " no image of AWS in the catalogue has",
         path=need.image_path,
         hint=f"build one from `{image.repository}:{image.tag}` with `pip install"
-        f" {_requirements(stage)}`, push it to ECR, and name it: `job: {{image: URI}}`",
+        f" {_requirements(stage)}`, push it to ECR, and name it: `job: {{image: URI}}`;"
+        " or name a folder of wheels of what it lacks: `job: {wheels: ./wheels}`",
     )
 
 
@@ -152,13 +163,16 @@ def _requirements(stage: Stage) -> str:
     )
 
 
-def other_versions(stages: Iterable[Stage], uri: str) -> dict[str, tuple[str, str]]:
+def other_versions(
+    stages: Iterable[Stage], uri: str, wheels: Wheelhouse | None = None
+) -> dict[str, tuple[str, str]]:
     """
     Tools that the catalogue knows an image to have in another version.
 
     Args:
         stages: That run in it.
         uri: The image; nothing is known of one that is not the catalogue's.
+        wheels: What is installed beside it, and so not the image's.
 
     Returns:
         Distribution to its version in the image and in the plan.
@@ -170,7 +184,9 @@ def other_versions(stages: Iterable[Stage], uri: str) -> dict[str, tuple[str, st
     return {
         name: (version, planned[name])
         for name, version in image.versions.items()
-        if name in planned and planned[name].partition("+")[0] != version
+        if name in planned
+        and planned[name].partition("+")[0] != version
+        and not (wheels and wheels.has(name))
     }
 
 

@@ -16,6 +16,7 @@ from lmi_build.errors import Problem, RecipeInvalid, RemoteFailed
 from lmi_build.jobs.faults import explain, explained
 from lmi_build.jobs.images import ECR, choose_image
 from lmi_build.jobs.needs import is_local, need_of
+from lmi_build.jobs.wheelhouse import find_wheelhouse
 from lmi_build.plan.locked import stale_problems
 from lmi_build.recipe.lock import lock_path
 from lmi_build.remote.aws import make_session
@@ -58,6 +59,7 @@ def uris_of(plan: Plan, recipes: Sequence[Recipe]) -> dict[str, str]:
         recipes: Of one file.
     """
     by_name = {recipe.name: recipe for recipe in recipes}
+    brought = {recipe.name: find_wheelhouse(recipe) for recipe in recipes}
     stages = {stage.key: stage for stage in plan.stages}
     found: dict[str, dict[str, str]] = {}
     for artifact in plan.artifacts:
@@ -67,7 +69,8 @@ def uris_of(plan: Plan, recipes: Sequence[Recipe]) -> dict[str, str]:
             if spec is None or is_local(stage, spec):
                 continue
             need = need_of(stage, spec)
-            image = choose_image(stage, need, spec.region or _REGION)
+            region = spec.region or _REGION
+            image = choose_image(stage, need, region, brought[artifact.name])
             if not isinstance(image, Problem):
                 found.setdefault(kind, {})[artifact.name] = image
     rows: dict[str, str] = {}

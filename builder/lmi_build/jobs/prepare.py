@@ -103,6 +103,8 @@ def prepare(
     total = Sent()
     for channel in {r.channel_key: r.channel for r in rendered.requests}.values():
         total += upload_folder(shared.place, channel)
+    if graph.wheels is not None:
+        total += upload_folder(shared.place, graph.wheels.files)
     return Ready(
         submission=submission_of(rendered), folders=total, num_local=len(local)
     )

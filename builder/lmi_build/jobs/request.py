@@ -23,6 +23,7 @@ from lmi_build.values.job import (
     JOB_FILE,
     PLAN_FILE,
     PROCESSING,
+    WHEELS_FILE,
     JobDocument,
     job_to_json,
 )
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from lmi_build.jobs.graph import JobGraph, PlannedJob
     from lmi_build.jobs.wheel import Wheel
 
-JOB_CHANNEL, STORE_CHANNEL = "job", "store"
+JOB_CHANNEL, STORE_CHANNEL, WHEELS_CHANNEL = "job", "store", "wheels"
 STORE_OUTPUT, REPORT_OUTPUT = "store", "report"
 PROCESSING_INPUT = "/opt/ml/processing/input"
 PROCESSING_OUTPUT = "/opt/ml/processing/output"
@@ -124,6 +125,8 @@ def make_request(
         ENTRY_FILE: entry_script(),
         wheel.name: wheel.data,
     }
+    if graph.wheels is not None:
+        files[WHEELS_FILE] = graph.wheels.requirements()
     key = folder_key(files)
     make = _processing if job.kind == PROCESSING else _training
     return Request(
@@ -166,11 +169,18 @@ def job_folder(job: PlannedJob, graph: JobGraph) -> str:
     return f"{graph.store}/jobs/{job.name}"
 
 
+def _wheels_uri(graph: JobGraph) -> str:
+    assert graph.wheels is not None  # noqa: S101 - the caller asked
+    return f"{graph.store}/{graph.wheels.key}"
+
+
 def _processing(
     job: PlannedJob, graph: JobGraph, role_arn: str, channel: str
 ) -> dict[str, Any]:
     spec = graph.spec
     inputs = [_input(JOB_CHANNEL, channel, "S3Prefix")]
+    if graph.wheels is not None:
+        inputs.append(_input(WHEELS_CHANNEL, _wheels_uri(graph), "S3Prefix"))
     if spec.network_isolation and job.needs:
         manifest = f"{job_folder(job, graph)}/{STORE_MANIFEST}"
         inputs.append(_input(STORE_CHANNEL, manifest, "ManifestFile"))
@@ -214,6 +224,8 @@ def _training(
 ) -> dict[str, Any]:
     spec, base = graph.spec, job_folder(job, graph)
     channels = [_channel(JOB_CHANNEL, channel, "S3Prefix")]
+    if graph.wheels is not None:
+        channels.append(_channel(WHEELS_CHANNEL, _wheels_uri(graph), "S3Prefix"))
     if spec.network_isolation and job.needs:
         manifest = f"{base}/{STORE_MANIFEST}"
         channels.append(_channel(STORE_CHANNEL, manifest, "ManifestFile"))

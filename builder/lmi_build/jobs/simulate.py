@@ -292,6 +292,9 @@ def _run_all(
     ends: list[JobEnd] = []
     results: list[JobResult] = []
     isolated = rendered.graph.spec.network_isolation
+    wheels = rendered.graph.wheels
+    if wheels is not None:
+        upload_folder(ground.shared.place, wheels.files)
     for job, request in zip(rendered.graph.jobs, rendered.requests, strict=True):
         upload_folder(ground.shared.place, request.channel)
         if isolated and job.needs:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lmi_build import api
 from lmi_build.errors import Problem, RecipeInvalid, UsageInvalid
 from lmi_build.jobs.locked_images import refuse_stale_images
+from lmi_build.jobs.wheelhouse import find_wheelhouse
 from lmi_build.values.recipe import JobSpec
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lmi_build.digest import JSONValue
+    from lmi_build.jobs.wheelhouse import Wheelhouse
     from lmi_build.values.model import ModelFacts
     from lmi_build.values.recipe import Recipe
     from lmi_build.values.settings import Settings
@@ -38,6 +40,7 @@ class Work:
         store: `s3://bucket/prefix` of the shared store.
         region: AWS region of the jobs.
         publish: Artifact to the `publish` section of its recipe.
+        wheels: What jobs install beside what their images have.
     """
 
     plan: Plan
@@ -47,6 +50,7 @@ class Work:
     store: str
     region: str
     publish: Mapping[str, Mapping[str, JSONValue]] = field(default_factory=dict)
+    wheels: Wheelhouse | None = None
 
 
 def load_many(files: Iterable[Path], *, overrides: Sequence[str] = ()) -> list[Recipe]:
@@ -112,6 +116,7 @@ def gather(recipes: Sequence[Recipe], settings: Settings) -> Work:
         store=store,
         region=region,
         publish=_wishes(recipes),
+        wheels=next((found for r in recipes if (found := find_wheelhouse(r))), None),
     )
 
 

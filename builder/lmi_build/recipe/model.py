@@ -556,6 +556,12 @@ class JobSection(Section):
     images: dict[StageKind, Image] = Field(
         default={}, description="Kind of stage to the image it runs in."
     )
+    wheels: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="Folder of wheels that jobs install beside what their image has, "
+        "without a network; relative to the recipe.",
+        examples=["./wheels"],
+    )
     volume_size_gb: Annotated[Any, AfterValidator(job_forms.check_volume)] = Field(
         default="auto",
         description="Disk of one host in GB; `auto` is what the plan needs.",

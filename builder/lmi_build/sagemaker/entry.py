@@ -9,6 +9,7 @@ from lmi_build.values.job import ENTRY_FILE
 # What it leaves in the message when it fails before Python runs; tests hold it to them.
 ENTRY_CODES = (
     "job.bad-wheel",
+    "job.bad-wheels",
     "job.disk-full",
     "job.entry",
     "job.no-python",

@@ -64,6 +64,16 @@ fi
 # and leaves the image's own packages as they are.
 site=$(mktemp -d "${TMPDIR:-/tmp}/lmi-build.XXXXXX" 2>&1) ||
     fail 4 job.disk-full "no folder can be made: $site" "raise job.volume_size_gb"
+
+# Wheels of the user's own lie in a channel beside this one; their hashes lie here.
+if [ -f "$here/wheels.txt" ]; then
+    output=$(cd -- "$here/../wheels" && "$python" -m pip --isolated install --quiet \
+        --disable-pip-version-check --no-input --no-index --no-deps --no-compile \
+        --require-hashes --target "$site" -r "$here/wheels.txt" 2>&1) ||
+        fail 3 job.bad-wheels "the wheels of job.wheels cannot be installed: $(
+            tail -n 1 <<<"$output")" "take wheels for $("$python" -V 2>&1) and its image"
+fi
+
 output=$("$python" -m zipfile -e "${wheels[0]}" "$site" 2>&1) ||
     fail 1 job.bad-wheel "${wheels[0]} cannot be unpacked: $(tail -n 1 <<<"$output")" \
         "submit the job again; if the disk is full, raise job.volume_size_gb"

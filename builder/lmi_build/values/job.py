@@ -28,6 +28,8 @@ KINDS = (PROCESSING, TRAINING)
 JOB_FILE = "job.json"
 PLAN_FILE = "plan.json"
 ENTRY_FILE = "sagemaker_entry.sh"
+# Wheels of the user's own with their hashes, where the job has any.
+WHEELS_FILE = "wheels.txt"
 # Variables that stages read secrets from.
 SECRET_VARIABLES = ("HF_TOKEN", "HTTP_PROXY", "HTTPS_PROXY")
 

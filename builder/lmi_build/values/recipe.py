@@ -251,6 +251,7 @@ class JobSpec:
         max_jobs: Jobs at once.
         image: URI or digest; None takes the catalogue's.
         images: Kind of stage to its URI or digest.
+        wheels: Folder of wheels that jobs install beside what their image has.
         volume_size_gb: Disk of one host in GB; None takes what the plan needs.
         volume_kms_key_id: Key of that disk.
         output_kms_key_id: Key of what jobs write to S3.
@@ -277,6 +278,7 @@ class JobSpec:
     max_jobs: int = 4
     image: str | None = None
     images: Mapping[str, str] = field(default_factory=dict)
+    wheels: str | None = None
     volume_size_gb: int | None = None
     volume_kms_key_id: str | None = None
     output_kms_key_id: str | None = None
