@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lmi_build import registry
-from lmi_build.testing import BackendLaws, EngineLaws
+from lmi_build.testing import ENGINE_BOUNDS, BackendLaws, EngineLaws
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +39,7 @@ class TestPackedEngines(EngineLaws):
     """The same of packed weights, against what they mean in float32; built once."""
 
     twice = False
+    bounds: Mapping[str, int] = {**ENGINE_BOUNDS, "max_batch_size": 1}
 
     @pytest.fixture(scope="class", params=PACKED)
     @classmethod

@@ -25,6 +25,7 @@ the float model that an engine is held against.
 
 from lmi_build.testing.engine_laws import ARTIFACT_LAWS, ENGINE_LAWS, SESSION_LAWS
 from lmi_build.testing.engines import (
+    ENGINE_BOUNDS,
     Buildable,
     Built,
     build,
@@ -42,6 +43,7 @@ from lmi_build.testing.tiny import make_tiny_llama
 __all__ = [
     "ARTIFACT_LAWS",
     "BACKEND_LAWS",
+    "ENGINE_BOUNDS",
     "ENGINE_LAWS",
     "PLANNER_LAWS",
     "PROVIDER_LAWS",

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lmi_build.testing.engine_laws import ENGINE_LAWS
-from lmi_build.testing.engines import FLOAT, build, buildable, missing
+from lmi_build.testing.engines import (
+    ENGINE_BOUNDS,
+    FLOAT,
+    build,
+    buildable,
+    missing,
+)
 from lmi_build.testing.planner_laws import PLANNER_LAWS
 from lmi_build.testing.provider_laws import PROVIDER_LAWS
 from lmi_build.testing.tiny import make_tiny_llama
@@ -49,12 +55,13 @@ class EngineLaws:
     """
     Laws of what is built: inherit, and give a fixture `backend` as for `BackendLaws`.
 
-    A small Llama is built and verified, twice unless `twice` is False; the fixtures
-    `model` and `quantize` (a recipe's section) may be replaced. Where a machine can
-    build nothing, the laws are skipped with what is missing.
+    A small Llama is built and verified, twice unless `twice` is False; `bounds` and
+    the fixtures `model` and `quantize` (a recipe's section) may be replaced. Where a
+    machine can build nothing, the laws are skipped with what is missing.
     """
 
     twice = True
+    bounds: Mapping[str, int] = ENGINE_BOUNDS
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -79,7 +86,7 @@ class EngineLaws:
     ) -> Built:
         """What the laws are held against."""
         place = tmp_path_factory.mktemp("built")
-        what = buildable(backend, model, place, quantize=quantize)
+        what = buildable(backend, model, place, quantize=quantize, bounds=cls.bounds)
         if what is None:
             pytest.skip(missing(backend, model, place, quantize=quantize))
         return build(backend, what, place, twice=cls.twice)
