@@ -33,6 +33,7 @@ BOUND_NAMES = ("max_input_len", "max_output_len", "max_seq_len", "max_batch_size
 DEFAULT_NEW_TOKENS = 30  # LMI's
 MAX_SEED = (1 << 63) - 1
 MAX_STOPS = 16
+_CANDIDATES = 256  # sorted first when a token is drawn
 JSONLINES = "application/jsonlines"
 
 # Parameters of LMI's engines that this one does not have, with the values at which
@@ -413,19 +414,47 @@ class Sampler:
     def _draw(self, scores: np.ndarray) -> int:
         parameters = self._parameters
         scaled = scores.astype(np.float64) / parameters.temperature
-        # Stable, so that equal scores keep the order of their ids on every machine.
-        order = np.argsort(-scaled, kind="stable")
+        share = self._random.random()
         if parameters.top_k:
-            order = order[: parameters.top_k]
-        weights = np.exp(scaled[order] - scaled[order[0]])
-        cumulative = np.cumsum(weights / weights.sum())
+            order = _best(scaled, parameters.top_k)[: parameters.top_k]
+            weights = np.exp(scaled[order] - scaled[order[0]])
+            return self._pick(order, np.cumsum(weights / weights.sum()), share)
+        weights = np.exp(scaled - scaled.max())
+        weights /= weights.sum()
+        # Mostly a few candidates hold what is needed, and sorting all takes longest.
+        needed = parameters.top_p if parameters.top_p < 1.0 else share
+        for count in (_CANDIDATES, len(scaled)):
+            order = _best(scaled, count)
+            cumulative = np.cumsum(weights[order])
+            if cumulative[-1] > needed:
+                break
         if parameters.top_p < 1.0:
-            # The first candidate that reaches the share is the last one kept.
-            keep = int(np.searchsorted(cumulative, parameters.top_p)) + 1
-            order, cumulative = order[:keep], cumulative[:keep]
-        target = self._random.random() * cumulative[-1]
-        place = int(np.searchsorted(cumulative, target, side="right"))
+            return self._pick(order, cumulative, share)
+        place = int(np.searchsorted(cumulative, share, side="right"))
         return int(order[min(place, len(order) - 1)])
+
+    def _pick(self, order: np.ndarray, cumulative: np.ndarray, share: float) -> int:
+        """A candidate of those that hold `top_p`, the best first."""
+        if self._parameters.top_p < 1.0:
+            # The first candidate that reaches the share is the last one kept.
+            keep = int(np.searchsorted(cumulative, self._parameters.top_p)) + 1
+            order, cumulative = order[:keep], cumulative[:keep]
+        place = int(np.searchsorted(cumulative, share * cumulative[-1], side="right"))
+        return int(order[min(place, len(order) - 1)])
+
+
+def _best(scores: np.ndarray, count: int) -> np.ndarray:
+    """
+    Places of the highest scores, the highest first, `count` or those equal to its last.
+
+    Equal scores keep the order of their places, on every machine.
+    """
+    if count < len(scores):
+        least = np.partition(scores, len(scores) - count)[len(scores) - count]
+        near = np.flatnonzero(scores >= least)
+    else:
+        near = np.arange(len(scores))
+    return near[np.argsort(-scores[near], kind="stable")]
 
 
 class Writer:
