@@ -184,6 +184,27 @@ def test_what_nobody_says_is_asked_for(
     assert f"error[{code}]" in capsys.readouterr().err
 
 
+def test_all_that_nobody_says_is_asked_for_at_once(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One message, with a way to say each."""
+    file = folder / "one.yaml"
+    kept = [
+        row
+        for row in file.read_text().splitlines()
+        if not any(name in row for name in ("store:", "region:", "role:"))
+    ]
+    file.write_text("\n".join(kept))
+
+    status, _ = render(folder, "one.yaml", "--no-color")
+
+    assert status == 2
+    shown = capsys.readouterr().err
+    assert shown.count("error[") == 1
+    assert all(word in shown for word in ("share", "AWS region", "which role"))
+    assert shown.count("hint: ") == 3
+
+
 def test_the_store_of_the_command_line_goes_first(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,7 +64,8 @@ def render(
     from lmi_build.jobs.union import gather, load_many
 
     settings = state.settings()
-    work = gather(load_many(recipes, overrides=state.overrides), settings)
+    found = load_many(recipes, overrides=state.overrides)
+    work = gather(found, settings, needs_role=True)
     endpoint = settings.secrets.get("aws", {}).get("AWS_ENDPOINT_URL_S3")
     rendered = make(work, single=single, endpoint_url=endpoint)
     extra = _extra(rendered, work, policy=policy, optimization=optimization)

@@ -37,7 +37,8 @@ def rendered_of(
     from lmi_build.jobs.role import role_arn
     from lmi_build.jobs.union import gather, load_many
 
-    work = gather(load_many(recipes, overrides=state.overrides), settings)
+    found = load_many(recipes, overrides=state.overrides)
+    work = gather(found, settings, needs_role=True)
     role = work.spec.role
     return render(
         work,

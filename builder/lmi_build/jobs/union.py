@@ -89,22 +89,26 @@ def _same_name(recipe: Recipe, other: Recipe) -> Problem:
     )
 
 
-def gather(recipes: Sequence[Recipe], settings: Settings) -> Work:
+def gather(
+    recipes: Sequence[Recipe], settings: Settings, *, needs_role: bool = False
+) -> Work:
     """
     Plan recipes together.
 
     Args:
         recipes: From `load_many`.
         settings: The user's environment; its store and region go before the recipe's.
+        needs_role: What is planned will be sent: somebody must say a role.
 
     Raises:
         RecipeInvalid: A recipe does not fit its model or providers, or recipes disagree
             about their jobs.
-        UsageInvalid: `job.no-store` or `job.no-region`: nobody says where.
+        UsageInvalid: `job.no-store`, `job.no-region` or `job.no-role`: nobody says
+            where, or as whom; all that is missing is told at once.
         RemoteFailed: A model cannot be looked up.
     """
     spec = common_spec(recipes)
-    store, region = _store(spec, settings), _region(spec, settings)
+    store, region = _place(spec, settings, needs_role=needs_role)
     facts = api.resolve(recipes, settings)
     plan = api.make_plan(recipes, settings, facts=facts)
     refuse_stale_images(plan, recipes, settings)
@@ -172,29 +176,45 @@ def _wishes(recipes: Sequence[Recipe]) -> dict[str, Mapping[str, JSONValue]]:
     return found
 
 
-def _store(spec: JobSpec, settings: Settings) -> str:
-    """The shared store, without a slash at its end."""
-    found = settings.store or spec.store
-    if found:
-        return found.rstrip("/")
-    raise UsageInvalid(
+# What jobs must be told, in the order in which it is asked for: the error's code, the
+# sentence, and ways to say it.
+_UNSAID = {
+    "job.no-store": (
         "nobody says where jobs share their results",
-        code="job.no-store",
-        hints=(
-            "write `job: {store: s3://BUCKET/PREFIX}` into the recipe",
-            "or give `--store s3://BUCKET/PREFIX`",
+        (
+            "write `job: {store: s3://BUCKET/PREFIX}` into the recipe, or give"
+            " `--store s3://BUCKET/PREFIX`"
         ),
-    )
-
-
-def _region(spec: JobSpec, settings: Settings) -> str:
-    """The recipe's region, else the environment's."""
-    known = settings.secrets.get("aws", {})
-    found = spec.region or next((known[n] for n in _REGIONS if known.get(n)), None)
-    if found:
-        return found
-    raise UsageInvalid(
+    ),
+    "job.no-region": (
         "nobody says in which AWS region the jobs run",
-        code="job.no-region",
-        hints=("write `job: {region: us-east-1}` into the recipe, or set AWS_REGION",),
-    )
+        "write `job: {region: us-east-1}` into the recipe, or set AWS_REGION",
+    ),
+    "job.no-role": (
+        "nobody says which role the jobs run as",
+        (
+            "write `job: {role: arn:aws:iam::ACCOUNT:role/NAME}`, or give"
+            " `--set job.role=arn:aws:iam::ACCOUNT:role/NAME`"
+        ),
+    ),
+}
+
+
+def _place(spec: JobSpec, settings: Settings, *, needs_role: bool) -> tuple[str, str]:
+    """The shared store, without a slash at its end, and the region."""
+    known = settings.secrets.get("aws", {})
+    store = settings.store or spec.store or ""
+    region = spec.region or next((known[n] for n in _REGIONS if known.get(n)), "")
+    said = {
+        "job.no-store": store,
+        "job.no-region": region,
+        "job.no-role": spec.role or not needs_role,
+    }
+    unsaid = [code for code, value in said.items() if not value]
+    if unsaid:
+        raise UsageInvalid(
+            "; ".join(_UNSAID[code][0] for code in unsaid),
+            code=unsaid[0],
+            hints=tuple(_UNSAID[code][1] for code in unsaid),
+        )
+    return store.rstrip("/"), region
