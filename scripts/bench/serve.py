@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import importlib
 import json
 import os
 import subprocess
@@ -134,11 +135,10 @@ def measure_all(arguments: argparse.Namespace, settings: Row) -> Any:
         row = _row(name, [*words, "--settings", json.dumps(settings | more)], machine)
         command = Path(sys.executable).with_name("lmi-build")
         serve = [str(command), "serve", folder, "--port", "0"]
-        yield {
-            **row,
-            "ours": True,
-            **throughput(serve, arguments, at_once, llama=False),
-        }
+        # A bare folder is no artifact, so nothing serves it.
+        served = at_once if Path(folder, "manifest.json").exists() else []
+        rates = throughput(serve, arguments, served, llama=False)
+        yield {**row, "ours": True, **rates}
     for text in arguments.gguf:
         name, file = text.split("=")
         row = peer(f"llama.cpp {name}", "llama", pythons["llama"], Path(file))
@@ -171,12 +171,11 @@ def _row(name: str, words: list[Any], machine: Row) -> Row:
 
 def measure_ours(folder: Path, settings: Row) -> Row:
     """An artifact's own handler in this process, as `serve` loads it."""
-    from lmi_build.package.engine import load_engine
-    from lmi_build.verify.integrity import refuse_if_damaged
-
-    manifest = refuse_if_damaged(folder)
+    # Imports are no part of loading, here as in the peers.
+    importlib.import_module("tokenizers")
+    importlib.import_module("onnxruntime" if _is_graph(folder) else "torch")
     start = time.perf_counter()
-    engine: Any = load_engine(folder, manifest).engine
+    engine = _load(folder)
     load = time.perf_counter() - start
     # Every row decodes the same number of tokens.
     ends, engine._eos_token_ids = engine._eos_token_ids, frozenset()
@@ -190,7 +189,7 @@ def measure_ours(folder: Path, settings: Row) -> Row:
         tokens += [step.token_id for step in stream]
         prompts.append(first - start)
         rates.append((new - 1) / (time.perf_counter() - first))
-    found = _found(load, prompts, rates, _bytes(folder / "engine"), tokens)
+    found = _found(load, prompts, rates, _bytes(folder), tokens)
     engine._eos_token_ids = ends
     # The page cache has the files: what is left is what loading itself costs.
     files = [path for path in (folder / "engine").iterdir() if path.is_file()]
@@ -203,13 +202,29 @@ def measure_ours(folder: Path, settings: Row) -> Row:
     return found
 
 
-def _bytes(engine: Path) -> int:
+def _load(folder: Path) -> Any:
+    """An artifact's engine; of a bare folder, that of the handler installed here."""
+    if (folder / "manifest.json").exists():
+        from lmi_build.package.engine import load_engine
+        from lmi_build.verify.integrity import read_manifest
+
+        return load_engine(folder, read_manifest(folder)).engine
+    name = "onnxruntime_genai" if _is_graph(folder) else "aotinductor"
+    module = importlib.import_module(f"lmi_build.package.handlers.{name}")
+    return module.Engine(folder)
+
+
+def _is_graph(folder: Path) -> bool:
+    return (folder / "engine" / "model.onnx").exists()
+
+
+def _bytes(folder: Path) -> int:
     """Bytes of weights that a token reads."""
-    if (engine / "model.onnx").exists():
-        return decode._engine_bytes(engine)
+    if _is_graph(folder):
+        return decode._engine_bytes(folder)
     from bench.aotinductor import read_sizes
 
-    return sum(read_sizes(engine / "weights.safetensors"))
+    return sum(read_sizes(folder / "engine" / "weights.safetensors"))
 
 
 def check(engine: Any, checkpoint: Path, prompt: list[int]) -> Row:
