@@ -25,7 +25,7 @@ from lmi_build.values.stage import Blocker
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
 
-    from lmi_build.plan.planner import World
+    from lmi_build.plan.world import World
     from lmi_build.values.lock import LockChange, LockedData, LockedModel
     from lmi_build.values.model import FileFact, ModelFacts
     from lmi_build.values.recipe import Recipe
