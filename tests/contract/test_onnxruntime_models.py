@@ -165,7 +165,43 @@ class CountingRuntime:
         return Counted()
 
 
-def test_slots_are_stepped_together(tmp_path: Path) -> None:
+def test_texts_that_join_later_are_as_if_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows at different positions, one being read in pieces while the other steps."""
+    monkeypatch.setattr(onnxruntime_slots, "PIECE", 3)
+    model = make_model(tmp_path / "model", "mistral", SMALL["mistral"])
+    out, _ = compile_engine(model, tmp_path / "job", **EXACT)
+    engine = load_engine(out)
+    documents: list[dict[str, Any]] = [
+        {"max_new_tokens": 5 + n % 3, "temperature": 1.5, "seed": n, "stop": ["ab"]}
+        if n % 2
+        else {"max_new_tokens": 12 - n, "repetition_penalty": 1.4}
+        for n in range(len(TOGETHER))
+    ]
+    alone = [
+        list(engine.stream(ids, document))
+        for ids, document in zip(TOGETHER, documents, strict=True)
+    ]
+    texts = [
+        engine.begin(ids, document)
+        for ids, document in zip(TOGETHER, documents, strict=True)
+    ]
+    for turns, text in enumerate(texts):
+        engine.scheduler.add(text)
+        for _ in range(turns % 4):
+            engine.scheduler.turn()
+    while engine.scheduler.num_running:
+        engine.scheduler.turn()
+
+    for text, steps in zip(texts, alone, strict=True):
+        assert [s.token_id for s in text.steps] == [s.token_id for s in steps]
+        assert [s.text for s in text.steps] == [s.text for s in steps]
+
+
+def test_slots_are_stepped_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One run of the graph for both slots, and prompts one after another."""
     model = make_model(tmp_path / "model", "llama", SMALL["llama"])
     out, _ = compile_engine(model, tmp_path / "job", **EXACT)
@@ -178,7 +214,7 @@ def test_slots_are_stepped_together(tmp_path: Path) -> None:
         shapes.append(ids.shape)
         return run(first, ids, mask, places)
 
-    engine.slots._run = counted  # type: ignore[method-assign]
+    monkeypatch.setattr(engine.slots, "_run", counted)
     wanted = {"max_new_tokens": 4}
     texts = [engine.begin(ids, wanted) for ids in ([1, 2], [3, 4, 5])]
     engine.finish(texts)
