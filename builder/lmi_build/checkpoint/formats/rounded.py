@@ -11,6 +11,7 @@ Source: transformers-neuronx 0.9 to 0.13, `decoder.py` `DecoderLayer.to_neuron` 
 from __future__ import annotations
 
 import json
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from lmi_build.catalog.architectures import architectures
@@ -50,7 +51,7 @@ class S8Reader:
         self._dtype = AMPS[amp]
         self._reader = CheckpointReader(folder)
         config = json.loads((folder / "config.json").read_bytes())
-        self._linears, self._transposed = _linears(config, self._reader.tensors)
+        self._changed, self._transposed = _linears(config, self._reader.tensors)
 
     def __enter__(self) -> Self:
         return self
@@ -66,7 +67,7 @@ class S8Reader:
     @property
     def rounded(self) -> tuple[str, ...]:
         """Names of the tensors that are rounded, sorted."""
-        return tuple(sorted(self._linears))
+        return tuple(sorted(self._changed))
 
     def __contains__(self, name: str) -> bool:
         return name in self._reader
@@ -79,11 +80,9 @@ class S8Reader:
             SourceInvalid: `checkpoint.missing-tensor`.
         """
         entry = self._reader.entry(name)
-        if name not in self._linears:
+        if name not in self._changed:
             return entry
-        size = _FLOAT32_BYTES
-        for side in entry.shape:
-            size *= side
+        size = _FLOAT32_BYTES * prod(entry.shape)
         return TensorEntry(
             name=name, dtype="float32", shape=entry.shape, begin=0, end=size
         )
@@ -100,7 +99,7 @@ class S8Reader:
         from lmi_build.numerics.s8 import rounded_s8
 
         tensor = self._reader.read(name)
-        if name not in self._linears:
+        if name not in self._changed:
             return tensor
         tensor = tensor.to(getattr(torch, self._dtype))
         if self._transposed:

@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lmi_build.checkpoint.formats.rounded import S8Reader
-from lmi_build.checkpoint.header import TensorEntry
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _HEAD = "lm_head.weight"
-_FLOAT32_BYTES = 4
 
 
 class NxdiInt8Reader(S8Reader):
@@ -40,30 +38,8 @@ class NxdiInt8Reader(S8Reader):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, amp="f32")
-        head = frozenset((_HEAD,)) if _HEAD in self else frozenset()
-        self._changed = frozenset(super().rounded) | head
-
-    @property
-    def rounded(self) -> tuple[str, ...]:
-        """Names of the tensors that are rounded, sorted."""
-        return tuple(sorted(self._changed))
-
-    def entry(self, name: str) -> TensorEntry:
-        """
-        What a header would say of a tensor.
-
-        Raises:
-            SourceInvalid: `checkpoint.missing-tensor`.
-        """
-        entry = super().entry(name)
-        if name not in self._changed:
-            return entry
-        size = _FLOAT32_BYTES
-        for side in entry.shape:
-            size *= side
-        return TensorEntry(
-            name=name, dtype="float32", shape=entry.shape, begin=0, end=size
-        )
+        if _HEAD in self:
+            self._changed |= {_HEAD}
 
     def read(self, name: str) -> Tensor:
         """
