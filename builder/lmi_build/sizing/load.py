@@ -62,7 +62,7 @@ def best_split(joint: JointLengths, choice: Choice) -> Split | None:
     after = list(accumulate((row[1] for row in reversed(rows)), max))[::-1]
     whole = accepted * choice.capacity
     best: Split | None = None
-    most = Fraction(0)
+    least = whole
     seen = longest = 0
     for index, (input_len, output_len, count) in enumerate(rows[:-1]):
         seen += count
@@ -72,15 +72,14 @@ def best_split(joint: JointLengths, choice: Choice) -> Split | None:
         long_capacity = choice.max_input_len + after[index + 1]
         at = max(1, input_len)
         reserved = seen * (at + longest) + (accepted - seen) * long_capacity
-        saved = 1 - Fraction(reserved, whole)
-        if saved > most:
-            most = saved
+        if reserved < least:
+            least = reserved
             best = Split(
                 at=at,
                 short_output_len=longest,
                 long_output_len=after[index + 1],
                 short_share=seen / accepted,
-                saved_share=float(saved),
+                saved_share=float(1 - Fraction(reserved, whole)),
             )
     return best
 

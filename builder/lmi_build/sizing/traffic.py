@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import accumulate, repeat
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -238,9 +238,14 @@ def choose_all(joint: JointLengths, targets: Sequence[Fraction]) -> list[Choice]
             walk.consider(max(1, input_len), outputs, left)
             inside = bisect_right(lengths, walk.longest)
             walk.accepted -= inside if sums is None else sums[inside]
-        for length, count in zip(lengths, counts or repeat(1)):  # noqa: B905 - endless
+        if sums is None or counts is None:
+            for length in lengths:
+                left[length] -= 1
+            remaining -= len(lengths)
+            continue
+        for length, count in zip(lengths, counts, strict=True):
             left[length] -= count
-        remaining -= len(lengths) if sums is None else sums[-1]
+        remaining -= sums[-1]
     return [walk.choice(joint.total) for walk in walks]
 
 

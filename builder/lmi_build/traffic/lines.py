@@ -82,7 +82,7 @@ class LineCounter:
             matched = len(inputs)
             if not matched:
                 continue
-            self._tally.joint.add_all(inputs, outputs)
+            self._tally.joint.add_all(inputs, outputs, checked=True)
             lines -= matched
             if not lines:
                 return b""

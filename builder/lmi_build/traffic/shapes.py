@@ -80,8 +80,10 @@ class Shape:
         if self.timed:
             seconds.update(groups.pop(self.pattern.groupindex["time"] - 1))
         if self.between:
-            # Many at once: what stands between two lengths is in neither of them.
-            flat = list(map(int, self.between.join(groups[0]).split(self.between)))
+            # Many at once: what stands between two lengths is in neither of them, and
+            # has no end of a line. JSON's reader is the fastest there is for numbers.
+            joined = b"\n,".join(groups[0]).replace(self.between, b",")
+            flat = json.loads(b"[%b]" % joined)
             first, second = flat[::2], flat[1::2]
         else:
             first, second = list(map(int, groups[0])), list(map(int, groups[1]))
