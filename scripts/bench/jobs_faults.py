@@ -105,7 +105,7 @@ def main() -> int:
                 seed = draw.randrange(1 << 30)
                 seconds, hit = run(bench, recipe, f"lost-{number}", fault, seed)
                 lost += hit
-                # The job was done before the moment came: a busy machine is quieter now.
+                # It was done before the moment came: the machine is quieter now.
                 span = span if hit else min(span, seconds)
     finally:
         shutil.rmtree(root, ignore_errors=True)
