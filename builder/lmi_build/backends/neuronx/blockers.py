@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from lmi_build.backends.blockers import blocked_by, docker_blocker
 from lmi_build.backends.host import free_host_bytes
 from lmi_build.backends.neuronx.preflight import (
     Needs,
@@ -61,12 +62,7 @@ def neuron_blocker(plan: CompilePlan, needs: Needs, host: Host) -> Blocker | Non
         check_hardware(read_hardware(host.ask), needs)
         check_host(needs, free_host_bytes(), needs.disk_bytes)
     except LmiBuildError as error:
-        return Blocker(
-            code=error.code,
-            message=error.message,
-            hint="; ".join((*error.hints[:1], _REHEARSE)),
-            exit_code=error.exit_code,
-        )
+        return blocked_by(error, otherwise=_REHEARSE)
     if host.architecture != "x86_64":
         return Blocker(
             code="neuronx.wrong-processor",
@@ -75,21 +71,8 @@ def neuron_blocker(plan: CompilePlan, needs: Needs, host: Host) -> Blocker | Non
             hint=f"build on an x86_64 machine; {_REHEARSE}",
         )
     if host.runner == "container":
-        return _container_blocker(host)
+        return docker_blocker(host, code="neuronx.no-docker", otherwise=_REHEARSE)
     return _toolchain_blocker(plan, host)
-
-
-def _container_blocker(host: Host) -> Blocker | None:
-    answer = host.ask(("docker", "version", "--format", "{{.Server.Version}}"))
-    if answer.status == 0:
-        return None
-    said = answer.output.strip().splitlines()
-    return Blocker(
-        code="neuronx.no-docker",
-        message=f"docker does not answer: {said[0] if said else 'it says nothing'}",
-        hint="start the docker daemon, or run inside the image with"
-        f" `LMI_BUILD_RUNNER=local`; {_REHEARSE}",
-    )
 
 
 def _toolchain_blocker(plan: CompilePlan, host: Host) -> Blocker | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from lmi_build.backends.blockers import blocked_by, docker_blocker
 from lmi_build.backends.trtllm.preflight import Needs, check_gpus, read_gpus
 from lmi_build.catalog.releases import newest
 from lmi_build.errors import LmiBuildError
@@ -57,14 +58,9 @@ def engine_blocker(
             ),
         )
     except LmiBuildError as error:
-        return Blocker(
-            code=error.code,
-            message=error.message,
-            hint="; ".join((*error.hints[:1], _UNTIL)),
-            exit_code=error.exit_code,
-        )
+        return blocked_by(error, otherwise=_UNTIL)
     if host.runner == "container":
-        return _container_blocker(host)
+        return docker_blocker(host, code="trtllm.no-docker")
     return _toolchain_blocker(plan, host)
 
 
@@ -75,19 +71,6 @@ def _image_blocker(plan: EnginePlan) -> Blocker:
         f" {plan.trtllm}",
         hint="set `LMI_BUILD_IMAGE` to an image of yours with that version, or choose a"
         f" release with an image, such as `{newest().name}`",
-    )
-
-
-def _container_blocker(host: Host) -> Blocker | None:
-    answer = host.ask(("docker", "version", "--format", "{{.Server.Version}}"))
-    if answer.status == 0:
-        return None
-    said = answer.output.strip().splitlines()
-    return Blocker(
-        code="trtllm.no-docker",
-        message=f"docker does not answer: {said[0] if said else 'it says nothing'}",
-        hint="start the docker daemon, or run inside the image with"
-        " `LMI_BUILD_RUNNER=local`",
     )
 
 
