@@ -17,7 +17,6 @@ import sys
 import time
 from pathlib import Path
 
-from lmi_build.package.handlers.generation import read_parameters
 from lmi_build.package.handlers.onnxruntime_genai import Engine
 
 BATCHES = (1, 2, 4)
@@ -51,13 +50,14 @@ def measure(engine: Engine, rows: int, arguments: argparse.Namespace) -> float:
         [least + (7 * row + place) % 400 for place in range(size - row * size // 8)]
         for row in range(rows)
     ]
-    wanted = read_parameters({"max_new_tokens": arguments.answer}, arguments.answer)
+    wanted = {"max_new_tokens": arguments.answer}
     best = 0.0
     for _ in range(arguments.repeats):
         start = time.perf_counter()
-        steps = engine._several(prompts, wanted)  # noqa: SLF001 - ids, not texts
+        texts = [engine.begin(ids, wanted) for ids in prompts]
+        engine.finish(texts)
         seconds = time.perf_counter() - start
-        best = max(best, sum(map(len, steps)) / seconds)
+        best = max(best, sum(len(text.steps) for text in texts) / seconds)
     return best
 
 
