@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from lmi_build.digest import digest_bytes
 from lmi_build.jobs.simulation.server import s3_server
 from lmi_build.jobs.wheel import make_wheel
 from lmi_build.jobs.wheelhouse import Wheelhouse
@@ -21,6 +22,7 @@ from lmi_build.values.job import ENTRY_FILE, WHEELS_FILE
 from tiny_wheel import MODULE, tiny_wheel
 
 ROOT = Path(__file__).parents[2]
+NO_DIGEST = digest_bytes(b"")
 # What a job's own process may not need: the front end's packages.
 FRONT_END = (
     "pydantic",
@@ -106,7 +108,7 @@ def test_it_starts_python_on_the_unpacked_wheel(channel: Path, tmp_path: Path) -
 def test_wheels_of_the_users_own_are_installed(channel: Path, tmp_path: Path) -> None:
     """From the channel beside, with metadata, before ours."""
     name, data = tiny_wheel()
-    house = Wheelhouse(files={name: data}, versions={}, key="")
+    house = Wheelhouse(files={name: data}, versions={}, digest=NO_DIGEST)
     (channel.parent / "wheels").mkdir()
     (channel.parent / "wheels" / name).write_bytes(data)
     (channel / WHEELS_FILE).write_bytes(house.requirements())
@@ -135,7 +137,7 @@ def foreign(
 ) -> dict[str, str]:
     """A channel of one wheel that pip refuses."""
     name, made = tiny_wheel(tag=tag)
-    house = Wheelhouse(files={name: made}, versions={}, key="")
+    house = Wheelhouse(files={name: made}, versions={}, digest=NO_DIGEST)
     (channel.parent / "wheels").mkdir()
     (channel.parent / "wheels" / name).write_bytes(data or made)
     (channel / WHEELS_FILE).write_bytes(house.requirements())

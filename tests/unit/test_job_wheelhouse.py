@@ -11,10 +11,17 @@ from job_works import BASE, OWN_IMAGE, WHEEL, work_of
 from lmi_build.digest import digest_bytes
 from lmi_build.errors import RecipeInvalid
 from lmi_build.jobs.api_check import check_request
+from lmi_build.jobs.locked_images import uris_of
 from lmi_build.jobs.render import render
 from lmi_build.jobs.union import load_many
-from lmi_build.jobs.wheelhouse import Wheelhouse, find_wheelhouse, normal
+from lmi_build.jobs.wheelhouse import (
+    LOCKED_AS,
+    Wheelhouse,
+    find_wheelhouse,
+    normal,
+)
 from lmi_build.values.job import WHEELS_FILE
+from lmi_build.values.lock import Lock
 from planned_models import RECIPES
 
 if TYPE_CHECKING:
@@ -142,8 +149,32 @@ def test_a_wrong_folder_is_told_at_its_line(
     assert "wheels: ./wheels" in line
 
 
+def test_a_lock_pins_them(tmp_path: Path) -> None:
+    """By the folder's digest, among the images; other wheels are then refused."""
+    _, work = rendered(tmp_path)
+    (recipe,) = work.recipes.values()
+    rows = uris_of(work.plan, [recipe])
+    assert work.wheels is not None
+
+    assert rows[LOCKED_AS] == work.wheels.digest
+    lock = Lock(
+        recipe="r",
+        lmi_build="1",
+        catalog="",
+        architecture="",
+        images={LOCKED_AS: work.wheels.digest},
+    )
+    locked = replace(recipe, lock=lock)
+    assert find_wheelhouse(locked) == work.wheels
+    name = next(iter(work.wheels.files))
+    (tmp_path / "wheels" / name).write_bytes(b"other")
+    with pytest.raises(RecipeInvalid, match="other wheels than the lock") as caught:
+        find_wheelhouse(locked)
+    assert caught.value.problems[0].code == "lock.changed"
+
+
 def test_names_are_compared_as_pip_does() -> None:
-    house = Wheelhouse(files={}, versions={"a-b-c": "1"}, key="")
+    house = Wheelhouse(files={}, versions={"a-b-c": "1"}, digest=digest_bytes(b""))
 
     assert normal("A__b.C") == "a-b-c"
     assert house.has("a.b_c")

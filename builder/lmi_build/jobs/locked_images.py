@@ -16,7 +16,7 @@ from lmi_build.errors import Problem, RecipeInvalid, RemoteFailed
 from lmi_build.jobs.faults import explain, explained
 from lmi_build.jobs.images import ECR, choose_image
 from lmi_build.jobs.needs import is_local, need_of
-from lmi_build.jobs.wheelhouse import find_wheelhouse
+from lmi_build.jobs.wheelhouse import LOCKED_AS, find_wheelhouse
 from lmi_build.plan.locked import stale_problems
 from lmi_build.recipe.lock import lock_path
 from lmi_build.remote.aws import make_session
@@ -52,14 +52,14 @@ def uris_of(plan: Plan, recipes: Sequence[Recipe]) -> dict[str, str]:
     The image of each kind of stage that runs in jobs.
 
     Recipes without a `job` section have none. Where variants differ, each stands as
-    `variant/kind`.
+    `variant/kind`. Wheels that are laid over them stand beside, by their digest.
 
     Args:
         plan: Of these recipes, and maybe of others.
         recipes: Of one file.
     """
     by_name = {recipe.name: recipe for recipe in recipes}
-    brought = {recipe.name: find_wheelhouse(recipe) for recipe in recipes}
+    brought = {r.name: find_wheelhouse(r, held=False) for r in recipes}
     stages = {stage.key: stage for stage in plan.stages}
     found: dict[str, dict[str, str]] = {}
     for artifact in plan.artifacts:
@@ -73,7 +73,8 @@ def uris_of(plan: Plan, recipes: Sequence[Recipe]) -> dict[str, str]:
             image = choose_image(stage, need, region, brought[artifact.name])
             if not isinstance(image, Problem):
                 found.setdefault(kind, {})[artifact.name] = image
-    rows: dict[str, str] = {}
+    wheels = next((house for house in brought.values() if house), None)
+    rows: dict[str, str] = {LOCKED_AS: wheels.digest} if wheels else {}
     for kind, images in found.items():
         if len(set(images.values())) == 1:
             rows[kind] = next(iter(images.values()))

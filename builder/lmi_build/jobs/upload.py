@@ -61,7 +61,12 @@ def folder_digest(files: Mapping[str, bytes]) -> Digest:
 
 def folder_key(files: Mapping[str, bytes]) -> str:
     """Where a folder lies below the store's prefix, with a slash at its end."""
-    return f"inputs/{hex_of(folder_digest(files))}/"
+    return key_of(folder_digest(files))
+
+
+def key_of(digest: Digest) -> str:
+    """The same of a folder whose name by content is known."""
+    return f"inputs/{hex_of(digest)}/"
 
 
 def upload_folder(place: S3Place, files: Mapping[str, bytes]) -> Sent:

@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING
 
 from lmi_build.digest import digest_bytes
 from lmi_build.errors import Problem, RecipeInvalid
-from lmi_build.jobs.upload import folder_key
+from lmi_build.jobs.upload import folder_digest, key_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lmi_build.digest import Digest
     from lmi_build.values.recipe import Recipe
     from lmi_build.values.stage import Stage
 
 PATH = "job.wheels"
+# What a lock calls the folder's digest among its images.
+LOCKED_AS = "wheels"
 _NAME = re.compile(
     r"(?P<name>[A-Za-z0-9_.]+)-(?P<version>[A-Za-z0-9_.!+]+)(-\d[A-Za-z0-9_.]*)?"
     r"-[A-Za-z0-9_.]+-[A-Za-z0-9_.]+-[A-Za-z0-9_.]+\.whl"
@@ -37,12 +40,17 @@ class Wheelhouse:
     Args:
         files: By file name.
         versions: Distribution to its version; names in pip's normal form.
-        key: Where the channel lies below the store's prefix.
+        digest: The folder's name by its content.
     """
 
     files: Mapping[str, bytes]
     versions: Mapping[str, str]
-    key: str
+    digest: Digest
+
+    @property
+    def key(self) -> str:
+        """Where the channel lies below the store's prefix."""
+        return key_of(self.digest)
 
     def has(self, tool: str) -> bool:
         """Whether a distribution is among them."""
@@ -62,15 +70,17 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def find_wheelhouse(recipe: Recipe) -> Wheelhouse | None:
+def find_wheelhouse(recipe: Recipe, *, held: bool = True) -> Wheelhouse | None:
     """
     The wheels that a recipe names; None where it names none.
 
     Args:
         recipe: Checked; a relative folder starts at its own.
+        held: Whether they are held against the recipe's lock.
 
     Raises:
-        RecipeInvalid: `job.wheels`: there are none, or one of them is no wheel.
+        RecipeInvalid: `job.wheels`: there are none, or one of them is no wheel;
+            `lock.changed`: they are not those of the lock.
     """
     if recipe.job is None or recipe.job.wheels is None:
         return None
@@ -92,7 +102,21 @@ def find_wheelhouse(recipe: Recipe) -> Wheelhouse | None:
         if distribution in versions:
             raise _refused(recipe, f"`{said}` holds two wheels of {distribution}")
         versions[distribution] = match["version"]
-    return Wheelhouse(files=files, versions=versions, key=folder_key(files))
+    made = Wheelhouse(files=files, versions=versions, digest=folder_digest(files))
+    locked = recipe.lock.images.get(LOCKED_AS) if recipe.lock else None
+    if locked and locked != made.digest and held:
+        raise _changed(recipe, said, locked, made.digest)
+    return made
+
+
+def _changed(recipe: Recipe, said: str, locked: str, found: str) -> RecipeInvalid:
+    problem = Problem(
+        code="lock.changed",
+        message=f"`{said}` holds other wheels than the lock: {found}, locked {locked}",
+        path=PATH,
+        hint="put the locked wheels back, or `lmi-build lock RECIPE` writes these down",
+    )
+    return RecipeInvalid((recipe.locate(problem),))
 
 
 def _refused(recipe: Recipe, message: str) -> RecipeInvalid:
