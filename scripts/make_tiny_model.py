@@ -46,6 +46,18 @@ is Paris. One, two, three, four, five, six, seven, eight, nine, ten, eleven, twe
 """
 
 
+_SPECIAL_TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+_SAME_IN_ALL: dict[str, Any] = {
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "mlp_bias": False,
+    "rms_norm_eps": 1e-5,
+    "use_cache": True,
+}
+
+
 def make_tiny_model(  # noqa: PLR0913
     out: Path,
     *,
@@ -87,41 +99,30 @@ def make_tiny_model(  # noqa: PLR0913
     """
     out.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
+        **_SAME_IN_ALL,
+        **_SPECIAL_TOKENS,
         "architectures": [ARCHITECTURES[architecture]],
         "model_type": architecture,
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "bos_token_id": 1,
         "dtype": dtype,
-        "eos_token_id": 2,
         "head_dim": hidden_size // num_attention_heads,
-        "hidden_act": "silu",
         "hidden_size": hidden_size,
-        "initializer_range": 0.02,
         "intermediate_size": intermediate_size,
         "max_position_embeddings": max_position_embeddings,
-        "mlp_bias": False,
         "num_attention_heads": num_attention_heads,
         "num_hidden_layers": num_layers,
         "num_key_value_heads": num_key_value_heads,
-        "pad_token_id": 2,
-        "rms_norm_eps": 1e-5,
         "rope_parameters": {
             "rope_theta": 10000.0,
             "rope_type": "default",
             **(rope_scaling or {}),
         },
         "tie_word_embeddings": tie_word_embeddings,
-        "use_cache": True,
         "vocab_size": vocab_size,
     }
     if architecture == "mistral":
         config["sliding_window"] = None
     _write_json(out / "config.json", config)
-    _write_json(
-        out / "generation_config.json",
-        {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2},
-    )
+    _write_json(out / "generation_config.json", _SPECIAL_TOKENS)
     _write_tokenizer(out, vocab_size)
     _write_weights(out, _make_weights(config, seed), num_shards)
     return out

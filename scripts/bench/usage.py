@@ -14,12 +14,13 @@ import signal
 import subprocess
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 SAMPLE_SECONDS = 0.05
 
@@ -59,6 +60,35 @@ def tree_rss(root: int) -> int:
     return total
 
 
+@dataclass(kw_only=True, slots=True)
+class _Seen:
+    """What was seen of a running command: its largest memory, and its end by us."""
+
+    peak: int = 0
+    late: bool = False
+
+
+@contextmanager
+def _watched(pid: int, timeout: float | None) -> Iterator[_Seen]:
+    """Look at a process group while it runs, and kill it after its time."""
+    started, seen, done = time.monotonic(), _Seen(), threading.Event()
+
+    def sample() -> None:
+        while not done.wait(SAMPLE_SECONDS):
+            seen.peak = max(seen.peak, tree_rss(pid))
+            if timeout and time.monotonic() - started > timeout and not seen.late:
+                seen.late = True
+                os.killpg(pid, signal.SIGKILL)
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        sampler.join()
+
+
 def measure(
     command: Sequence[str],
     *,
@@ -89,29 +119,16 @@ def measure(
             cwd=log.parent,
             start_new_session=True,
         )
-        peaks, late = [0], list[bool]()
-        done = threading.Event()
-
-        def sample() -> None:
-            while not done.wait(SAMPLE_SECONDS):
-                peaks[0] = max(peaks[0], tree_rss(process.pid))
-                if timeout and time.monotonic() - started > timeout and not late:
-                    late.append(True)
-                    os.killpg(process.pid, signal.SIGKILL)
-
-        sampler = threading.Thread(target=sample)
-        sampler.start()
-        try:
-            _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-        finally:
-            wall = time.monotonic() - started
-            done.set()
-            sampler.join()
+        with _watched(process.pid, timeout) as seen:
+            try:
+                _, status, usage = os.wait4(process.pid, 0)
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+            finally:
+                wall = time.monotonic() - started
     process.returncode = os.waitstatus_to_exitcode(status)
-    if late:
+    if seen.late:
         raise CommandFailed(f"killed after {timeout:g} s")
     if process.returncode:
         tail = "\n".join(errors.read_text(errors="replace").splitlines()[-15:])
@@ -121,7 +138,7 @@ def measure(
     return Usage(
         wall=wall,
         cpu=usage.ru_utime + usage.ru_stime,
-        peak=max(peaks[0], usage.ru_maxrss * 1024),
+        peak=max(seen.peak, usage.ru_maxrss * 1024),
     )
 
 
