@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from lmi_build.catalog.instances import instances
@@ -121,35 +121,18 @@ def _job(
     problem = _disk_problem(first, machine, asked)
     if problem is not None:
         return [first.recipe.locate(problem)]
-    hosts = min(spec.num_hosts, _width(group))
     volume = _volume(first, machine, asked, spec)
     takes_key = machine.local_disk_gb is None
-    runtime = spec.max_runtime_seconds or asked.max_runtime_seconds
-    document: dict[str, JSONValue] = {
-        "stages": list(built),
-        "kind": first.kind,
-        "instance": machine.name,
-        "num_hosts": hosts,
-        "image": first.image,
-        "volume_size_gb": volume,
-        "max_runtime_seconds": runtime,
-        "region": work.region,
-        "store": work.store,
-        "spec": _spec_document(spec),
-        "publish": {a: dict(p) for a, p in work.publish.items()},
-        "salt": salt,
-        **({"wheels": work.wheels.key} if work.wheels else {}),
-    }
-    return PlannedJob(
-        name=job_name(spec.name_prefix or work.plan.recipe, label, document),
+    job = PlannedJob(
+        name="",
         label=label,
         kind=first.kind,
         instance=machine.name,
-        num_hosts=hosts,
+        num_hosts=min(spec.num_hosts, _width(group)),
         image=first.image,
         volume_size_gb=volume,
         volume_kms_key_id=spec.volume_kms_key_id if takes_key else None,
-        max_runtime_seconds=runtime,
+        max_runtime_seconds=spec.max_runtime_seconds or asked.max_runtime_seconds,
         stages=built,
         needs=needs,
         after=tuple(dict.fromkeys(maker[key] for key in needs if key in maker)),
@@ -158,6 +141,27 @@ def _job(
         reasons=tuple(_reasons(group, machine, asked, work, volume)),
         warnings=tuple(_warnings(group, machine, asked, work)),
     )
+    prefix = spec.name_prefix or work.plan.recipe
+    return replace(job, name=job_name(prefix, label, _identity(job, work, salt)))
+
+
+def _identity(job: PlannedJob, work: Work, salt: str) -> dict[str, JSONValue]:
+    """What makes a job another one; its name is made of it."""
+    return {
+        "stages": list(job.stages),
+        "kind": job.kind,
+        "instance": job.instance,
+        "num_hosts": job.num_hosts,
+        "image": job.image,
+        "volume_size_gb": job.volume_size_gb,
+        "max_runtime_seconds": job.max_runtime_seconds,
+        "region": work.region,
+        "store": work.store,
+        "spec": _spec_document(work.spec),
+        "publish": {a: dict(p) for a, p in work.publish.items()},
+        "salt": salt,
+        **({"wheels": work.wheels.key} if work.wheels else {}),
+    }
 
 
 def _width(group: Sequence[Placed]) -> int:

@@ -76,6 +76,23 @@ class MemoryNeed:
         return self.spilled_bytes + self.activation_bytes
 
 
+def _largest_work(linears: Collection[Linear], options: Options) -> tuple[int, str]:
+    """What solving the largest linear takes, in bytes, with its name."""
+    copies = H_COPIES[options.method] if options.needs_hessian else 0
+    # Linears that share an input are solved side by side; those of one width in a
+    # module are at least as many.
+    outputs: dict[tuple[str, int], int] = {}
+    for x in linears:
+        outputs[_place(x)] = outputs.get(_place(x), 0) + x.num_outputs
+
+    def size(x: Linear) -> int:
+        weights = W_COPIES * x.num_inputs * outputs[_place(x)]
+        return FLOAT_BYTES * (copies * x.num_inputs**2 + weights)
+
+    largest = max(linears, key=size, default=None)
+    return (0, "") if largest is None else (size(largest), largest.name)
+
+
 def walk_need(
     linears: Collection[Linear],
     *,
@@ -99,20 +116,7 @@ def walk_need(
         parallel: Attention and the feed-forward part read the same residual, so that
             the inputs of both projections are kept at once.
     """
-    copies = H_COPIES[options.method] if options.needs_hessian else 0
-    # Linears that share an input are solved side by side; those of one width in a
-    # module are at least as many.
-    outputs: dict[tuple[str, int], int] = {}
-    for x in linears:
-        outputs[_place(x)] = outputs.get(_place(x), 0) + x.num_outputs
-
-    def size(x: Linear) -> int:
-        weights = W_COPIES * x.num_inputs * outputs[_place(x)]
-        return FLOAT_BYTES * (copies * x.num_inputs**2 + weights)
-
-    largest = max(linears, key=size, default=None)
-    work_bytes = 0 if largest is None else size(largest)
-    name = "" if largest is None else largest.name
+    work_bytes, name = _largest_work(linears, options)
     if not options.calibrates:
         return MemoryNeed(
             block_bytes=0,
