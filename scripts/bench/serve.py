@@ -237,16 +237,19 @@ def check(engine: Any, checkpoint: Path, prompt: list[int]) -> Row:
     new = min(_GREEDY, engine.bounds["max_output_len"])
     with torch.inference_mode():
         wanted = net(torch.tensor([ids])).logits[0].numpy()
-        text = list(ids)
-        for _ in range(new):
-            text.append(int(net(torch.tensor([text])).logits[0, -1].argmax()))
+        out = net(torch.tensor([ids]), use_cache=True)
+        text = [int(out.logits[0, -1].argmax())]
+        while len(text) < new:
+            more = torch.tensor([text[-1:]])
+            out = net(more, past_key_values=out.past_key_values, use_cache=True)
+            text.append(int(out.logits[0, -1].argmax()))
     found = engine.logits(ids)
     engine._eos_token_ids = frozenset()
     steps = [s.token_id for s in engine.stream(ids, {"max_new_tokens": new})]
     same = next(
         (
             n
-            for n, pair in enumerate(zip(steps, text[len(ids) :], strict=True))
+            for n, pair in enumerate(zip(steps, text, strict=True))
             if pair[0] != pair[1]
         ),
         new,
