@@ -117,6 +117,37 @@ def test_gptq_is_never_worse_than_rounding(
     )
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 30), st.booleans())
+def test_outputs_walked_in_parts_are_those_of_the_whole(
+    seed: int,
+    num_parts: int,
+    desc_act: bool,  # noqa: FBT001
+) -> None:
+    """Each output is walked by itself: the same scales, and codes but for ties."""
+    w_IO, h_II = layer(seed)
+    grid = Grid(bits=4, group_size=32, sym=True)
+    ends = {
+        parts: gptq(
+            w_IO,
+            h_II.clone(),
+            grid=grid,
+            desc_act=desc_act,
+            damp_percent=0.01,
+            num_parts=parts,
+        )
+        for parts in (1, num_parts)
+    }
+    whole, parted = ends[1], ends[num_parts]
+
+    assert torch.equal(whole.scale_GO, parted.scale_GO)
+    assert torch.equal(whole.zero_GO, parted.zero_GO)
+    # Sums of products may be taken in another order, which only decides ties.
+    assert int((whole.code_IO != parted.code_IO).sum()) <= NUM_INPUTS // 16
+    assert parted.error_O.shape == whole.error_O.shape
+    assert torch.allclose(whole.error_O, parted.error_O, rtol=0.02, atol=1e-6)
+
+
 def test_reported_error_is_the_error_of_what_is_stored() -> None:
     """`error_O` is diag(D' H D) of the stored codes, scales and zero points."""
     w_IO, h_II = layer(3)

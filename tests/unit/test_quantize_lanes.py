@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from lmi_build.quantizers.lanes import Lanes, lanes_for
+from lmi_build.quantizers.lanes import Lanes, Turns, lanes_for
 from lmi_build.quantizers.memory import MAX_LANES
 
 if TYPE_CHECKING:
@@ -81,6 +82,33 @@ def test_the_first_error_by_order_is_raised_and_threads_come_back() -> None:
     assert len(begun) < 1000
     assert torch.get_num_threads() == 2
     assert lanes.map(lambda item: item + 1, (1, 2, 3)) == [2, 3, 4]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("broken", [None, 0, 7])
+def test_turns_are_taken_in_order_whoever_is_ready_first(
+    count: int, broken: int | None
+) -> None:
+    """Even numbers are ready late; a number that failed holds nobody up."""
+    turns = Turns()
+    taken: list[int] = []
+
+    def item(number: int) -> None:
+        try:
+            time.sleep(0.002 * (1 - number % 2))
+            if number == broken:
+                raise ValueError(f"item {number}")
+        finally:
+            with turns.take(number):
+                taken.append(number)
+
+    if broken is None:
+        Lanes(count).map(item, range(20))
+        assert taken == list(range(20))
+    else:
+        with pytest.raises(ValueError, match=f"item {broken}"):
+            Lanes(count).map(item, range(20))
+        assert taken == list(range(len(taken)))
 
 
 def test_what_the_caller_does_alone_takes_one_share() -> None:

@@ -33,12 +33,19 @@ Source: Frantar et al. 2022, arXiv:2210.17323, algorithm 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lmi_build.numerics.grids import Grid, dequantize, search_scales
 from lmi_build.numerics.triangular import factor, invert, mirror, reorder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    Part = tuple[Tensor, Tensor, Tensor, Tensor]
+    Each = Callable[[Callable[[slice], Part], Sequence[slice]], list[Part]]
 
 # Channels per block: large enough that the rest is updated by fat matrix products,
 # small enough that a block's errors (block x O floats) stay in the L2 cache.
@@ -130,9 +137,14 @@ def gptq(
     grid: Grid,
     desc_act: bool,
     damp_percent: float,
+    each: Each = lambda solve, parts: list(map(solve, parts)),
+    num_parts: int = 1,
 ) -> Quantized:
     """
     Quantize one linear layer, or several that share an input, side by side along O.
+
+    Outputs are walked each by itself, with one factor of H. So the walk, which is many
+    small operations, can be dealt out to threads by outputs, none waiting for another.
 
     Args:
         w_IO: float32 weights, transposed.
@@ -141,6 +153,8 @@ def gptq(
         grid: The grid; its `group_size` divides I.
         desc_act: Visit channels by falling H_jj instead of in order.
         damp_percent: Share of H's mean diagonal to add.
+        each: Solves parts of the outputs one after another, or several at a time.
+        num_parts: How many parts there are.
 
     Returns:
         Codes, scales, zero points and errors.
@@ -156,16 +170,30 @@ def gptq(
     power_O = hessian_error(w_IO, h_II)
     u_PP, share = inverse_factor(h_II, order_P, damp_percent)
     importance_I = u_PP.diagonal().square().reciprocal()[back_I]
-    scale_GO, zero_GO = search_scales(w_IO, importance_I, grid=grid)
     group_P = order_P // grid.group_size
-    code_PO, loss_O = walk(w_IO[order_P], u_PP, scale_GO, zero_GO, group_P, grid=grid)
-    code_IO = code_PO[back_I]
-    del code_PO
     # The walk's loss is in the norm of the dampened H.
     extra = share * float(diagonal_I.mean())
     extra_I = torch.where(diagonal_I + extra > 0, extra, 1.0 - diagonal_I)
-    miss_IO = dequantize(code_IO, scale_GO, zero_GO).sub_(w_IO)
-    loss_O -= extra_I @ miss_IO.square_()
+
+    def solve(columns: slice) -> Part:
+        part_IO = w_IO[:, columns]
+        scale_GO, zero_GO = search_scales(part_IO, importance_I, grid=grid)
+        part_PO = part_IO[order_P]
+        code_PO, loss_O = walk(part_PO, u_PP, scale_GO, zero_GO, group_P, grid=grid)
+        del part_PO
+        code_IO = code_PO[back_I]
+        del code_PO
+        miss_IO = dequantize(code_IO, scale_GO, zero_GO).sub_(part_IO)
+        loss_O -= extra_I @ miss_IO.square_()
+        return code_IO, scale_GO, zero_GO, loss_O
+
+    size = max(1, -(-w_IO.shape[1] // num_parts))
+    parts = [slice(at, at + size) for at in range(0, w_IO.shape[1], size)]
+    solved = each(solve, parts)
+    code_IO, scale_GO, zero_GO, loss_O = (
+        one[0] if len(parts) == 1 else torch.cat(one, -1)
+        for one in zip(*solved, strict=True)
+    )
     return Quantized(
         code_IO=code_IO,
         scale_GO=scale_GO,

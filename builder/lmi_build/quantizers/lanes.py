@@ -112,6 +112,30 @@ class Lanes:
         return self._helpers
 
 
+class Turns:
+    """Lets one item after another through, in the order of their numbers from 0."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def take(self, number: int) -> Iterator[None]:
+        """
+        Wait for the items before, which must all take their turn, failed or not.
+
+        `Lanes.map` begins items in order, so whoever waits, waits for a lane at work.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._next == number)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._next += 1
+                self._changed.notify_all()
+
+
 def _with_mode(work: Callable[[], None], inside: bool) -> None:  # noqa: FBT001
     """The mode that the caller is in holds for its own thread only."""
     with torch.inference_mode(inside):

@@ -30,6 +30,7 @@ from lmi_build.numerics.smooth import (
     static_scale,
 )
 from lmi_build.quantizers.coded import coded_linear, is_coded, multiply
+from lmi_build.quantizers.lanes import Lanes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmi_build.numerics.observers import ChannelStats
-    from lmi_build.quantizers.lanes import Lanes
     from lmi_build.quantizers.options import Options
     from lmi_build.values.quant import QuantScheme
 
@@ -125,7 +125,7 @@ def round_weights(
         h_II: X' X / T of the inputs they meet, for methods that need it; overwritten.
         options: What the recipe decided.
         scheme: What is written.
-        lanes: What halves of the outputs are dealt out to, where each output is rounded
+        lanes: What parts of the outputs are dealt out to, where each output is rounded
             by itself.
 
     Raises:
@@ -157,12 +157,15 @@ def round_weights(
         return _side_by_side(halves)
     if options.method == "awq" and not options.then_gptq:
         return awq(w_IO, h_II, None, grid=grid, clip=options.clip)
+    lanes = lanes or Lanes()
     return gptq(
         w_IO,
         h_II,
         grid=grid,
         desc_act=options.desc_act,
         damp_percent=options.damp_percent,
+        each=lanes.map,
+        num_parts=lanes.count,
     )
 
 

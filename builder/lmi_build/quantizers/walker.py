@@ -15,6 +15,7 @@ Shape suffixes: I inputs of a group, O outputs, D residual width, T tokens.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +23,7 @@ import torch
 from lmi_build.errors import StageFailed
 from lmi_build.quantizers.block_loading import load_block
 from lmi_build.quantizers.finite import read_finite
-from lmi_build.quantizers.lanes import Lanes, lanes_for
+from lmi_build.quantizers.lanes import Turns, lanes_for
 from lmi_build.quantizers.solving import BlockWork, Statistics
 
 if TYPE_CHECKING:
@@ -158,12 +159,18 @@ class Walker:
             device=self.x.device,
         )
 
-        def look(number: int) -> None:
-            x_TI = step.chunks[number]()
-            statistics.add(x_TI, first=number * self.chunk_tokens)
+        turns = Turns()
 
-        in_order = Lanes() if statistics.hangs_on_order else self.lanes
-        in_order.map(look, range(len(step.chunks)))
+        def look(number: int) -> None:
+            x_TI = None
+            try:
+                x_TI = step.chunks[number]()
+            finally:
+                with turns.take(number) if statistics.hangs_on_order else nullcontext():
+                    if x_TI is not None:
+                        statistics.add(x_TI, first=number * self.chunk_tokens)
+
+        self.lanes.map(look, range(len(step.chunks)))
         if not statistics.is_finite():
             raise self._not_finite(work.where(step))
         return statistics
