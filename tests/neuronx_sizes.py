@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
+from llama_8b import LLAMA_8B
 from lmi_build.backends.neuronx.heads import MODES, HeadTerms
 from lmi_build.backends.neuronx.tnx_request import TnxRequest
 from lmi_build.catalog.instances import instances
@@ -73,22 +74,9 @@ def head_terms_of(draw: DrawFn) -> HeadTerms:
 
 def llama(**changes: Any) -> TnxRequest:
     """Llama 3.1 8B over 8 cores of ml.inf2.24xlarge, for a release that is served."""
-    geometry = ModelGeometry(
-        architecture="LlamaForCausalLM",
-        model_type="llama",
-        num_layers=32,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        vocab_size=128256,
-        max_position_embeddings=131072,
-        tie_word_embeddings=False,
-    )
     request = TnxRequest(
         bounds=Bounds(max_input_len=1024, max_output_len=512, max_batch_size=8),
-        geometry=replace(geometry, **changes.pop("geometry", {})),
+        geometry=replace(LLAMA_8B, **changes.pop("geometry", {})),
         config={"model_type": "llama", "rope_scaling": {"rope_type": "llama3"}},
         release=neuron_releases()["djl-neuronx-0.30.0"],
         instance=instances()["ml.inf2.24xlarge"],

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from hypothesis import strategies as st
 
+from llama_8b import LLAMA_8B
 from lmi_build.backends.trtllm.algorithms import choose
 from lmi_build.backends.trtllm.lowering import EnginePlan, lower_engine
 from lmi_build.backends.trtllm.models import trtllm_models
 from lmi_build.catalog.instances import instance
 from lmi_build.catalog.releases import Release, releases
 from lmi_build.values.bounds import Bounds
-from lmi_build.values.model import ModelGeometry
 from lmi_build.values.quant import QuantScheme
 from lmi_build.values.recipe import CompileSpec
 
@@ -22,19 +22,7 @@ if TYPE_CHECKING:
 
     from lmi_build.digest import JSONValue
 
-LLAMA = ModelGeometry(
-    architecture="LlamaForCausalLM",
-    model_type="llama",
-    num_layers=32,
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=128,
-    vocab_size=128256,
-    max_position_embeddings=131072,
-    tie_word_embeddings=False,
-)
+LLAMA = LLAMA_8B
 BOUNDS = Bounds(max_input_len=2048, max_output_len=512, max_batch_size=16)
 
 

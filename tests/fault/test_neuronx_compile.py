@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import lmi_build
+from ended_workers import end_worker
 from lmi_build.backends.neuronx import compile_worker
 from lmi_build.backends.neuronx.compile_cache import finished
 from lmi_build.errors import (
@@ -33,6 +30,8 @@ from neuron_machine import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lmi_build.spi import Job
 
 IMAGE = "registry.example/djl-inference@sha256:" + "0" * 64
@@ -298,52 +297,23 @@ def test_what_an_attempt_left_is_kept(
     assert len(kept) == 4
 
 
-# A worker that is asked to end while its container compiles.
-_WORKER = """\
-import json, sys
-from pathlib import Path
-from lmi_build.backends.neuronx import compile_worker
-from lmi_build.events import ignore
-from lmi_build.spi import Job
-
-given = json.loads(sys.stdin.read())
-for name in ("out", "state"):
-    given[name] = Path(given[name])
-given["inputs"] = {role: Path(x) for role, x in given["inputs"].items()}
-compile_worker.run(Job(**given), ignore)
-"""
-
-
 def test_a_worker_that_is_ended_ends_its_container(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A container is no child of ours, and would compile on."""
     site = install(tmp_path / "machine", monkeypatch, fault="slow")
     job = neuron_job(tmp_path, llama_plan(), runner="container", image=IMAGE)
-    values = {name: getattr(job, name) for name in type(job).__slots__}
-    package = str(Path(lmi_build.__file__).parent.parent)
-    monkeypatch.setenv("PYTHONPATH", f"{site}:{package}")
-    worker = subprocess.Popen(
-        [sys.executable, "-u", "-c", _WORKER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert worker.stdin is not None
-    assert worker.stdout is not None
-    worker.stdin.write(json.dumps(values, default=str))
-    worker.stdin.close()
-    for line in worker.stdout:
-        if "neuronx-cc compiles" in line:
-            break
 
-    worker.terminate()
-    status = worker.wait()
-    worker.stdout.close()
+    status, pid = end_worker(
+        job,
+        compile_worker.__name__,
+        said="neuronx-cc compiles",
+        search_path=[str(site)],
+    )
 
     assert status == 128 + 15
     log = (tmp_path / "machine" / "docker.log").read_text().splitlines()
-    assert json.loads(log[-1]) == {"rm": f"lmi-build-{worker.pid}"}
+    assert json.loads(log[-1]) == {"rm": f"lmi-build-{pid}"}
     assert list(job.out.iterdir()) == []
     assert list(job.state.iterdir()) == []
 

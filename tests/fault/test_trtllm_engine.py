@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import lmi_build
+from ended_workers import end_worker
 from lmi_build.backends.trtllm import engine_worker, rehearsal
 from lmi_build.backends.trtllm.lowering import engine_needs, expected_files
 from lmi_build.catalog.releases import release
@@ -23,7 +23,6 @@ from lmi_build.errors import (
     Unsupported,
 )
 from lmi_build.events import Event, StageNote, ignore
-from lmi_build.spi import Job
 from lmi_build.values.recipe import CompileSpec
 from trtllm_recipes import lowered
 from trtllm_toolchain import (
@@ -37,6 +36,7 @@ from trtllm_toolchain import (
 
 if TYPE_CHECKING:
     from lmi_build.backends.trtllm.lowering import EnginePlan
+    from lmi_build.spi import Job
 
 RELEASE = release("djl-tensorrtllm-0.30.0")
 IMAGE = "registry.example/djl-inference@sha256:" + "0" * 64
@@ -146,52 +146,23 @@ def test_a_container_that_fails_is_ended(
     assert log[-1] == f"rm lmi-build-{os.getpid()}"
 
 
-# A worker that is asked to end while its container builds.
-_WORKER = """\
-import json, sys
-from pathlib import Path
-from lmi_build.backends.trtllm import engine_worker
-from lmi_build.events import ignore
-from lmi_build.spi import Job
-
-given = json.loads(sys.stdin.read())
-for name in ("out", "state"):
-    given[name] = Path(given[name])
-given["inputs"] = {role: Path(x) for role, x in given["inputs"].items()}
-engine_worker.run(Job(**given), ignore)
-"""
-
-
 def test_a_worker_that_is_ended_ends_its_container(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A container is no child of ours, and would build on."""
     install(tmp_path / "machine", monkeypatch, fault="slow")
     job = job_of(tmp_path, plan_of(), runner="container", image=IMAGE)
-    values = {name: getattr(job, name) for name in Job.__slots__}
-    package = str(Path(lmi_build.__file__).parent.parent)
-    monkeypatch.setenv("PYTHONPATH", f"{os.environ['PYTHONPATH']}:{package}")
-    worker = subprocess.Popen(
-        [sys.executable, "-u", "-c", _WORKER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert worker.stdin is not None
-    assert worker.stdout is not None
-    worker.stdin.write(json.dumps(values, default=str))
-    worker.stdin.close()
-    for line in worker.stdout:
-        if "TensorRT-LLM version" in line:
-            break
 
-    worker.terminate()
-    status = worker.wait()
-    worker.stdout.close()
+    status, pid = end_worker(
+        job,
+        engine_worker.__name__,
+        said="TensorRT-LLM version",
+        search_path=[os.environ["PYTHONPATH"]],
+    )
 
     assert status == 128 + 15
     log = (tmp_path / "machine" / "docker.log").read_text().splitlines()
-    assert log[-1] == f"rm lmi-build-{worker.pid}"
+    assert log[-1] == f"rm lmi-build-{pid}"
     assert list(job.out.iterdir()) == []
     assert list(job.state.iterdir()) == []
 

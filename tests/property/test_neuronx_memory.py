@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from llama_8b import LLAMA_8B
 from lmi_build.backends.neuronx.heads import head_terms, lay_out
 from lmi_build.backends.neuronx.memory import (
     AMP_BYTES,
@@ -224,23 +225,10 @@ def test_without_a_device_the_host_holds_more(
 
 def llama_8b(tp: int, *, graphs: int = 8) -> MemoryTerms:
     """Llama 3.1 8B in bfloat16."""
-    geometry = ModelGeometry(
-        architecture="LlamaForCausalLM",
-        model_type="llama",
-        num_layers=32,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        vocab_size=128256,
-        max_position_embeddings=131072,
-        tie_word_embeddings=False,
-    )
     return MemoryTerms(
-        geometry=geometry,
+        geometry=LLAMA_8B,
         model=tnx_models()["llama"],
-        heads=lay_out(head_terms(geometry, tensor_parallel_size=tp, row="0.12")),
+        heads=lay_out(head_terms(LLAMA_8B, tensor_parallel_size=tp, row="0.12")),
         tensor_parallel_size=tp,
         amp="bf16",
         int8=False,
