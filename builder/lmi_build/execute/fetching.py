@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lmi_build.digest import Digest
-    from lmi_build.execute.executor import Context
+    from lmi_build.execute.context import Context
     from lmi_build.store.interface import BuildStore
     from lmi_build.values.result import StageResult, StageRow
     from lmi_build.values.stage import Plan, Stage

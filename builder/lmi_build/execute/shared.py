@@ -23,15 +23,13 @@ from lmi_build.errors import (
     error_from_json,
     error_to_json,
 )
+from lmi_build.execute.context import Context, open_run, result_of
 from lmi_build.execute.executor import (
-    Context,
     build_stage,
     cached_row,
     finished,
-    open_run,
     refuse_blocked,
     refuse_without_space,
-    result_of,
 )
 
 if TYPE_CHECKING:
