@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -249,8 +250,10 @@ def test_losing_the_pointer_is_told(
         "PUT .*latest.json", "call", hook=lambda: _discard(place.publish(other))
     )
 
+    # The other publishes inside our request: an impatient client would ask again.
+    patient = replace(QUICK, read_timeout_seconds=60)
     with pytest.raises(PublishFailed) as caught:
-        place.publish(packed)
+        place.publish(packed, transfer=patient)
 
     assert rule.struck == 1
     assert caught.value.code == "publish.latest-moved"
