@@ -9,7 +9,7 @@ jobs always leads to a greater depth, so there are no circles.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lmi_build.catalog.instances import instances
@@ -20,6 +20,7 @@ from lmi_build.jobs.images import choose_image, region_problem
 from lmi_build.jobs.locked_images import with_digest
 from lmi_build.jobs.machines import choose_machine
 from lmi_build.jobs.needs import AUTO, is_local, need_of, owners
+from lmi_build.jobs.placed import Placed
 from lmi_build.jobs.wheelhouse import version_problem
 from lmi_build.values.job import TRAINING
 
@@ -30,42 +31,7 @@ if TYPE_CHECKING:
     from lmi_build.jobs.graph import PlannedJob
     from lmi_build.jobs.needs import Need
     from lmi_build.jobs.union import Work
-    from lmi_build.values.recipe import Recipe
     from lmi_build.values.stage import Stage
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Placed:
-    """
-    One stage with its machine.
-
-    Args:
-        stage: Of the plan.
-        key: Its key.
-        recipe: That tells it.
-        kind: Of job.
-        instance: Instance type, or `auto` for a host without a device.
-        image: URI.
-        fixed: Where the recipe or its release decides the image, the dotted path that
-            says so; empty where any image with the stage's tools would do.
-        reason: Why this machine, in words.
-        instance_path: Dotted path of what says the instance.
-    """
-
-    stage: Stage
-    key: Digest
-    recipe: Recipe
-    kind: str
-    instance: str
-    image: str
-    fixed: str
-    reason: str
-    instance_path: str
-
-    @property
-    def machine(self) -> tuple[str, str, str]:
-        """What a job has one of."""
-        return self.kind, self.instance, self.image
 
 
 def cut(work: Work, *, single: bool = False, salt: str = "") -> JobGraph:

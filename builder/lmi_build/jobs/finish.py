@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from lmi_build.catalog.instances import Instance
     from lmi_build.digest import Digest, JSONValue
-    from lmi_build.jobs.cut import Placed
+    from lmi_build.jobs.placed import Placed
     from lmi_build.jobs.union import Work
     from lmi_build.values.recipe import JobSpec
     from lmi_build.values.stage import Stage
