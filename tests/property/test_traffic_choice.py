@@ -259,3 +259,18 @@ def test_a_request_costs_four_bytes_however_wide_the_lengths_are() -> None:
     size = sum(found.itemsize * len(found) for found in arrays)
 
     assert size <= 4 * joint.total
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 300),
+            st.sampled_from([0, 1, 65_535, 65_536, LARGEST_LEN]) | st.integers(0, 99),
+        )
+    )
+)
+def test_cells_are_the_counts_of_pairs(pairs: list[tuple[int, int]]) -> None:
+    """Also where answers need more than the half of a code."""
+    counted = sorted((*pair, count) for pair, count in Counter(pairs).items())
+
+    assert list(JointLengths(pairs).cells()) == counted

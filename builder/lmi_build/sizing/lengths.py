@@ -10,6 +10,7 @@ are, a row costs at most four bytes for each output length.
 
 from __future__ import annotations
 
+import sys
 from array import array
 from bisect import bisect_left
 from collections import Counter
@@ -28,6 +29,9 @@ _OUTPUT_MASK = (1 << _OUTPUT_BITS) - 1
 _NEIGHBOUR_BITS = 7
 _NEIGHBOUR_MASK = (1 << _NEIGHBOUR_BITS) - 1
 _CODE, _WIDE = "I", "Q"
+_NONE = array(_CODE)
+# Whether a code's lower half comes first; it has four bytes nearly everywhere.
+_LITTLE = sys.byteorder == "little" and (_NONE.itemsize, array("H").itemsize) == (4, 2)
 # Requests that are kept as they came before it is looked at which of them to count,
 # in one array and in all; and by how much more what could not be counted must grow.
 _FIRST_LOOK = 4096
@@ -235,11 +239,9 @@ class JointLengths:
         numbers |= {length >> _NEIGHBOUR_BITS for length in self._counted}
         numbers |= {length >> _NEIGHBOUR_BITS for length in self._many}
         for number in sorted(numbers, reverse=descending):
-            codes = list(self._kept.get(number, ()))
-            kept = {
-                place: [code & _OUTPUT_MASK for code in codes[begin:end]]
-                for place, end, begin in _slices(codes)
-            }
+            codes = self._kept.get(number, _NONE)
+            decoded = _outputs(codes)
+            kept = {place: decoded[begin:end] for place, end, begin in _slices(codes)}
             first = number << _NEIGHBOUR_BITS
             places = range(_NEIGHBOUR_MASK + 1)
             for place in reversed(places) if descending else places:
@@ -324,7 +326,17 @@ def _fitting(codes: list[int], begin: int, end: int, size: int) -> int:
     return end
 
 
-def _slices(codes: list[int]) -> Iterator[tuple[int, int, int]]:
+def _outputs(codes: array[int]) -> list[int]:
+    """Output lengths of codes, in their order."""
+    if _LITTLE and codes:
+        parts = memoryview(codes).cast("B")
+        # Below 2^16 a length is the lower half of its code, which needs no sum.
+        if bytes(parts[2::4]).count(0) == len(codes):
+            return parts.cast("H")[::2].tolist()
+    return [code & _OUTPUT_MASK for code in codes]
+
+
+def _slices(codes: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """Place among neighbours, end and begin of each run of ascending codes."""
     begin = 0
     while begin < len(codes):
