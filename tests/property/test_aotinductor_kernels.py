@@ -47,7 +47,7 @@ def near(found: Tensor, wanted: Tensor, size: Tensor) -> bool:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    rows=st.integers(1, 9),
+    rows=st.integers(1, 14),
     outputs=st.sampled_from([1, 7, 16, 33]),
     groups=st.integers(1, 4),
     size=st.sampled_from([2, 10, 32, 40, 64, 72]),
@@ -90,7 +90,7 @@ def test_products_with_codes_are_those_of_the_weights(  # noqa: PLR0913 - one sh
 
 @settings(max_examples=40, deadline=None)
 @given(
-    rows=st.integers(1, 9),
+    rows=st.integers(1, 14),
     outputs=st.integers(1, 40),
     inputs=st.integers(1, 130),
     dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32]),

@@ -52,7 +52,7 @@ class AotInductorBackend:
         name="aotinductor",
         summary="native code by PyTorch's AOTInductor, float or quantized",
         distributions=REQUIREMENTS,
-        salt=2,
+        salt=3,
         entry="lmi_build.backends.aotinductor.worker:run",
         targets=TARGETS,
         packings=READ_PACKINGS,

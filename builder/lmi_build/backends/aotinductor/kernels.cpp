@@ -33,6 +33,7 @@ constexpr int LANES = 8;
 constexpr int LANES = 4;
 #endif
 constexpr int64_t BLOCK = 16;    // outputs that a thread takes at once
+constexpr int64_t FEW_ROWS = 8;  // up to so many, reading takes longer than multiplying
 constexpr int64_t AHEAD = 2048;  // bytes of weights asked for before they are read
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
@@ -322,7 +323,7 @@ void grouped_rows(const Grouped& w, const float* x_RI, int64_t rows, float* y_RO
 }
 
 template <typename T>
-void float_rows(const T* weight, int64_t outputs, int64_t inputs, const float* x_RI,
+void few_float_rows(const T* weight, int64_t outputs, int64_t inputs, const float* x_RI,
                 int64_t rows, float* y_RO) {
 #pragma omp parallel for schedule(static)
   for (int64_t o = 0; o < outputs; o++)
@@ -338,6 +339,108 @@ void float_rows(const T* weight, int64_t outputs, int64_t inputs, const float* x
         });
 }
 
+// One output's weights.
+template <typename Kind>
+inline void widen_row(const Grouped& w, int64_t o, float* scale, float* weight_I) {
+  const auto* code = w.code_OGx.as<typename Kind::Code>() + o * w.groups * w.bytes;
+  w.scale_OG.floats(o * w.groups, w.groups, scale);
+  for (int64_t g = 0; g < w.groups; g++, code += w.bytes) {
+    float* to = weight_I + g * w.size;
+    Kind::each(
+        code, w.bytes, w.template zero<Kind>(o * w.groups + g),
+        [&](int64_t i, Floats value) {
+          value *= all(scale[g]);
+          std::memcpy(to + i, &value, sizeof(value));
+        },
+        [&](int64_t i, float value) { to[i] = value * scale[g]; });
+  }
+}
+
+// Products of A rows with B outputs.
+template <int A, int B>
+inline void block(const float* x_AI, const float* w_BI, int64_t inputs, int64_t outputs,
+                  float* y_AO) {
+  Floats sum[A][B] = {};
+  int64_t i = 0;
+  for (; i + LANES <= inputs; i += LANES) {
+    Floats w[B];
+    for (int b = 0; b < B; b++) w[b] = load(w_BI + b * inputs + i);
+    for (int a = 0; a < A; a++) {
+      const Floats x = load(x_AI + a * inputs + i);
+      for (int b = 0; b < B; b++) sum[a][b] += x * w[b];
+    }
+  }
+  for (int a = 0; a < A; a++)
+    for (int b = 0; b < B; b++) {
+      float rest = 0;
+      for (int64_t j = i; j < inputs; j++)
+        rest += x_AI[a * inputs + j] * w_BI[b * inputs + j];
+      y_AO[a * outputs + b] = total(sum[a][b]) + rest;
+    }
+}
+
+// Many rows: weights are widened, BLOCK outputs at a time, into a processor's own cache.
+// `fill(first, last, to)` writes the weights of some outputs.
+template <typename Fill>
+void many_rows(const float* x_RI, int64_t rows, int64_t inputs, int64_t outputs,
+               Fill fill, float* y_RO) {
+  constexpr int A = LANES == 16 ? 4 : 2, B = 4;
+#pragma omp parallel
+  {
+    std::vector<float> tile(BLOCK * inputs);
+#pragma omp for schedule(static)
+    for (int64_t first = 0; first < outputs; first += BLOCK) {
+      const int64_t last = std::min(first + BLOCK, outputs);
+      fill(first, last, tile.data());
+      for (int64_t r = 0; r < rows;) {
+        const int64_t taken = r + A <= rows ? A : 1;
+        const float* x = x_RI + r * inputs;
+        for (int64_t o = first; o < last;) {
+          const float* w = tile.data() + (o - first) * inputs;
+          float* y = y_RO + r * outputs + o;
+          const bool whole = o + B <= last;
+          if (taken == A) {
+            whole ? block<A, B>(x, w, inputs, outputs, y)
+                  : block<A, 1>(x, w, inputs, outputs, y);
+          } else {
+            whole ? block<1, B>(x, w, inputs, outputs, y)
+                  : block<1, 1>(x, w, inputs, outputs, y);
+          }
+          o += whole ? B : 1;
+        }
+        r += taken;
+      }
+    }
+  }
+}
+
+template <typename Kind>
+void grouped_many(const Grouped& w, const float* x_RI, int64_t rows, float* y_RO) {
+  auto fill = [&](int64_t first, int64_t last, float* to) {
+    thread_local std::vector<float> scale;
+    scale.resize(w.groups);
+    for (int64_t o = first; o < last; o++)
+      widen_row<Kind>(w, o, scale.data(), to + (o - first) * w.inputs());
+  };
+  many_rows(x_RI, rows, w.inputs(), w.outputs, fill, y_RO);
+}
+
+template <typename T>
+void float_many(const T* weight_OI, int64_t outputs, int64_t inputs, const float* x_RI,
+                int64_t rows, float* y_RO) {
+  auto fill = [&](int64_t first, int64_t last, float* to) {
+    to_floats(weight_OI + first * inputs, (last - first) * inputs, to);
+  };
+  many_rows(x_RI, rows, inputs, outputs, fill, y_RO);
+}
+
+template <typename T>
+void float_rows(const T* weight_OI, int64_t outputs, int64_t inputs, const float* x_RI,
+                int64_t rows, float* y_RO) {
+  rows > FEW_ROWS ? float_many(weight_OI, outputs, inputs, x_RI, rows, y_RO)
+                  : few_float_rows(weight_OI, outputs, inputs, x_RI, rows, y_RO);
+}
+
 template <typename Kind, typename T>
 void widen_rows(const Grouped& w, T* weight_OI) {
 #pragma omp parallel
@@ -345,18 +448,7 @@ void widen_rows(const Grouped& w, T* weight_OI) {
     std::vector<float> scale(w.groups), row(w.inputs());
 #pragma omp for schedule(static)
     for (int64_t o = 0; o < w.outputs; o++) {
-      const auto* code = w.code_OGx.as<typename Kind::Code>() + o * w.groups * w.bytes;
-      w.scale_OG.floats(o * w.groups, w.groups, scale.data());
-      for (int64_t g = 0; g < w.groups; g++, code += w.bytes) {
-        float* to = row.data() + g * w.size;
-        Kind::each(
-            code, w.bytes, w.template zero<Kind>(o * w.groups + g),
-            [&](int64_t i, Floats value) {
-              value *= all(scale[g]);
-              std::memcpy(to + i, &value, sizeof(value));
-            },
-            [&](int64_t i, float value) { to[i] = value * scale[g]; });
-      }
+      widen_row<Kind>(w, o, scale.data(), row.data());
       for (int64_t i = 0; i < w.inputs(); i++)
         store(weight_OI + o * w.inputs() + i, row[i]);
     }
@@ -483,10 +575,13 @@ AOTITorchError aoti_torch_cpu_lmi_grouped_product(
   const int64_t rows = x_RI.sizes[0];
   if (auto e = make(rows, weight.outputs, aoti_torch_dtype_float32(), out)) return e;
   float* y_RO = View(*out).as<float>();
+  const float* from = x_RI.as<float>();
   if (weight.is_packed()) {
-    grouped_rows<Packed>(weight, x_RI.as<float>(), rows, y_RO);
+    rows > FEW_ROWS ? grouped_many<Packed>(weight, from, rows, y_RO)
+                    : grouped_rows<Packed>(weight, from, rows, y_RO);
   } else {
-    grouped_rows<Plain>(weight, x_RI.as<float>(), rows, y_RO);
+    rows > FEW_ROWS ? grouped_many<Plain>(weight, from, rows, y_RO)
+                    : grouped_rows<Plain>(weight, from, rows, y_RO);
   }
   return AOTI_TORCH_SUCCESS;
 }

@@ -93,11 +93,17 @@ def computed(x: Tensor) -> Tensor:
 
 def float_product(x_RI: Tensor, weight_OI: Tensor) -> Tensor:
     """Rows times float weights of any type: [R, O], float32 for few rows."""
-    if x_RI.shape[0] > FEW_ROWS:
-        return functional.linear(x_RI, weight_OI.to(x_RI.dtype))
-    if kernels.in_graph(x_RI):
+    is_many = x_RI.shape[0] > FEW_ROWS
+    if kernels.in_graph(x_RI) and not (is_many and _has_library(x_RI, weight_OI)):
         return kernels.float_product(x_RI.float(), weight_OI)
+    if is_many:
+        return functional.linear(x_RI, weight_OI.to(x_RI.dtype))
     return by_row(x_RI, lambda x_I: (weight_OI.float() * x_I).sum(-1))
+
+
+def _has_library(x_RI: Tensor, weight_OI: Tensor) -> bool:
+    """Whether torch multiplies such matrices well without a copy in float32."""
+    return x_RI.dtype in {torch.bfloat16, weight_OI.dtype}
 
 
 def by_row(x_RI: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
@@ -150,11 +156,12 @@ class GroupedLinear(Linear):
         """Widened on the way for few rows, before for many."""
         if self.order is not None:
             x_RI = x_RI.index_select(1, self.order)
-        if x_RI.shape[0] > FEW_ROWS:
-            return functional.linear(x_RI, self._widened(x_RI.dtype))
-        if kernels.in_graph(x_RI):
+        is_many = x_RI.shape[0] > FEW_ROWS
+        if kernels.in_graph(x_RI) and not (is_many and x_RI.dtype == torch.bfloat16):
             form = (self.code, self.scale, self.zero)
             return kernels.grouped_product(x_RI.float(), *form)
+        if is_many:
+            return functional.linear(x_RI, self._widened(x_RI.dtype))
         return by_row(x_RI, self._row)
 
     def _widened(self, dtype: torch.dtype) -> Tensor:

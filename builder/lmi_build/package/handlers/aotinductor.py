@@ -51,7 +51,7 @@ _CONSTANTS = (False, True, True)
 
 # Tokens that are computed in the time that a piece takes beside them, which is mostly
 # spent on widening weights.
-PIECE_COST = 24
+PIECE_COST = 8
 
 
 def cheapest(buckets: Sequence[int], left: int) -> int:
