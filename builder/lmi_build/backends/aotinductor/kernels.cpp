@@ -176,8 +176,10 @@ struct Nibbles {
   explicit Nibbles(int zero) {
     for (int i = 0; i < LANES; i++) table[i] = float(i - zero);
   }
-  Floats low(Ints v) const { return __builtin_shuffle(table, v); }
-  Floats high(Ints v) const { return __builtin_shuffle(table, v >> 4); }
+  Floats low(Ints v) const {
+    return (Floats)_mm512_permutexvar_ps((__m512i)v, (__m512)table);
+  }
+  Floats high(Ints v) const { return low(v >> 4); }
 #else
   int zero;
   explicit Nibbles(int zero) : zero(zero) {}
