@@ -58,6 +58,9 @@ inline Floats load(const float* from) {
 inline Floats all(float value) { return Floats{} + value; }
 
 inline float total(Floats v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)v);
+#endif
   float lanes[LANES];
   std::memcpy(lanes, &v, sizeof(v));
   for (int width = LANES / 2; width > 0; width /= 2)
@@ -173,9 +176,9 @@ AOTITorchError make(int64_t rows, int64_t columns, int32_t dtype,
 struct Nibbles {
 #if defined(__AVX512F__)
   Floats table;  // a code is a place in it, and looking up takes its lowest bits
-  explicit Nibbles(int zero) {
-    for (int i = 0; i < LANES; i++) table[i] = float(i - zero);
-  }
+  explicit Nibbles(int zero)
+      : table(Floats{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} -
+              float(zero)) {}
   Floats low(Ints v) const {
     return (Floats)_mm512_permutexvar_ps((__m512i)v, (__m512)table);
   }
