@@ -1,15 +1,18 @@
 """
 Our side of `quantize.py`: the stage's worker, in a process of its own.
 
-torch is loaded inside the measured call, because the worker sets up its process first;
-reading the model is inside it as well.
+Reading the model is inside the measured call; torch is loaded before it, as the
+libraries' is.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
+# As a stage's worker is started (`execute/launch.py`), before anything loads torch.
+os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "30000"}
 # `bench` is importable as the tests see it.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
