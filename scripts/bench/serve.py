@@ -221,7 +221,7 @@ def _is_graph(folder: Path) -> bool:
 def _bytes(folder: Path) -> int:
     """Bytes of weights that a token reads."""
     if _is_graph(folder):
-        return decode._engine_bytes(folder)
+        return decode._engine_bytes(folder / "engine")
     from bench.aotinductor import read_sizes
 
     return sum(read_sizes(folder / "engine" / "weights.safetensors"))
