@@ -133,7 +133,7 @@ def main() -> None:
         log = make_log(work, "plain", arguments.rows)
         side = [arguments.peers, "-c", code, str(log)]
         pairs.add(report(name, side, arguments.rows))
-    assert len(pairs - {None}) == 1, pairs
+    assert len(pairs - {None}) <= 1, pairs
 
 
 def make_log(work: Path, form: str, rows: int) -> Path:
