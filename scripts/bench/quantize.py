@@ -43,6 +43,7 @@ from bench.quantize_results import Results, scaling_costs, scaling_table, table
 from bench.quantize_rows import OURS, PEERS, Row
 from bench.usage import CommandFailed, environment, measure
 from bench.venvs import make_venv
+from lmi_build.execute.launch import PROCESS_VARIABLES
 from lmi_build.quantizers.external.readable import make_readable
 
 if TYPE_CHECKING:
@@ -126,6 +127,8 @@ def run_row(
         scene = environment(work / "home", threads=threads)
         # Some tools start compilers of their environment.
         scene["PATH"] = f"{Path(python).parent}:{scene['PATH']}"
+        if row.tool == "ours":
+            scene |= PROCESS_VARIABLES  # as `build` starts a worker
         whole = measure(
             [python, str(HERE / f"quantize_{row.tool}.py"), str(folder / "job.json")],
             environment=scene,

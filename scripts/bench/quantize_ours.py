@@ -7,12 +7,9 @@ libraries' is.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
-# As a stage's worker is started (`execute/launch.py`), before anything loads torch.
-os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "30000"}
 # `bench` is importable as the tests see it.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 

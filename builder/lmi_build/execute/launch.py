@@ -36,6 +36,21 @@ if TYPE_CHECKING:
 _GRACE_SECONDS = 5.0
 _LOG_TAIL_LINES = 20
 
+# How a worker waits and gets its memory, whatever it does.
+PROCESS_VARIABLES = {
+    # Threads that spin while they wait cost more than they save where a stage
+    # shares its cores: one float window took 2.0 s instead of 17.1 s.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # But they do spin for a tenth of a millisecond, the time between two products:
+    # falling asleep and waking cost quantizing half of its wall time.
+    "GOMP_SPINCOUNT": "30000",
+    # More arenas would only keep freed blocks apart and raise the peak.
+    "MALLOC_ARENA_MAX": "2",
+    # Large buffers come in pages of 2 MiB where the kernel has them: clearing and
+    # finding pages of 4 KiB took a tenth of quantizing's time.
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
@@ -174,14 +189,7 @@ def worker_environment(attempt: Attempt, settings: Settings) -> dict[str, str]:
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "OPENBLAS_NUM_THREADS": threads,
-        # Threads that spin while they wait cost more than they save where a stage
-        # shares its cores: one float window took 2.0 s instead of 17.1 s.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        # But they do spin for a tenth of a millisecond, the time between two products:
-        # falling asleep and waking cost quantizing half of its wall time.
-        "GOMP_SPINCOUNT": "30000",
-        # More arenas would only keep freed blocks apart and raise the peak.
-        "MALLOC_ARENA_MAX": "2",
+        **PROCESS_VARIABLES,
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

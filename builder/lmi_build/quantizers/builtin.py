@@ -72,7 +72,7 @@ class BuiltinQuantizer:
         summary="GPTQ, AWQ, SmoothQuant, INT8, FP8 and rounding, block by block",
         distributions=("torch", "numpy", "tokenizers"),
         modules=("torch", "numpy", "tokenizers"),
-        salt=8,
+        salt=9,
         entry="lmi_build.quantizers.builtin_worker:run",
         methods=METHODS,
         threaded_methods=("gptq", "awq", "smoothquant"),

@@ -4,7 +4,7 @@ Finished blocks kept while the next one is on its way.
 Writing what a block left, hashing it and waiting for the disk takes a tenth of the time
 of a small model's block, and none of it needs the processor for long. So a thread of
 its own does it. The samples' activations are written from where they lie: the first
-chunk of the next block that would replace some of them waits until they are on disk
+chunk of the next block that would replace some of them waits until the system has them
 (`Activations.held`). By then nothing large of the block before is left in memory, since
 what needs most of it, a block's last linears, comes after.
 
@@ -13,7 +13,7 @@ A block counts as finished when its record is on disk, and is told then, in orde
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +22,6 @@ from lmi_build.events import StageNote, StageProgress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Future
 
     from torch import Tensor
 
@@ -62,10 +61,20 @@ def run_blocks(
             )
         )
 
-    def keep(index: int, done: Done) -> None:
+    def keep(index: int, done: Done, copied: Future[None]) -> None:
         tensors, rows, activations = done
-        with torch.inference_mode():
-            state.commit(tensors, rows, activations=activations)
+        try:
+            with torch.inference_mode():
+                state.commit(
+                    tensors,
+                    rows,
+                    activations=activations,
+                    on_copied=lambda: copied.set_result(None),
+                )
+        finally:
+            # Whoever waits goes on; what went wrong is told by the future of this call.
+            if not copied.done():
+                copied.set_result(None)
         emit(
             StageProgress(stage=stage, done=index + 1, total=num_blocks, unit="blocks")
         )
@@ -76,12 +85,13 @@ def run_blocks(
             done = step(index)
             if kept is not None:
                 kept.result()
-            kept = keeper.submit(keep, index, done)
+            copied: Future[None] = Future()
+            kept = keeper.submit(keep, index, done, copied)
             activations = done[2]
             del done
             if activations is None:
                 kept.result()
             else:
-                activations.held = kept
+                activations.held = copied
         if kept is not None:
             kept.result()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from lmi_build.checkpoint.writer import tensor_plan, write_file
 from lmi_build.digest import digest_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from concurrent.futures import Future
     from pathlib import Path
 
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from lmi_build.quantizers.activations import Activations
 
 RECORD_NAME = "progress.json"
+# What was kept less than so many seconds after the last wait for the disk does not wait
+# again: a killed process loses nothing by that, and a machine that loses its power
+# starts over what takes little more than this.
+_FLUSH_SECONDS = 15.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +72,7 @@ class BlockState:
         # Each block as the record says it: a long ledger is not told anew every time.
         self._texts: list[str] = []
         self._activations: tuple[str, str] | None = None
+        self._flushed_at = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
 
     def resume(self) -> int:
@@ -136,6 +142,7 @@ class BlockState:
         rows: tuple[LedgerRow, ...],
         *,
         activations: Activations | None,
+        on_copied: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Keep a block: its file, then the activations, then the record.
@@ -144,6 +151,8 @@ class BlockState:
             tensors: The block's results by name.
             rows: Its part of the ledger.
             activations: What enters the next block; None needs none.
+            on_copied: Called when the activations may change again: the system has
+                them, though not yet on disk.
         """
         index = len(self.blocks)
         file = f"block-{index:05d}.safetensors"
@@ -155,13 +164,13 @@ class BlockState:
         self._texts.append(json.dumps(asdict(block)))
         old = self._activations
         if activations is not None:
-            self._activations = self._keep_activations(activations, index)
+            self._activations = self._keep_activations(activations, index, on_copied)
         self._write_record()
         if old is not None and old != self._activations:
             (self.folder / old[0]).unlink(missing_ok=True)
 
     def _keep_activations(
-        self, activations: Activations, index: int
+        self, activations: Activations, index: int, on_copied: Callable[[], None]
     ) -> tuple[str, str]:
         file = f"activations-{index:05d}.bin"
         sha = hashlib.sha256()
@@ -178,7 +187,12 @@ class BlockState:
                 view = piece
                 while view:
                     view = view[stream.write(view) :]
-            os.fsync(stream.fileno())
+            if hashed is not None:
+                hashed.result()
+            on_copied()
+            if time.monotonic() - self._flushed_at >= _FLUSH_SECONDS:
+                os.fsync(stream.fileno())
+                self._flushed_at = time.monotonic()
         return file, f"sha256:{sha.hexdigest()}"
 
     def _write_record(self) -> None:
