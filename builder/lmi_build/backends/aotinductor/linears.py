@@ -13,6 +13,7 @@ group, h half of them.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,7 +32,7 @@ FEW_ROWS = 8
 _MIDDLE = 8
 
 
-class Linear(nn.Module):
+class Linear(nn.Module, ABC):
     """
     What every kind has: an optional bias, added in float32.
 
@@ -52,9 +53,9 @@ class Linear(nn.Module):
             y_RO = y_RO + self.bias
         return y_RO.to(x_RI.dtype)
 
+    @abstractmethod
     def product(self, x_RI: Tensor) -> Tensor:
         """The product without the bias."""
-        raise NotImplementedError
 
 
 class FloatLinear(Linear):

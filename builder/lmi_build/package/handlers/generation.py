@@ -17,6 +17,7 @@ import codecs
 import difflib
 import json
 import threading
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -566,7 +567,7 @@ class Text:
         return result
 
 
-class TextEngine:
+class TextEngine(ABC):
     """
     What answers requests, whatever computes the logits.
 
@@ -584,9 +585,9 @@ class TextEngine:
         # Around everything that computes.
         self._lock = threading.Lock()
 
+    @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Token ids of a text."""
-        raise NotImplementedError
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""
