@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from lmi_build.backends.onnxruntime import PROVIDER
+from lmi_build.backends.onnxruntime import PROVIDER, REQUIREMENTS
 from lmi_build.errors import GateFailed, VerifyFailed
 from lmi_build.events import StageNote
 from lmi_build.package.handler_files import handler_digest
@@ -80,7 +80,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     params = PROVIDER.lower(recipe, facts, FLOAT)
     inputs = {"model": model, "checkpoint": model}
     run_stage(PROVIDER.info.entry, params, inputs, root / "engine")
-    names = ("numpy", "onnxruntime", "onnxruntime-genai")
+    names = REQUIREMENTS.values()
     serving = PROVIDER.serving(
         recipe, facts, FLOAT, HOST, {n: metadata.version(n) for n in names}
     )
