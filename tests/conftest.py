@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 import hypothesis
 import pytest
+
+# Processes that share the cores have a share of them each. Two threads of each of two
+# processes would wait for one another's turns: rounding a model takes ten times as long.
+NUM_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if NUM_PROCESSES > 1:
+    share = str(max(1, len(os.sched_getaffinity(0)) // NUM_PROCESSES))
+    for variable in ("LMI_BUILD_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(variable, share)
 
 # The machine is shared with compilers: a slow example is not a failing one.
 hypothesis.settings.register_profile("suite", deadline=None, print_blob=True)
