@@ -8,10 +8,12 @@ The models that `quantize.py` compares on, made from one that is at hand.
 - outlier: a few channels of every norm's output are scaled up by a power of two and
   the columns that read them down by the same. Every product stays what it was, bit by
   bit, but activations now have the outliers that large models have.
-- random: a Llama of any size with random weights, for time and memory.
+- random: a Llama of any size with random weights, for time and memory; with
+  `--tokenizer MODEL` that model's tokenizer and as large a vocabulary (`serve.py`).
 
     python scripts/bench/quantize_models.py dithered|outlier MODEL OUT
     python scripts/bench/quantize_models.py random OUT --layers 12
+    python scripts/bench/quantize_models.py random OUT --layers 9 --tokenizer MODEL
 
 Legend: O output rows, I input columns, B blocks of I, D width of the model.
 """
@@ -19,6 +21,7 @@ Legend: O output rows, I input columns, B blocks of I, D width of the model.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -39,7 +42,8 @@ GRID_TOLERANCE = 0.1
 # SmolLM2's own norms give channels within a factor of ten of each other; large models
 # have a handful of channels 20 to 100 times as large as the rest.
 OUTLIER_CHANNELS, OUTLIER_FACTOR = 6, 32.0
-RANDOM_WIDTH = 1024
+RANDOM_WIDTH, RANDOM_VOCABULARY = 1024, 4096
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 READERS = {
     "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
@@ -153,19 +157,40 @@ def derive(kind: str, source: Path, out: Path) -> Path:
     return out
 
 
-def make_random(out: Path, *, num_layers: int, hidden_size: int = RANDOM_WIDTH) -> Path:
-    """A Llama with 16.8M random weights a block at its default width."""
+def make_random(
+    out: Path,
+    *,
+    num_layers: int,
+    hidden_size: int = RANDOM_WIDTH,
+    tokenizer: Path | None = None,
+) -> Path:
+    """
+    A Llama with 16.8M random weights a block at its default width.
+
+    Args:
+        out: Folder to make anew.
+        num_layers: Decoder blocks.
+        hidden_size: Width of the residual stream, a multiple of a head's 64.
+        tokenizer: A model whose tokenizer and vocabulary it shares; its own is small.
+    """
+    vocab_size = RANDOM_VOCABULARY
+    if tokenizer:
+        vocab_size = json.loads((tokenizer / "config.json").read_bytes())["vocab_size"]
     shutil.rmtree(out, ignore_errors=True)
-    return make_tiny_model(
+    make_tiny_model(
         out,
         num_layers=num_layers,
         hidden_size=hidden_size,
         intermediate_size=4 * hidden_size,
         num_attention_heads=hidden_size // 64,
         num_key_value_heads=hidden_size // 64,
-        vocab_size=4096,
+        vocab_size=vocab_size,
         max_position_embeddings=2048,
     )
+    if tokenizer:
+        for name in TOKENIZER_FILES:
+            shutil.copyfile(tokenizer / name, out / name)
+    return out
 
 
 def memory_bound(num_tokens: int, *, hidden_size: int = RANDOM_WIDTH) -> float:
@@ -192,9 +217,15 @@ def main() -> None:
     command.add_argument("out", type=Path)
     command.add_argument("--layers", type=int, default=12)
     command.add_argument("--hidden-size", type=int, default=RANDOM_WIDTH)
+    command.add_argument("--tokenizer", type=Path, metavar="MODEL")
     args = parser.parse_args()
     if args.kind == "random":
-        make_random(args.out, num_layers=args.layers, hidden_size=args.hidden_size)
+        make_random(
+            args.out,
+            num_layers=args.layers,
+            hidden_size=args.hidden_size,
+            tokenizer=args.tokenizer,
+        )
     else:
         derive(args.kind, args.model, args.out)
 

@@ -1,0 +1,75 @@
+"""The models that `scripts/bench/serve.py` compares engines on."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+from bench import quantize_models, write_gguf
+from lmi_build.sources.gguf_convert import convert_gguf
+from make_tiny_model import make_tiny_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Of the largest weight of a block of 32: half a step, and the scale's own rounding.
+ROUNDING = {"q8_0": 1.1 * 0.5 / 127, "q4_1": 1.1 * 0.5 * 2 / 15}
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_1"])
+def test_gguf_is_the_same_model(tmp_path: Path, kind: str) -> None:
+    """Read back by our importer: names, places of rows, configuration and tokens."""
+    model = make_tiny_model(tmp_path / "model")
+    file = write_gguf.write(model, tmp_path / "model.gguf", kind=kind, pre="gpt-2")
+    out = tmp_path / "back"
+    out.mkdir()
+
+    convert_gguf(file, out, dtype="float32", progress=lambda *_: None)
+
+    back = load_file(out / "model.safetensors")
+    wanted = load_file(model / "model.safetensors")
+    assert back.keys() == wanted.keys()
+    for name, weight in wanted.items():
+        if weight.dim() == 1:
+            assert torch.equal(back[name], weight.float()), name
+            continue
+        blocks = weight.float().reshape(-1, 32)
+        apart = (back[name].reshape(-1, 32) - blocks).abs()
+        looked_up = name == "model.embed_tokens.weight"
+        share = ROUNDING["q8_0" if looked_up else kind]
+        assert bool((apart <= share * blocks.abs().amax(-1, keepdim=True)).all()), name
+    configs = [json.loads((d / "config.json").read_bytes()) for d in (model, out)]
+    for key in ("hidden_size", "num_key_value_heads", "rms_norm_eps", "vocab_size"):
+        assert configs[1][key] == pytest.approx(configs[0][key]), key
+    text = "The capital of France is Paris; 12 stages, caf\u00e9."
+    tokenizers = [Tokenizer.from_file(str(d / "tokenizer.json")) for d in (model, out)]
+    assert tokenizers[0].encode(text).ids == tokenizers[1].encode(text).ids
+
+
+def test_another_architecture_is_refused(tmp_path: Path) -> None:
+    """Biases of Qwen 2 have no place in a llama's file."""
+    model = make_tiny_model(tmp_path / "model", architecture="qwen2")
+
+    with pytest.raises(SystemExit, match="only a llama"):
+        write_gguf.write(model, tmp_path / "model.gguf", kind="q8_0", pre="gpt-2")
+
+
+def test_random_model_takes_a_tokenizer(tmp_path: Path) -> None:
+    """Its vocabulary is that of the model whose tokenizer it has."""
+    source = make_tiny_model(tmp_path / "source", vocab_size=600)
+
+    out = quantize_models.make_random(
+        tmp_path / "random", num_layers=1, hidden_size=64, tokenizer=source
+    )
+
+    assert load_file(out / "model.safetensors")["model.embed_tokens.weight"].shape == (
+        600,
+        64,
+    )
+    for name in quantize_models.TOKENIZER_FILES:
+        assert (out / name).read_bytes() == (source / name).read_bytes()
