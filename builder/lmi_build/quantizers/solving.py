@@ -14,7 +14,6 @@ side), R output rows of one linear, G groups of I, D norm channels, T tokens.
 
 from __future__ import annotations
 
-import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -28,7 +27,6 @@ from lmi_build.errors import StageFailed
 from lmi_build.numerics.gptq import NotPositiveDefinite
 from lmi_build.numerics.grids import dequantize
 from lmi_build.numerics.kv_cache import CacheObserver
-from lmi_build.numerics.observers import ChannelObserver, HessianObserver
 from lmi_build.quantizers import methods
 from lmi_build.quantizers.coded import coded_linear, is_coded
 from lmi_build.quantizers.smoothing import Smoothing
@@ -43,77 +41,12 @@ if TYPE_CHECKING:
     from lmi_build.numerics.gptq import Quantized
     from lmi_build.quantizers.decoder import Block
     from lmi_build.quantizers.options import Options
+    from lmi_build.quantizers.statistics import Statistics
     from lmi_build.quantizers.steps import Step
     from lmi_build.values.quant import QuantScheme
 
 # Output channels that a search over many experts looks at; they are drawn evenly.
 _SEARCHED_OUTPUTS = 16384
-
-
-class Statistics:
-    """
-    What one pass over a step's inputs leaves.
-
-    Args:
-        num_inputs: Input channels I.
-        max_tokens: Tokens of the largest chunk.
-        hessian: Sum X' X.
-        channels: Keep channel sizes and a sample of rows.
-        means: Keep mean magnitudes as well.
-        device: Where the inputs are.
-    """
-
-    def __init__(
-        self,
-        num_inputs: int,
-        *,
-        max_tokens: int,
-        hessian: bool,
-        channels: bool,
-        means: bool,
-        device: torch.device,
-    ) -> None:
-        self.num_tokens = 0
-        self.num_inputs = num_inputs
-        self.means = means
-        self._lock = threading.Lock()
-        self.hessian = (
-            HessianObserver(num_inputs, max_tokens=max_tokens) if hessian else None
-        )
-        self.channels = None
-        if channels:
-            self.channels = ChannelObserver(num_inputs, means=means, device=device)
-
-    def add(self, x_TI: Tensor, *, first: int | None = None) -> None:
-        """
-        Take in a chunk.
-
-        Args:
-            x_TI: Inputs.
-            first: Number of its first token; None is the one after all seen so far.
-        """
-        with self._lock:
-            self.num_tokens += x_TI.shape[0]
-        if self.hessian is not None:
-            self.hessian.add(x_TI)
-        if self.channels is not None:
-            self.channels.add(x_TI, first=first)
-
-    @property
-    def hangs_on_order(self) -> bool:
-        """Whether sums are taken whose last bits hang on the order of chunks."""
-        return self.hessian is not None or self.means
-
-    def is_finite(self) -> bool:
-        """Whether all inputs so far were numbers, as far as anything looked at them."""
-        observers = (self.hessian, self.channels)
-        return all(one.is_finite() for one in observers if one is not None)
-
-    def take_hessian(self) -> Tensor:
-        """X' X / T [I, I]; the identity where no token came by. Only once."""
-        if self.hessian is None or not self.num_tokens:
-            return torch.eye(self.num_inputs)
-        return self.hessian.mean()
 
 
 @dataclass(kw_only=True)

@@ -24,7 +24,8 @@ from lmi_build.errors import StageFailed
 from lmi_build.quantizers.block_loading import load_block
 from lmi_build.quantizers.finite import read_finite
 from lmi_build.quantizers.lanes import Turns, lanes_for
-from lmi_build.quantizers.solving import BlockWork, Statistics
+from lmi_build.quantizers.solving import BlockWork
+from lmi_build.quantizers.statistics import Statistics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
     from lmi_build.catalog.architectures import Architecture
     from lmi_build.checkpoint.reader import CheckpointReader
+    from lmi_build.decoders.decoder_config import DecoderConfig
     from lmi_build.quantizers.activations import Activations, Room
-    from lmi_build.quantizers.decoder import DecoderConfig
     from lmi_build.quantizers.options import Options
     from lmi_build.quantizers.solving import BlockResult
     from lmi_build.quantizers.steps import Step
