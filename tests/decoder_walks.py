@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lmi_build.catalog.architectures import find_architecture
 from lmi_build.checkpoint.reader import CheckpointReader
+from lmi_build.decoders.decoder_config import read_config
 from lmi_build.quantizers.block_loading import load_block
-from lmi_build.quantizers.decoder import Block, embed, read_config
+from lmi_build.quantizers.embedding import embed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from lmi_build.catalog.architectures import Architecture
     from lmi_build.decoders.decoder_config import DecoderConfig
+    from lmi_build.quantizers.decoder import Block
     from lmi_build.quantizers.steps import Step
 
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lmi_build.catalog.architectures import find_architecture
+from lmi_build.decoders.decoder_config import read_config
 from lmi_build.errors import DoesNotFit, StageFailed
 from lmi_build.quantizers.activations import (
     HeldActivations,
     Room,
     SpilledActivations,
 )
-from lmi_build.quantizers.decoder import embed, read_config
+from lmi_build.quantizers.embedding import embed
 from lmi_build.quantizers.memory import (
     USABLE_SHARE,
     available_bytes,

@@ -14,8 +14,8 @@ inputs come first and both sums last. Where a router sends tokens to experts, ev
 expert has steps of its own (`experts`).
 
 Shape suffixes: S samples of one chunk, L tokens of a sample, T tokens of a chunk, D
-residual width, N query heads, K key and value heads, H head width, F feed-forward
-width, I inputs of a linear.
+residual width, K key and value heads, H head width, F feed-forward width, I inputs of
+a linear.
 
 Source: transformers 5.23.0, the files named in `catalog/architectures.toml`.
 """
@@ -31,30 +31,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from lmi_build.decoders.activation_functions import ACTIVATIONS
-from lmi_build.decoders.attention import Scores, alibi_bias, attend
-from lmi_build.decoders.decoder_config import DecoderConfig, read_config
-from lmi_build.decoders.rotary import RotaryTables, rotary_tables, rotate
 from lmi_build.quantizers import experts
+from lmi_build.quantizers.absorbing import (
+    absorb_in_norm,
+    absorb_in_up,
+    absorb_in_value,
+)
+from lmi_build.quantizers.block_attention import AttentionTables, attention
 from lmi_build.quantizers.coded import CodedLinear, multiply
-from lmi_build.quantizers.embedding import embed
 from lmi_build.quantizers.lanes import Lanes
-from lmi_build.quantizers.steps import Absorb, Activations, Room, Step
+from lmi_build.quantizers.steps import Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from lmi_build.catalog.architectures import Architecture
-
-__all__ = [
-    "Absorb",
-    "Activations",
-    "Block",
-    "DecoderConfig",
-    "Room",
-    "Step",
-    "embed",
-    "read_config",
-]
+    from lmi_build.decoders.decoder_config import DecoderConfig
+    from lmi_build.quantizers.steps import Absorb, Activations, Room
 
 Part = TypeVar("Part")
 
@@ -75,6 +68,7 @@ class Block:
         leaves: Whether what leaves the block is asked for; the last one's is not.
         lanes: What chunks that belong to no step are dealt out to.
         kv_observer: Called with keys (rotated) and values [S, K, L, H] of every chunk.
+        tables: What attention needs for the length of the samples, once it was asked.
     """
 
     architecture: Architecture
@@ -85,8 +79,7 @@ class Block:
     leaves: bool = True
     lanes: Lanes = field(default_factory=Lanes)
     kv_observer: Callable[[Tensor, Tensor], None] | None = None
-    _tables: RotaryTables | None = field(default=None, init=False)
-    _scores: Scores | None = field(default=None, init=False)
+    tables: AttentionTables | None = field(default=None, init=False)
 
     def steps(
         self,
@@ -131,7 +124,7 @@ class Block:
             arch.projections,
             lambda part: self.norm(self.attention_norm, x.load(part)),
             parts,
-            self.absorb_in_norm(self.attention_norm),
+            absorb_in_norm(arch, self.attention_norm),
         )
         mixed = room(self.num_inputs(arch.output), slot=0)
         yield self._output_step(x, mixed, parts)
@@ -152,7 +145,7 @@ class Block:
             arch.widening,
             lambda part: self.norm(self.mlp_norm, add_attention(part)),
             parts,
-            self.absorb_in_norm(self.mlp_norm),
+            absorb_in_norm(arch, self.mlp_norm),
         )
         inner = room(self.num_inputs(arch.down), slot=0)
 
@@ -161,7 +154,9 @@ class Block:
             inner.store(part, y_SLF)
             return y_SLF
 
-        yield self.step((arch.down,), widen, parts, self.absorb_in_up(arch.widening))
+        yield self.step(
+            (arch.down,), widen, parts, absorb_in_up(arch, arch.widening, self.weights)
+        )
         self._add_mlp(out, inner, parts)
 
     def _parallel(
@@ -173,14 +168,14 @@ class Block:
             (*arch.projections, *(arch.widening if is_shared else ())),
             lambda part: self.norm(self.attention_norm, x.load(part)),
             parts,
-            self.absorb_in_norm(self.attention_norm),
+            absorb_in_norm(arch, self.attention_norm),
         )
         if not is_shared:
             yield self.step(
                 arch.widening,
                 lambda part: self.norm(self.mlp_norm, x.load(part)),
                 parts,
-                self.absorb_in_norm(self.mlp_norm),
+                absorb_in_norm(arch, self.mlp_norm),
             )
         mixed = room(self.num_inputs(arch.output), slot=1)
         yield self._output_step(x, mixed, parts)
@@ -194,20 +189,22 @@ class Block:
             out.store(part, x_SLD + added)
             return y_SLF
 
-        yield self.step((arch.down,), widen, parts, self.absorb_in_up(arch.widening))
+        yield self.step(
+            (arch.down,), widen, parts, absorb_in_up(arch, arch.widening, self.weights)
+        )
         self._add_mlp(out, inner, parts)
 
     def _output_step(
         self, x: Activations, mixed: Activations, parts: Sequence[slice]
     ) -> Step:
         def mix(part: slice) -> Tensor:
-            y_SLI = self._attention(self.norm(self.attention_norm, x.load(part)))
+            y_SLI = attention(self, self.norm(self.attention_norm, x.load(part)))
             mixed.store(part, y_SLI)
             return y_SLI
 
-        return self.step(
-            (self.architecture.output,), mix, parts, self._absorb_in_value()
-        )
+        arch = self.architecture
+        absorb = absorb_in_value(arch, self.config)
+        return self.step((arch.output,), mix, parts, absorb)
 
     def _add_mlp(
         self, out: Activations, inner: Activations, parts: Sequence[slice]
@@ -265,43 +262,6 @@ class Block:
             absorb=absorb,
             expert=expert,
         )
-
-    def absorb_in_norm(
-        self, name: str, *, readers: tuple[str, ...] = ()
-    ) -> Absorb | None:
-        """What a scale of a norm's result can go into."""
-        if not name:
-            return None
-        offset = 1.0 if self.architecture.norm == "rms-plus-one" else 0.0
-        return Absorb(
-            kind="norm", name=name, rows_I=None, readers=readers, offset=offset
-        )
-
-    def absorb_in_up(self, widening: tuple[str, ...]) -> Absorb | None:
-        """What a scale of the down projection's input can go into."""
-        arch = self.architecture
-        if widening == (arch.fused_gate_up,):
-            inner = self.weights[arch.fused_gate_up].shape[0] // 2
-            row_I = torch.arange(inner, 2 * inner)
-            return Absorb(kind="linear", name=arch.fused_gate_up, rows_I=row_I)
-        if len(widening) == 1:
-            return None
-        return Absorb(kind="linear", name=widening[1], rows_I=None)
-
-    def _absorb_in_value(self) -> Absorb:
-        """Row of v behind each input channel of o: its key head's, its place's."""
-        arch, config = self.architecture, self.config
-        width, shared = config.head_dim, config.num_heads // config.num_kv_heads
-        head_N = torch.arange(config.num_heads) // shared
-        if not arch.fused_qkv:
-            first_N = head_N * width
-        elif arch.fused_layout == "grouped":
-            first_N = (head_N * (shared + 2) + shared + 1) * width
-        else:
-            first_N = (config.num_heads + config.num_kv_heads + head_N) * width
-        row_NH = first_N[:, None] + torch.arange(width)
-        name = arch.fused_qkv or arch.value
-        return Absorb(kind="linear", name=name, rows_I=row_NH.flatten())
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         """One linear of the block."""
@@ -365,86 +325,6 @@ class Block:
     def residual_scale(self) -> float:
         """What is added to the residual stream is multiplied by this."""
         return self.config.residual_scale
-
-    def _attention(self, normed_SLD: Tensor) -> Tensor:
-        """From the attention's input to the output projection's input."""
-        query_SNLH, key_SKLH, value_SKLH = self._heads(normed_SLD)
-        scores = self._prepare(query_SNLH)
-        if self._tables is not None:
-            query_SNLH = rotate(query_SNLH, self._tables)
-            key_SKLH = rotate(key_SKLH, self._tables)
-        if self.kv_observer is not None:
-            self.kv_observer(key_SKLH, value_SKLH)
-        return attend(query_SNLH, key_SKLH, value_SKLH, scores)
-
-    def _heads(self, x_SLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [S, N, L, H], keys and values [S, K, L, H], not yet rotated."""
-        arch, config = self.architecture, self.config
-        heads, key_heads = config.num_heads, config.num_kv_heads
-        if arch.fused_qkv:
-            y = self.linear(arch.fused_qkv, x_SLD)
-            if arch.fused_layout == "grouped":
-                y = torch.unflatten(y, -1, (key_heads, -1, config.head_dim))
-                query = y[..., :-2, :].flatten(2, 3)
-                key, value = y[..., -2, :], y[..., -1, :]
-            else:
-                y = torch.unflatten(y, -1, (-1, config.head_dim))
-                query, key = y[..., :heads, :], y[..., heads:-key_heads, :]
-                value = y[..., -key_heads:, :]
-        else:
-            names = (arch.query, arch.key, arch.value)
-            query, key, value = self.linears(names, x_SLD)
-            query = self._normed_heads(arch.query_norm, query, heads)
-            key = self._normed_heads(arch.key_norm, key, key_heads)
-            value = torch.unflatten(value, -1, (key_heads, -1))
-        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-
-    def _normed_heads(self, name: str, x_SLI: Tensor, heads: int) -> Tensor:
-        """Split heads; normed all together, each with one weight or with its own."""
-        weight = self.weights.get(name) if name else None
-        if weight is None:
-            return torch.unflatten(x_SLI, -1, (heads, -1))
-        if weight.ndim > 1:
-            x_SLNH = torch.unflatten(x_SLI, -1, (heads, -1))
-            width, eps = x_SLNH.shape[-1:], self.config.norm_eps
-            return functional.layer_norm(x_SLNH, width, eps=eps) * weight
-        if weight.shape[0] == x_SLI.shape[-1]:
-            return torch.unflatten(self.norm(name, x_SLI), -1, (heads, -1))
-        return self.norm(name, torch.unflatten(x_SLI, -1, (heads, -1)))
-
-    def _prepare(self, like_SNLH: Tensor) -> Scores:
-        """Tables for the length of the samples, made once."""
-        if self._scores is not None:
-            return self._scores
-        config, length = self.config, like_SNLH.shape[2]
-        dtype, device = like_SNLH.dtype, like_SNLH.device
-        rope = config.rope_of(self.index)
-        if rope is not None:
-            self._tables = rotary_tables(
-                rope,
-                num_tokens=length,
-                pairs=self.architecture.rotary == "pairs",
-                dtype=dtype,
-                device=device,
-            )
-        bias_NL = None
-        if config.alibi:
-            bias_NL = alibi_bias(
-                config.alibi,
-                num_heads=config.num_heads,
-                num_tokens=length,
-                head_dim=config.head_dim,
-                dtype=dtype,
-                device=device,
-            )
-        window = config.window_of(self.index)
-        self._scores = Scores(
-            scale=config.score_scale_of(self.index),
-            softcap=config.score_softcap,
-            window=window if window is not None and window < length else None,
-            bias_NL=bias_NL,
-        )
-        return self._scores
 
 
 def _make_rows(make: Callable[[Part], Tensor], part: Part) -> Tensor:

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lmi_build.quantizers.absorbing import absorb_in_norm, absorb_in_up
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -129,7 +131,7 @@ def steps(
     each = [arch.expert(prefix, number) for number in range(block.config.num_experts)]
     shared = (arch.shared_gate, arch.shared_up) if arch.shared_router else ()
     readers = (block.router, *((arch.shared_router,) if shared else ()))
-    absorb = block.absorb_in_norm(block.mlp_norm, readers=readers)
+    absorb = absorb_in_norm(arch, block.mlp_norm, readers=readers)
     if smoothing:
         yield block.step(
             (),
@@ -214,7 +216,8 @@ def _shared_steps(
         inner.store(part, y_SLF)
         return y_SLF
 
-    yield block.step((arch.shared_down,), widen, parts, block.absorb_in_up(widening))
+    absorb_up = absorb_in_up(arch, widening, block.weights)
+    yield block.step((arch.shared_down,), widen, parts, absorb_up)
 
     def add(part: slice) -> None:
         x_SLD = block.norm(block.mlp_norm, out.load(part))
@@ -268,7 +271,7 @@ def _expert_steps(
         (down,),
         widen,
         pieces,
-        block.absorb_in_up(names[:2]),
+        absorb_in_up(block.architecture, names[:2], block.weights),
         expert=number,
     )
     for part, here in pieces:
