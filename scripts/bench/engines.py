@@ -5,6 +5,8 @@ Engines of SmolLM2 by every method, on both backends that run on CPUs.
 
 Builds and verifies the recipes `recipes/smollm2-135m/METHOD.BACKEND.cpu.yaml`, then
 loads each artifact by its own handler, in a process of its own, and answers one prompt.
+At last `lmi-build serve` answers the recipe's own prompt over HTTP, which must be the
+answer that `verify` had.
 Results lie in a store under DIR: a run that was cut off goes on where it was, and the
 seconds of a stage are those of the run that did it. `--set` is passed to every recipe
 and stands in the table's head. A gate that is missed is told, with its numbers, below.
@@ -13,14 +15,19 @@ and stands in the table's head. A gate that is missed is told, with its numbers,
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from lmi_build import api
 from lmi_build.errors import GateFailed, LmiBuildError
@@ -57,6 +64,7 @@ class Row:
         drift: What `verify` measured; None where a gate was missed.
         tokens_per_second: Of decoding, the best of the repeats.
         load_seconds: Of the handler and its engine.
+        answer: What it says over HTTP.
     """
 
     method: str
@@ -67,6 +75,7 @@ class Row:
     drift: dict[str, Any] | None
     tokens_per_second: float
     load_seconds: float
+    answer: str = ""
 
 
 def main() -> int:
@@ -91,7 +100,8 @@ def main() -> int:
         rows.append(row)
         told += missed
     print(f"load {os.getloadavg()[0]:.1f}; {' '.join(arguments.overrides)}".rstrip())
-    print("\n".join([table(rows), "", *told]).strip())
+    said = [f"- {row.method}.{row.backend} answers {row.answer!r}" for row in rows]
+    print("\n".join([table(rows), "", *said, *told]).strip())
     return 1 if told else 0
 
 
@@ -121,17 +131,24 @@ def measure(
     path = RECIPES / f"{method}.{backend}.cpu.yaml"
     (recipe,) = api.load_recipe(path, overrides=overrides)
     plan = api.make_plan([recipe], settings)
-    missed, drift = [], None
+    missed, drift, wanted = [], None, None
     try:
         done = api.build(plan, settings)
         out, _ = api.write_artifact(done, recipe.name, work / "artifacts", settings)
         report = out.with_name(f"{recipe.name}.verify.json")
-        drift = json.loads(report.read_bytes())["drift"]
+        found = json.loads(report.read_bytes())
+        drift, wanted = found["drift"], found["answers"][0]["text"]
     except GateFailed as error:
         missed = [f"- {method}.{backend}: {error.message}"]
         done = api.build(plan, settings, until="package")
         out, _ = api.write_artifact(done, recipe.name, work / "artifacts", settings)
     rate, load = isolated_speed(out)
+    answer = served_answer(out, recipe.verify.prompts[0], recipe.bounds.max_output_len)
+    if wanted is not None and answer != wanted:
+        missed.append(
+            f"- {method}.{backend} answers {answer!r} over HTTP,"
+            f" `verify` had {wanted!r}"
+        )
     seconds, cpu_seconds = cost(done)
     row = Row(
         method=method,
@@ -142,6 +159,7 @@ def measure(
         drift=drift,
         tokens_per_second=rate,
         load_seconds=load,
+        answer=answer,
     )
     print(line(row), flush=True)
     return row, missed
@@ -182,6 +200,43 @@ def speed(artifact: Path) -> tuple[float, float]:
         if len(times) > 1:
             best = max(best, (len(times) - 1) / (times[-1] - times[0]))
     return best, load
+
+
+def served_answer(artifact: Path, prompt: str, max_tokens: int) -> str:
+    """
+    What `lmi-build serve` answers to one message, greedily.
+
+    Raises:
+        RuntimeError: The server ended, or answered with another status than 200.
+    """
+    command = Path(sys.executable).with_name("lmi-build")
+    with subprocess.Popen(
+        [str(command), "serve", str(artifact), "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        started = process.stdout.readline() if process.stdout else ""
+        if not started:
+            raise RuntimeError(f"`serve` ended with status {process.wait()}")
+        try:
+            return ask(urlsplit(json.loads(started)["url"]).netloc, prompt, max_tokens)
+        finally:
+            process.terminate()
+
+
+def ask(host: str, prompt: str, max_tokens: int) -> str:
+    """The answer to one message; `RuntimeError` for another status than 200."""
+    message = {"role": "user", "content": prompt}
+    wish = {"messages": [message], "temperature": 0, "max_tokens": max_tokens}
+    connection = http.client.HTTPConnection(host, timeout=300)
+    with closing(connection):
+        connection.request("POST", "/v1/chat/completions", json.dumps(wish))
+        response = connection.getresponse()
+        body = response.read()
+    if response.status != http.client.OK:
+        raise RuntimeError(f"status {response.status}: {body[:200]!r}")
+    return str(json.loads(body)["choices"][0]["message"]["content"])
 
 
 def line(row: Row) -> str:

@@ -61,6 +61,12 @@ def test_a_row_says_what_was_measured() -> None:
     assert head.count("|") == rule.count("|") == row.count("|")
 
 
+def test_a_server_that_ends_is_told(tmp_path: Path) -> None:
+    """Of a folder that is no artifact there is no answer, and nobody waits for one."""
+    with pytest.raises(RuntimeError, match="ended with status"):
+        engines.served_answer(tmp_path, "What is the capital of France?", 8)
+
+
 def test_what_methods_share_is_no_ones_cost() -> None:
     """Fetching and calibration texts are counted for none of them."""
 
