@@ -181,6 +181,21 @@ def test_an_engine_for_another_place_is_refused(
         load_engine(folder)
 
 
+def test_each_of_several_ends_is_one(
+    tmp_path: Path, built: Path, engine: Engine
+) -> None:
+    """Any token of the list ends the answer."""
+    ids = [step.token_id for step in engine.stream(IDS, {"max_new_tokens": 9})]
+    end = ids[-1]
+    folder = broken(built, tmp_path)
+    change(folder, eos_token_ids=[2, end])
+    steps = list(load_engine(folder).stream(IDS, {"max_new_tokens": 9}))
+
+    assert [step.token_id for step in steps] == ids[: ids.index(end) + 1]
+    assert steps[-1].finish_reason == "eos_token"
+    assert steps[-1].text == ""
+
+
 def test_a_missing_constant_is_named(tmp_path: Path, built: Path) -> None:
     """Half of the weights make no engine."""
     from safetensors.torch import load_file, save_file

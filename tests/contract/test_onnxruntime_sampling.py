@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ from onnxruntime_engines import EXACT, compile_engine, load_engine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
     from typing import Any
 
     from lmi_build.package.handlers import onnxruntime_genai as handler
@@ -117,6 +119,22 @@ def test_a_stop_sequence_is_never_shown(engine: handler.Engine) -> None:
         reason = answer["details"]["finish_reason"]
         assert (reason == "stop_sequence") is (stop in before)
     assert answers[0]["details"]["finish_reason"] == "stop_sequence"
+
+
+def test_each_of_several_ends_is_one(tmp_path: Path, engine: handler.Engine) -> None:
+    """`generation_config.json` may list ends: any ends the answer, none is shown."""
+    whole = ask(engine)[0]
+    ids = tokens_of(whole)
+    end = next(i for i in reversed(ids) if i != ids[0])
+    model = make_tiny_model(tmp_path / "model")
+    ends = json.dumps({"eos_token_id": [2, end]})
+    (model / "generation_config.json").write_text(ends)
+    out, _ = compile_engine(model, tmp_path / "job", **EXACT)
+    answer = ask(load_engine(out))[0]
+
+    assert answer["details"]["finish_reason"] == "eos_token"
+    assert tokens_of(answer) == ids[: ids.index(end) + 1]
+    assert whole["generated_text"].startswith(answer["generated_text"])
 
 
 @pytest.mark.parametrize("length", [1, 5, 16])

@@ -110,6 +110,7 @@ def test_a_version_that_binds_is_refused(root: Path, manifest: Manifest) -> None
 
     assert caught.value.code == "package.wrong-version"
     assert f"pytest {pytest.__version__} (artifact: 0.0.1)" in caught.value.message
+    assert caught.value.hints[0] == "pip install 'pytest==0.0.1'"
 
 
 @pytest.mark.parametrize(

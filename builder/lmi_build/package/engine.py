@@ -183,6 +183,7 @@ def _check_requirements(root: Path, bound: Mapping[str, Any]) -> tuple[str, ...]
     """
     differing: list[str] = []
     wrong: list[str] = []
+    pins: list[str] = []
     missing: list[str] = []
     for line in (root / _REQUIREMENTS_NAME).read_text("utf-8").splitlines():
         name, _, wanted = line.strip().partition("==")
@@ -196,7 +197,11 @@ def _check_requirements(root: Path, bound: Mapping[str, Any]) -> tuple[str, ...]
         # As pip reads it: `2.13.0` is met by `2.13.0+cpu`.
         if wanted not in {"", found, found.partition("+")[0]}:
             told = f"{name} {found} (artifact: {wanted})"
-            (wrong if name in bound else differing).append(told)
+            if name in bound:
+                wrong.append(told)
+                pins.append(line.strip())
+            else:
+                differing.append(told)
     if missing:
         raise ToolMissing(
             f"the engine needs {', '.join(missing)}, which is not installed here",
@@ -208,7 +213,7 @@ def _check_requirements(root: Path, bound: Mapping[str, Any]) -> tuple[str, ...]
             f"the engine was compiled for another version: here is {', '.join(wrong)}",
             code="package.wrong-version",
             hints=(
-                "install the version in requirements.txt of the artifact",
+                "pip install " + " ".join(f"'{line}'" for line in pins),
                 "build the artifact again with what is installed here",
             ),
         )
