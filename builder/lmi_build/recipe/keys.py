@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, get_args
 from pydantic import BaseModel
 
 from lmi_build.errors import Problem, Span
-from lmi_build.recipe.model import METHODS, RecipeModel, Section
+from lmi_build.recipe.methods import METHODS
+from lmi_build.recipe.model import RecipeModel
 from lmi_build.recipe.spellings import DERIVED, RENAMED, RENAMED_IN
 from lmi_build.recipe.words import child_path, nearest, show
 from lmi_build.text import join_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from lmi_build.recipe.section import Section
 
 # Sections whose keys the user makes up.
 FREE = (

@@ -16,12 +16,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from lmi_build.errors import Problem, RecipeInvalid, Span
 from lmi_build.recipe.credentials import hide, mark_secrets
+from lmi_build.recipe.job_section import JobSection
 from lmi_build.recipe.matrix import Variant, expand
+from lmi_build.recipe.methods import METHODS
 from lmi_build.recipe.model import (
-    METHODS,
     BoundsSection,
     CompileSection,
-    JobSection,
     ModelSection,
     PublishSection,
     RecipeModel,

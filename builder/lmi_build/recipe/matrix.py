@@ -19,7 +19,7 @@ from lmi_build.errors import Problem, Span
 from lmi_build.recipe.edit import get, put, split_path
 from lmi_build.recipe.form import slug
 from lmi_build.recipe.keys import all_paths, is_known, method_keys
-from lmi_build.recipe.model import METHODS
+from lmi_build.recipe.methods import METHODS
 from lmi_build.recipe.nodes import Node, plain
 from lmi_build.recipe.words import nearest, show
 from lmi_build.text import join_words

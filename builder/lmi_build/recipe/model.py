@@ -2,92 +2,40 @@
 The grammar of a recipe, as pydantic models: the one place of defaults and ranges.
 
 Models exist only at the door: `load` turns them into the frozen values of
-`values.recipe`. Each quantization method is a model of its own, so that an option a
-method would ignore is an unknown key rather than a silence.
+`values.recipe`.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
-from lmi_build.recipe import aws_forms, forms, job_forms
-
-SCHEMA = "lmi-build/v1"
-
-# Larger than any model's positions or any batch; they catch slips of the keyboard.
-MAX_TOKENS = 1 << 24
-MAX_COUNT = 1 << 16
-MAX_SECONDS = 24 * 60 * 60
-MAX_SEED = (1 << 32) - 1
-
-# Limits of SageMaker's CreateProcessingJob and CreateTrainingJob, the narrower of both.
-MAX_HOSTS = 100
-MAX_JOB_SECONDS = 777_600
-MAX_JOB_VARIABLES = 90  # of 100; the rest is for what we set ourselves
-
-# Backends and quantizers of this project; others come as plugins (entry points).
-BACKENDS = ("onnxruntime", "tensorrt-llm", "neuronx", "aotinductor", "vllm")
-PROVIDERS = (
-    "builtin",
-    "llmcompressor",
-    "gptqmodel",
-    "autoawq",
-    "auto-gptq",
-    "modelopt",
+from lmi_build.recipe import aws_forms, forms
+from lmi_build.recipe.job_section import JobSection
+from lmi_build.recipe.methods import NoneMethod, QuantizeSection
+from lmi_build.recipe.section import (
+    MAX_TOKENS,
+    Count,
+    KmsKey,
+    Region,
+    Section,
+    TagKey,
+    TagValue,
+    Tokens,
 )
 
-Tokens: TypeAlias = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
-Count: TypeAlias = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+SCHEMA = "lmi-build/v1"
+# Backends of this project; others come as plugins (entry points).
+BACKENDS = ("onnxruntime", "tensorrt-llm", "neuronx", "aotinductor", "vllm")
+MAX_SECONDS = 24 * 60 * 60
+
 Seconds: TypeAlias = Annotated[int, Field(ge=1, le=MAX_SECONDS)]
-GroupSize: TypeAlias = Literal[-1, 16, 32, 64, 128, 256]
-IgnoreItem: TypeAlias = Annotated[str, AfterValidator(forms.check_ignore)]
-Ignore: TypeAlias = Annotated[
-    list[IgnoreItem],
-    Field(
-        max_length=1000,
-        description="Module names or `*` patterns that stay in float.",
-        examples=[["lm_head"]],
-    ),
-]
-Provider: TypeAlias = Annotated[
-    str,
-    AfterValidator(forms.check_slug),
-    Field(
-        description="Who runs the method; `builtin` needs nothing else installed.",
-        json_schema_extra={"anyOf": [{"enum": list(PROVIDERS)}, {"type": "string"}]},
-    ),
-]
 VariableName: TypeAlias = Annotated[str, AfterValidator(forms.check_variable)]
 VariableValue: TypeAlias = Annotated[str, AfterValidator(forms.check_variable_value)]
-TagKey: TypeAlias = Annotated[str, AfterValidator(aws_forms.check_tag_key)]
-TagValue: TypeAlias = Annotated[str, AfterValidator(aws_forms.check_tag_value)]
-KmsKey: TypeAlias = Annotated[str, AfterValidator(aws_forms.check_kms_key)]
 Account: TypeAlias = Annotated[str, AfterValidator(aws_forms.check_owner)]
 Endpoint: TypeAlias = Annotated[str, AfterValidator(aws_forms.check_endpoint)]
-Region: TypeAlias = Annotated[str, AfterValidator(aws_forms.check_region)]
 Prompt: TypeAlias = Annotated[str, AfterValidator(forms.check_prompt)]
-InstanceType: TypeAlias = Annotated[str, AfterValidator(job_forms.check_instance)]
-StageKind: TypeAlias = Annotated[str, AfterValidator(job_forms.check_stage_kind)]
-Image: TypeAlias = Annotated[str, AfterValidator(job_forms.check_image)]
-NetworkId: TypeAlias = Annotated[str, AfterValidator(job_forms.check_network_id)]
-JobVariable: TypeAlias = Annotated[str, AfterValidator(job_forms.check_variable)]
-JobValue: TypeAlias = Annotated[str, AfterValidator(job_forms.check_variable_value)]
-
-
-class Section(BaseModel):
-    """Frozen, exact types, no unknown keys."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        # Sections are built once, inside `RecipeModel`: half of the start-up time.
-        defer_build=True,
-        protected_namespaces=(),
-        hide_input_in_errors=True,
-    )
 
 
 class ModelSection(Section):
@@ -111,207 +59,6 @@ class ModelSection(Section):
         default=False,
         description="Whether the model's own Python files may be fetched and run.",
     )
-
-
-class CalibrationSection(Section):
-    """The text that activations are observed on."""
-
-    dataset: Annotated[str, AfterValidator(forms.check_dataset)] = Field(
-        default="builtin:python-docs",
-        description="`builtin:python-docs`; a .txt, .md, .jsonl, .json, .csv or "
-        ".parquet file (all but the last also with .gz); one such file on S3; or "
-        "`hub:owner/name[@revision][/path]`, where the path is a file, a folder or "
-        "a pattern with `*`.",
-        examples=["builtin:python-docs"],
-    )
-    num_samples: Count = Field(default=64, description="Number of sequences.")
-    max_seq_len: Tokens = Field(default=512, description="Tokens of one sequence.")
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = Field(
-        default=0, description="Seed of the draw."
-    )
-    chat_template: bool = Field(
-        default=False,
-        description="Whether rows are wrapped in the model's chat template.",
-    )
-
-
-class NoneMethod(Section):
-    """Keep the weights as they are."""
-
-    method: Literal["none"] = Field(description="No quantization.")
-
-
-KvCache: TypeAlias = Annotated[
-    Literal["auto", "int8", "fp8"],
-    Field(
-        description="Type of the key and value cache; `auto` is the activations' type, "
-        "the others calibrate a scale for each layer.",
-    ),
-]
-Scheme: TypeAlias = Annotated[
-    Literal["dynamic", "static"],
-    Field(
-        description="`dynamic` finds a scale for each token as it comes, `static` one "
-        "for each layer during calibration.",
-    ),
-]
-Damp: TypeAlias = Annotated[
-    float,
-    Field(gt=0, lt=1, description="Dampening, as a share of the mean diagonal."),
-]
-GroupSizeField: TypeAlias = Annotated[
-    GroupSize,
-    Field(
-        description="Input channels that share a scale; -1 is the whole row. It must "
-        "divide the input width of every layer.",
-    ),
-]
-
-
-class RtnMethod(Section):
-    """Weights to the nearest code, without data: the baseline of all others."""
-
-    method: Literal["rtn"] = Field(description="Round to nearest.")
-    provider: Provider = "builtin"
-    bits: Literal[2, 3, 4, 8] = Field(default=4, description="Bits of one weight.")
-    group_size: GroupSizeField = 128
-    sym: bool = Field(default=True, description="Symmetric, without zero points.")
-    format: Literal["auto", "gptq", "gptq_v2", "awq", "compressed-tensors"] = Field(
-        default="auto", description="How the weights are packed; `auto` is `gptq`."
-    )
-    ignore: Ignore = ["lm_head"]
-
-
-class Int8Method(Section):
-    """Weights to 8 bits; needs no data unless activations get static scales."""
-
-    method: Literal["int8"] = Field(description="8-bit weights, per channel.")
-    provider: Provider = "builtin"
-    group_size: GroupSizeField = -1
-    activations: Literal["none", "dynamic", "static"] = Field(
-        default="none",
-        description="Whether activations are 8 bits too (W8A8), and when their scale "
-        "is found; `none` is weight-only.",
-    )
-    kv_cache_dtype: KvCache = "auto"
-    format: Literal["auto", "gptq", "gptq_v2", "compressed-tensors"] = Field(
-        default="auto",
-        description="How the weights are packed; `auto` is `gptq` for weight-only, "
-        "`compressed-tensors` for W8A8.",
-    )
-    ignore: Ignore = ["lm_head"]
-    calibration: CalibrationSection | None = Field(
-        default=None, description="Only for static activations and KV-cache scales."
-    )
-
-
-class Fp8Method(Section):
-    """Weights and activations to 8-bit floats (e4m3)."""
-
-    method: Literal["fp8"] = Field(description="FP8 W8A8 (arXiv:2209.05433).")
-    provider: Provider = "builtin"
-    granularity: Literal["channel", "tensor"] = Field(
-        default="channel",
-        description="Weights that share a scale: an output channel, or all.",
-    )
-    activations: Scheme = "dynamic"
-    kv_cache_dtype: KvCache = "auto"
-    format: Literal["auto", "compressed-tensors"] = Field(
-        default="auto", description="How the weights are packed."
-    )
-    ignore: Ignore = ["lm_head"]
-    calibration: CalibrationSection | None = Field(
-        default=None, description="Only for static activations and KV-cache scales."
-    )
-
-
-class GptqMethod(Section):
-    """Weights to few bits, each rounding error corrected in the next columns."""
-
-    method: Literal["gptq"] = Field(description="GPTQ (arXiv:2210.17323).")
-    provider: Provider = "builtin"
-    bits: Literal[2, 3, 4, 8] = Field(default=4, description="Bits of one weight.")
-    group_size: GroupSizeField = 128
-    sym: bool = Field(default=True, description="Symmetric, without zero points.")
-    desc_act: bool = Field(
-        default=True, description="Visit columns by falling activation (act-order)."
-    )
-    true_sequential: bool = Field(
-        default=True,
-        description="Calibrate each layer on what the layers before it became; "
-        "otherwise a block is calibrated in one pass.",
-    )
-    damp_percent: Damp = 0.01
-    kv_cache_dtype: KvCache = "auto"
-    format: Literal["auto", "gptq", "gptq_v2", "awq", "compressed-tensors"] = Field(
-        default="auto", description="How the weights are packed; `auto` is `gptq`."
-    )
-    ignore: Ignore = ["lm_head"]
-    calibration: CalibrationSection = CalibrationSection.model_construct()
-
-
-class AwqMethod(Section):
-    """Weights to 4 bits, after scaling the channels that activations weigh most."""
-
-    method: Literal["awq"] = Field(description="AWQ (arXiv:2306.00978).")
-    provider: Provider = "builtin"
-    bits: Literal[4] = Field(default=4, description="Bits of one weight.")
-    group_size: GroupSizeField = 128
-    sym: bool = Field(default=False, description="Symmetric, without zero points.")
-    clip: bool = Field(
-        default=True, description="Search how much of each group's range to clip."
-    )
-    then_gptq: bool = Field(
-        default=False,
-        description="Round the scaled weights by GPTQ's columns, not to nearest.",
-    )
-    damp_percent: Damp = 0.01
-    kv_cache_dtype: KvCache = "auto"
-    format: Literal["auto", "awq", "gptq", "gptq_v2", "compressed-tensors"] = Field(
-        default="auto", description="How the weights are packed; `auto` is `awq`."
-    )
-    ignore: Ignore = ["lm_head"]
-    calibration: CalibrationSection = CalibrationSection.model_construct()
-
-
-class SmoothQuantMethod(Section):
-    """Weights and activations to 8 bits, after moving outliers into the weights."""
-
-    method: Literal["smoothquant"] = Field(description="W8A8 (arXiv:2211.10438).")
-    provider: Provider = "builtin"
-    smoothing_strength: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        default=None,
-        description="SmoothQuant's alpha, from 0 to 1; left out, the best one of each "
-        "layer is searched.",
-        examples=[0.5],
-    )
-    activations: Scheme = "dynamic"
-    kv_cache_dtype: KvCache = "auto"
-    format: Literal["auto", "compressed-tensors"] = Field(
-        default="auto", description="How the weights are packed."
-    )
-    ignore: Ignore = ["lm_head"]
-    calibration: CalibrationSection = CalibrationSection.model_construct()
-
-
-QuantizeSection: TypeAlias = (
-    NoneMethod
-    | RtnMethod
-    | Int8Method
-    | Fp8Method
-    | GptqMethod
-    | AwqMethod
-    | SmoothQuantMethod
-)
-METHODS: dict[str, type[Section]] = {
-    "none": NoneMethod,
-    "gptq": GptqMethod,
-    "awq": AwqMethod,
-    "smoothquant": SmoothQuantMethod,
-    "int8": Int8Method,
-    "rtn": RtnMethod,
-    "fp8": Fp8Method,
-}
 
 
 class BoundsSection(Section):
@@ -505,120 +252,6 @@ class PublishSection(Section):
     )
     region: Region | None = Field(
         default=None, description="AWS region of the bucket.", examples=["us-east-1"]
-    )
-
-
-class JobSection(Section):
-    """How the same build runs as SageMaker jobs; it moves no key."""
-
-    store: Annotated[str, AfterValidator(job_forms.check_store)] | None = Field(
-        default=None,
-        description="`s3://bucket/prefix` of the store that jobs and machines share; "
-        "`--store` and `LMI_BUILD_STORE` go before it.",
-        examples=["s3://my-models/lmi-build"],
-    )
-    role: Annotated[str, AfterValidator(job_forms.check_role)] | None = Field(
-        default=None,
-        description="Role that the jobs run as: its ARN, or its name in your account.",
-        examples=["arn:aws:iam::111122223333:role/lmi-build"],
-    )
-    region: Region | None = Field(
-        default=None, description="AWS region of the jobs.", examples=["us-east-1"]
-    )
-    kind: Literal["auto", "processing", "training"] = Field(
-        default="auto",
-        description="Kind of job; `auto` is processing, and training where SageMaker "
-        "takes the instance for no processing job.",
-    )
-    instance: Annotated[str, AfterValidator(job_forms.check_instance_or_auto)] = Field(
-        default="auto",
-        description="Instance type of every stage that `instances` does not name; "
-        "`auto` is the smallest that the plan fits.",
-        examples=["ml.m5.2xlarge"],
-    )
-    instances: dict[StageKind, InstanceType] = Field(
-        default={},
-        description="Kind of stage to the instance type it runs on.",
-        examples=[{"quantize": "ml.m5.4xlarge"}],
-    )
-    num_hosts: Annotated[int, Field(ge=1, le=MAX_HOSTS)] = Field(
-        default=1, description="Hosts of one job that share its stages."
-    )
-    max_jobs: Annotated[int, Field(ge=1, le=MAX_HOSTS)] = Field(
-        default=4, description="Jobs that may run at once."
-    )
-    image: Image | None = Field(
-        default=None,
-        description="Image of every job: a URI, or `sha256:...` that pins the "
-        "catalogue's; the catalogue's by default.",
-        examples=["111122223333.dkr.ecr.us-east-1.amazonaws.com/lmi-build:1"],
-    )
-    images: dict[StageKind, Image] = Field(
-        default={}, description="Kind of stage to the image it runs in."
-    )
-    wheels: Annotated[str, Field(min_length=1)] | None = Field(
-        default=None,
-        description="Folder of wheels that jobs install beside what their image has, "
-        "without a network; relative to the recipe.",
-        examples=["./wheels"],
-    )
-    volume_size_gb: Annotated[Any, AfterValidator(job_forms.check_volume)] = Field(
-        default="auto",
-        description="Disk of one host in GB; `auto` is what the plan needs.",
-        examples=[200],
-        json_schema_extra={
-            "anyOf": [
-                {"const": "auto"},
-                {"type": "integer", "minimum": 1, "maximum": job_forms.MAX_VOLUME_GB},
-            ]
-        },
-    )
-    volume_kms_key_id: KmsKey | None = Field(
-        default=None, description="Key that encrypts that disk."
-    )
-    output_kms_key_id: KmsKey | None = Field(
-        default=None, description="Key that encrypts what jobs write to S3."
-    )
-    max_runtime_seconds: Annotated[int, Field(ge=1, le=MAX_JOB_SECONDS)] | None = Field(
-        default=None,
-        description="When SageMaker stops a job; from the plan by default.",
-        examples=[14400],
-    )
-    spot: bool = Field(
-        default=False, description="Whether training jobs run on spare capacity."
-    )
-    max_wait_seconds: Annotated[int, Field(ge=1, le=MAX_JOB_SECONDS)] | None = Field(
-        default=None,
-        description="Longest time of a job on spare capacity, waiting included.",
-    )
-    subnets: Annotated[list[NetworkId], Field(max_length=16)] = Field(
-        default=[], description="Subnets of your VPC.", examples=[["subnet-0abc123"]]
-    )
-    security_group_ids: Annotated[list[NetworkId], Field(max_length=5)] = Field(
-        default=[], description="Its security groups.", examples=[["sg-0abc123"]]
-    )
-    network_isolation: bool = Field(
-        default=False,
-        description="No network in the jobs; what they need comes by channels.",
-    )
-    encrypt_traffic: bool = Field(
-        default=False, description="Encrypt what the hosts of one job tell each other."
-    )
-    tags: Annotated[dict[TagKey, TagValue], AfterValidator(job_forms.check_tags)] = (
-        Field(default={}, description="Tags of the jobs.")
-    )
-    environment: Annotated[
-        dict[JobVariable, JobValue], Field(max_length=MAX_JOB_VARIABLES)
-    ] = Field(default={}, description="Further variables of the jobs; never secrets.")
-    secrets: dict[JobVariable, str] = Field(
-        default={},
-        description="Variable to `secretsmanager:NAME#KEY` or `ssm:/NAME`; read inside "
-        "the job, never written down.",
-        examples=[{"HF_TOKEN": "secretsmanager:hub#token"}],
-    )
-    name_prefix: Annotated[str, AfterValidator(job_forms.check_prefix)] | None = Field(
-        default=None,
-        description="What the names of jobs start with; the recipe's name by default.",
     )
 
 

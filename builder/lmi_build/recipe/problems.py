@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from lmi_build.errors import Problem
 from lmi_build.recipe.forms import check_enum_hint
 from lmi_build.recipe.keys import grammar, renamed, unknown_key
-from lmi_build.recipe.model import METHODS, RecipeModel
+from lmi_build.recipe.methods import METHODS
+from lmi_build.recipe.model import RecipeModel
 from lmi_build.recipe.spellings import VALUES, YAML_1_1_BOOLEANS
 from lmi_build.recipe.words import child_path, nearest, show
 from lmi_build.text import join_words

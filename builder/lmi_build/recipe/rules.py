@@ -15,17 +15,13 @@ from typing import TYPE_CHECKING
 
 from lmi_build.errors import Problem
 from lmi_build.recipe.forms import check_enum_hint, source_kind
+from lmi_build.recipe.methods import PROVIDERS, Fp8Method, Int8Method
 from lmi_build.recipe.model import (
     BACKENDS,
-    PROVIDERS,
     BoundsSection,
     CompileSection,
-    Fp8Method,
-    Int8Method,
-    JobSection,
     ModelSection,
     PublishSection,
-    Section,
     VerifySection,
 )
 from lmi_build.recipe.spellings import VALUES
@@ -35,6 +31,9 @@ from lmi_build.values.job import SECRET_VARIABLES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from lmi_build.recipe.job_section import JobSection
+    from lmi_build.recipe.section import Section
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,8 @@ import json
 from typing import TYPE_CHECKING
 
 from lmi_build.recipe.forms import source_kind
-from lmi_build.recipe.model import METHODS, SCHEMA
+from lmi_build.recipe.methods import METHODS
+from lmi_build.recipe.model import SCHEMA
 from lmi_build.recipe.scalars import resolve
 from lmi_build.recipe.words import show
 
