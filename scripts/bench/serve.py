@@ -89,7 +89,13 @@ def _parser() -> argparse.ArgumentParser:
     ):
         parser.add_argument(f"--{name}", action="append", default=[], metavar=value)
     parser.add_argument("--dtype", action="append", default=[], help="transformers'")
-    parser.add_argument("--compiled", action="append", default=[], metavar="DTYPE")
+    parser.add_argument(
+        "--compiled",
+        action="append",
+        default=[],
+        metavar="DTYPE",
+        help="transformers' with torch.compile's step and a static cache",
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt-len", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=64)
@@ -355,8 +361,11 @@ def _ask_llama(port: int, prompt: str, new: int) -> int:
 def _brief(row: Row) -> str:
     if "error" in row or "http_error" in row:
         return f"failed: {row.get('error') or row['http_error']}"
+    compiling = ""
+    if "compile_s" in row:
+        compiling = f" after {row['compile_s']:.0f} s to compile"
     served = ", ".join(f"{n}: {rate:.1f}" for n, rate in row.get("http", {}).items())
-    return f"{row['tokens_per_s']:.1f} tokens/s; served {served or 'no'}"
+    return f"{row['tokens_per_s']:.1f} tokens/s{compiling}; served {served or 'no'}"
 
 
 def print_table(rows: list[Row], at_once: list[int]) -> None:

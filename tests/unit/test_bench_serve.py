@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from bench import quantize_models, write_gguf
+from bench import quantize_models, serve, serve_peers, write_gguf
 from lmi_build.sources.gguf_convert import convert_gguf
 from make_tiny_model import make_tiny_model
 
@@ -73,3 +73,34 @@ def test_random_model_takes_a_tokenizer(tmp_path: Path) -> None:
     )
     for name in quantize_models.TOKENIZER_FILES:
         assert (out / name).read_bytes() == (source / name).read_bytes()
+
+
+def test_a_row_says_what_failed_or_was_measured() -> None:
+    """Compiling is told beside the rate, and an error instead of one."""
+    row = {"tokens_per_s": 20.0, "http": {"1": 7.5}}
+
+    assert serve._brief(row) == "20.0 tokens/s; served 1: 7.5"
+    assert serve._brief({"tokens_per_s": 20.0, "compile_s": 61.0}).startswith(
+        "20.0 tokens/s after 61 s to compile"
+    )
+    assert serve._brief({"error": "no file"}) == "failed: no file"
+
+
+def test_eager_decoding_is_what_generate_gives(tmp_path: Path) -> None:
+    """The loop that times transformers makes transformers' own greedy tokens."""
+    from transformers import AutoModelForCausalLM
+
+    model = make_tiny_model(tmp_path / "model")
+    prompt = [5, 17, 300, 42]
+    settings = {"threads": 1, "prompt": prompt, "new_tokens": 6, "repeats": 1}
+
+    found = serve_peers.measure_transformers(
+        model, {**settings, "dtype": "float32", "compiled": False}
+    )
+
+    net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    out = net.generate(
+        torch.tensor([prompt]), max_new_tokens=6, do_sample=False, eos_token_id=None
+    )
+    assert found["tokens"] == out[0, len(prompt) :].tolist()
+    assert found["bytes"] == sum(w.nbytes for w in net.parameters())
