@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 import tiny_architectures
 from lmi_build.checkpoint.formats.codec import decode, weight_of
-from lmi_build.checkpoint.formats.config import read_scheme
+from lmi_build.checkpoint.formats.config_reader import read_scheme
 from lmi_build.checkpoint.reader import CheckpointReader
 from lmi_build.errors import LmiBuildError, Unsupported
 from lmi_build.values.recipe import QuantSpec

@@ -19,7 +19,7 @@ import torch
 
 from desk import Desk
 from lmi_build.checkpoint.formats.codec import decode, weight_of
-from lmi_build.checkpoint.formats.config import read_scheme
+from lmi_build.checkpoint.formats.config_reader import read_scheme
 from lmi_build.checkpoint.ledger import read_ledger
 from lmi_build.checkpoint.reader import CheckpointReader
 from make_tiny_model import make_tiny_model

@@ -24,7 +24,7 @@ from formats import (
     write_folder,
 )
 from lmi_build.checkpoint.formats.codec import Codes, decode
-from lmi_build.checkpoint.formats.config import read_scheme
+from lmi_build.checkpoint.formats.config_reader import read_scheme
 from lmi_build.checkpoint.formats.convert import convert
 from lmi_build.checkpoint.ledger import (
     LedgerResult,

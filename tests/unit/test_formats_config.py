@@ -8,11 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from formats import Shape, scheme
-from lmi_build.checkpoint.formats.config import (
-    float_linears,
-    quantization_config,
-    read_scheme,
-)
+from lmi_build.checkpoint.formats.config import float_linears, quantization_config
+from lmi_build.checkpoint.formats.config_reader import read_scheme
 from lmi_build.checkpoint.formats.layout import (
     checkpoint_plans,
     kv_cache_plans,

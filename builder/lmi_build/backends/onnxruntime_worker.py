@@ -127,7 +127,7 @@ def _hooks(
 
 
 def _scheme_of(config: Mapping[str, Any]) -> QuantScheme:
-    from lmi_build.checkpoint.formats.config import read_scheme
+    from lmi_build.checkpoint.formats.config_reader import read_scheme
 
     quantization = config.get("quantization_config")
     return FLOAT if quantization is None else read_scheme(quantization)

@@ -22,7 +22,7 @@ from lmi_build.backends.aotinductor.repack import (
 )
 from lmi_build.catalog.architectures import find_architecture
 from lmi_build.checkpoint.formats.codec import decode
-from lmi_build.checkpoint.formats.config import read_scheme
+from lmi_build.checkpoint.formats.config_reader import read_scheme
 from lmi_build.checkpoint.formats.layout import KV_CACHE_PARTS, MARKS, PARTS
 from lmi_build.checkpoint.reader import CheckpointReader
 from lmi_build.decoders.decoder_config import read_config

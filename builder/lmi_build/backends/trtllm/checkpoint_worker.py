@@ -131,7 +131,7 @@ def _request(params: Mapping[str, Any]) -> _Request:
 
 def _scheme(config: Mapping[str, Any]) -> QuantScheme | None:
     """The source's format, or None where it is float."""
-    from lmi_build.checkpoint.formats.config import read_scheme
+    from lmi_build.checkpoint.formats.config_reader import read_scheme
 
     quantization = config.get("quantization_config")
     return None if quantization is None else read_scheme(quantization)

@@ -29,7 +29,8 @@ from lmi_build.backends.trtllm.hf_losses import Losses, observe, tell_losses
 from lmi_build.backends.trtllm.hf_quantized import FLOAT
 from lmi_build.backends.trtllm.linear import Inexact
 from lmi_build.checkpoint.formats.codec import decode
-from lmi_build.checkpoint.formats.config import float_linears, read_scheme
+from lmi_build.checkpoint.formats.config import float_linears
+from lmi_build.checkpoint.formats.config_reader import read_scheme
 from lmi_build.checkpoint.formats.headers import linears_in, mark_of, parts_of
 from lmi_build.checkpoint.formats.layout import KV_CACHE_PARTS
 from lmi_build.checkpoint.formats.modelopt import HF_QUANT_CONFIG, METHOD

@@ -28,7 +28,7 @@ from lmi_build.backends.verdicts import (
 from lmi_build.backends.vllm.documents import is_older
 from lmi_build.backends.vllm.kernels import kernels
 from lmi_build.catalog.vllm_releases import vllm_handlers, vllm_releases
-from lmi_build.checkpoint.formats.config import read_scheme
+from lmi_build.checkpoint.formats.config_reader import read_scheme
 from lmi_build.errors import Unsupported, VerifyFailed
 
 if TYPE_CHECKING:

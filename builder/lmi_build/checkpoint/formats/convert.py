@@ -18,11 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmi_build.checkpoint.formats.config import (
-    float_linears,
-    quantization_config,
-    read_scheme,
-)
+from lmi_build.checkpoint.formats.config import float_linears, quantization_config
+from lmi_build.checkpoint.formats.config_reader import read_scheme
 from lmi_build.checkpoint.formats.layout import (
     AUTOGPTQ,
     BITS,

@@ -15,7 +15,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from lmi_build.catalog.architectures import architectures
-from lmi_build.checkpoint.formats.config import read_scheme
+from lmi_build.checkpoint.formats.config_reader import read_scheme
 from lmi_build.checkpoint.formats.headers import linears_in, parts_of
 from lmi_build.checkpoint.formats.layout import KV_CACHE_PARTS
 from lmi_build.checkpoint.formats.modelopt import HF_QUANT_CONFIG

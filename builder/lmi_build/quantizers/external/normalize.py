@@ -25,7 +25,7 @@ from lmi_build.checkpoint.formats.codec import (
     encode,
     weight_of,
 )
-from lmi_build.checkpoint.formats.config import read_scheme
+from lmi_build.checkpoint.formats.config_reader import read_scheme
 from lmi_build.checkpoint.formats.layout import MARKS, PARTS
 from lmi_build.checkpoint.ledger import LedgerResult, LedgerRow, smoothed
 from lmi_build.checkpoint.reader import CheckpointReader
