@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 
 # Methods by what they lose: name, bits, group size.
 _SMALLER = (("int8", 8, -1), ("gptq", 4, 128))
-# A target whose memory no catalogue has.
-_CPU = "cpu"
+# Targets that name no machine: no catalogue has their memory.
+_NO_MACHINE = ("cpu", "cuda")
 _NEURONX = "neuronx"
 # Which line of a recipe makes a part of the memory smaller.
 _PLACES = {
@@ -158,7 +158,7 @@ def size_model(  # noqa: PLR0913 - one keyword for each thing that is asked
         facts: The model.
         spec: How its weights become smaller.
         bounds: What is served.
-        target: An instance type or its name, or `cpu`.
+        target: An instance type or its name, `cpu` or `cuda`.
         runtime: A key of `catalog.runtimes.runtimes()`.
         tp: Devices that a layer is split over.
         memory_bytes: What a device has, instead of what the target says.
@@ -180,7 +180,7 @@ def _instance(
     target: str | Instance, tp: int, market: Market | None = None
 ) -> Instance | None:
     if isinstance(target, str):
-        return None if target == _CPU else find_instance(target, tp, market)
+        return None if target in _NO_MACHINE else find_instance(target, tp, market)
     return target
 
 

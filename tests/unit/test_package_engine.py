@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import replace
+from importlib import metadata
 from typing import TYPE_CHECKING
 
 import pytest
@@ -98,6 +99,26 @@ def test_other_versions_are_reported(root: Path, manifest: Manifest) -> None:
     (pin,) = load_engine(root, manifest).drift
     assert pin.startswith("pytest ")
     assert pin.endswith("(artifact: 0.0.1)")
+
+
+def test_an_engine_for_a_gpu_is_tried_without_one(
+    root: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin for CPUs has the same modules; that it is another package is said."""
+    (root / "requirements.txt").write_text("onnxruntime-gpu==1.31.1\n")
+    found = {"onnxruntime": "1.31.1"}
+
+    def version(name: str) -> str:
+        if name not in found:
+            raise metadata.PackageNotFoundError(name)
+        return found[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+    (pin,) = load_engine(root, manifest).drift
+    assert pin == "onnxruntime 1.31.1 (artifact: onnxruntime-gpu 1.31.1)"
+    found.clear()
+    with pytest.raises(ToolMissing, match=r"onnxruntime-gpu==1\.31\.1"):
+        load_engine(root, manifest)
 
 
 def test_a_version_that_binds_is_refused(root: Path, manifest: Manifest) -> None:

@@ -78,11 +78,13 @@ def document(
     return dict(report)
 
 
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
 def test_a_recipe_is_sized_with_what_building_takes(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], target: str
 ) -> None:
     """Without a known memory there is no verdict but the lines."""
-    found = document(folder, str(folder / "recipe.yaml"), capsys=capsys)
+    words = [str(folder / "recipe.yaml"), "--set", f"compile.target={target}"]
+    found = document(folder, *words, capsys=capsys)
 
     assert found["verdict"] == "unproven"
     assert found["capacity_low_bytes"] is None

@@ -207,6 +207,10 @@ def test_sizes_decide_the_kernel() -> None:
     assert codes("djl-lmi-0.36.0") == []
     assert codes("djl-lmi-0.34.0") == [("vllm.sizes", "write `dtype: float16`")]
     assert codes("djl-lmi-0.34.0", dtype="float16") == []
+    # Whole rows have no groups that could be smaller.
+    spec = QuantSpec(method="int8")
+    hint = "use a newer release, or `method: none`"
+    assert codes("djl-lmi-0.36.0") == [("vllm.sizes", hint)]
 
 
 def test_a_cut_group_is_refused() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import platform
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.abc import InspectLoader
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
 _HANDLER_NAME = "model.py"
 _REQUIREMENTS_NAME = "requirements.txt"
 # Names that different systems give the same processor.
+# The same modules without kernels for GPUs: with them an engine for CUDA is tried where
+# it was built, on CPUs.
+_ON_CPUS = {
+    "onnxruntime-gpu": "onnxruntime",
+    "onnxruntime-genai-cuda": "onnxruntime-genai",
+}
 _SAME_MACHINE = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
 
 
@@ -189,10 +196,12 @@ def _check_requirements(root: Path, bound: Mapping[str, Any]) -> tuple[str, ...]
         name, _, wanted = line.strip().partition("==")
         if not name or name.startswith("#"):
             continue
-        try:
-            found = metadata.version(name)
-        except metadata.PackageNotFoundError:
+        found, twin = _installed(name)
+        if not found:
             missing.append(line.strip())
+            continue
+        if twin:
+            differing.append(f"{twin} {found} (artifact: {name} {wanted})")
             continue
         # As pip reads it: `2.13.0` is met by `2.13.0+cpu`.
         if wanted not in {"", found, found.partition("+")[0]}:
@@ -218,6 +227,14 @@ def _check_requirements(root: Path, bound: Mapping[str, Any]) -> tuple[str, ...]
             ),
         )
     return tuple(differing)
+
+
+def _installed(name: str) -> tuple[str, str]:
+    """The version that is here, and the name of the twin that it is of, if of one."""
+    for found in (name, _ON_CPUS.get(name, name)):
+        with suppress(metadata.PackageNotFoundError):
+            return metadata.version(found), "" if found == name else found
+    return "", ""
 
 
 def _load_module(root: Path, manifest: Manifest) -> ModuleType:

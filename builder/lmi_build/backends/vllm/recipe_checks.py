@@ -260,7 +260,8 @@ def _size_problems(
         path, hint = "compile.tensor_parallel_size", "write `tensor_parallel_size: 1`"
     else:
         path = _format_path(recipe)
-        hint = "use a smaller `group_size`, a newer release, or `method: none`"
+        groups = "" if scheme.group_size == -1 else "a smaller `group_size`, "
+        hint = f"use {groups}a newer release, or `method: none`"
     yield refused("vllm.sizes", message, path, hint)
 
 
