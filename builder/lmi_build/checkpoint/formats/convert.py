@@ -1,10 +1,10 @@
 """
 A quantized checkpoint in another format, with every code and scale as it was.
 
-Two passes, one linear in memory at a time. The first reads all layers and finds out
-what the target must be able to say: zero points, activation order, the digits of the
-scales; whatever it cannot say exactly is refused before a byte is written. The second
-writes into a folder beside the target, which takes the target's name when it is whole.
+Two passes, one linear in memory at a time. The first finds out what the target must be
+able to say (`exactness`), and whatever it cannot say exactly is refused before a byte
+is written. The second writes into a folder beside the target, which takes the target's
+name when it is whole.
 """
 
 from __future__ import annotations
@@ -15,18 +15,22 @@ import shutil
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmi_build.checkpoint.formats.config import float_linears, quantization_config
 from lmi_build.checkpoint.formats.config_reader import read_scheme
+from lmi_build.checkpoint.formats.exactness import (
+    ConvertedLinear,
+    decode_linear,
+    lossy,
+    survey,
+    target_scheme,
+)
 from lmi_build.checkpoint.formats.layout import (
-    AUTOGPTQ,
-    BITS,
     FORMATS,
-    MARKS,
     PARTS,
-    SCALE_DTYPES,
     linear_plans,
     width_problem,
 )
@@ -44,19 +48,16 @@ from lmi_build.errors import (
     SourceInvalid,
     StageFailed,
     ToolMissing,
-    Unsupported,
     UsageInvalid,
 )
 from lmi_build.events import StageProgress, ignore
 from lmi_build.text import join_words
-from lmi_build.values.quant import COMPRESSED_TENSORS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from torch import Tensor
 
-    from lmi_build.checkpoint.formats.codec import Codes
     from lmi_build.events import Emit
     from lmi_build.values.quant import QuantScheme
 
@@ -66,22 +67,6 @@ _FOLDER_MODE = 0o755
 _STALE = frozenset(
     {"quantize_config.json", "quant_config.json", HF_QUANT_CONFIG, LEDGER_NAME}
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ConvertedLinear:
-    """
-    One linear of the checkpoint.
-
-    Args:
-        name: Module name.
-        num_outputs: O.
-        num_inputs: I.
-    """
-
-    name: str
-    num_outputs: int
-    num_inputs: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,28 +85,6 @@ class Converted:
     target: QuantScheme
     num_linears: int
     num_copied: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Found:
-    """
-    What the first pass saw.
-
-    Args:
-        linears: Every quantized layer.
-        sym: All zero points are in the middle.
-        lowest_zero: The smallest zero point of any layer.
-        act_order: Some layer's groups do not lie together.
-        float16: All scales are float16 numbers.
-        scale_dtypes: Of the scales on disk.
-    """
-
-    linears: tuple[ConvertedLinear, ...]
-    sym: bool
-    lowest_zero: int
-    act_order: bool
-    float16: bool
-    scale_dtypes: frozenset[str]
 
 
 def convert(source: Path, out: Path, *, to: str, emit: Emit = ignore) -> Converted:
@@ -147,18 +110,18 @@ def convert(source: Path, out: Path, *, to: str, emit: Emit = ignore) -> Convert
     config = _read_config(source)
     scheme = read_scheme(config["quantization_config"])
     with CheckpointReader(source) as reader:
-        found = _survey(reader, scheme, emit)
-        target = _target(scheme, found, to)
+        found = survey(reader, scheme, partial(_tell, emit, "checked"))
+        target = target_scheme(scheme, found, to)
         for linear in found.linears:
             problem = width_problem(linear, target)
             if problem is not None:
-                raise _lossy(problem)
+                raise lossy(problem)
         kept = _kept(reader, found.linears, scheme)
-        with _folder(out) as partial:
-            _write(reader, partial, found.linears, kept, scheme, target, emit)
-            _write_config(partial, config, found.linears, kept, target)
-            _write_ledger(source, partial, found.linears, target)
-            _copy_files(source, partial)
+        with _folder(out) as folder:
+            _write(reader, folder, found.linears, kept, scheme, target, emit)
+            _write_config(folder, config, found.linears, kept, target)
+            _write_ledger(source, folder, found.linears, target)
+            _copy_files(source, folder)
     return Converted(
         source=scheme,
         target=target,
@@ -170,13 +133,13 @@ def convert(source: Path, out: Path, *, to: str, emit: Emit = ignore) -> Convert
 @contextmanager
 def _folder(out: Path) -> Iterator[Path]:
     """A folder that becomes `out` when all went well, and vanishes otherwise."""
-    partial = None
+    unfinished = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        partial.chmod(_FOLDER_MODE)
-        yield partial
-        partial.replace(out)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        unfinished.chmod(_FOLDER_MODE)
+        yield unfinished
+        unfinished.replace(out)
     except OSError as error:
         raise StageFailed(
             f"writing `{out}` failed: {error.strerror or error}",
@@ -184,8 +147,8 @@ def _folder(out: Path) -> Iterator[Path]:
             hints=("free room on the disk, or name another place with `--out`",),
         ) from error
     finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
+        if unfinished is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _check_usage(source: Path, out: Path, to: str) -> None:
@@ -236,133 +199,8 @@ def _read_config(source: Path) -> dict[str, Any]:
     return config
 
 
-def _tensors_of(
-    reader: CheckpointReader, name: str, scheme: QuantScheme
-) -> dict[str, Tensor]:
-    names = [f"{name}.{part}" for part in PARTS[scheme.packing]]
-    return {full: reader.read(full) for full in names if full in reader}
-
-
-def _decode(reader: CheckpointReader, name: str, scheme: QuantScheme) -> Codes:
-    from lmi_build.checkpoint.formats.codec import decode
-
-    return decode(_tensors_of(reader, name, scheme), name, scheme)
-
-
-def _survey(reader: CheckpointReader, scheme: QuantScheme, emit: Emit) -> _Found:
-    import torch
-
-    mark = "." + MARKS[scheme.packing]
-    names = [x.removesuffix(mark) for x in reader.tensors if x.endswith(mark)]
-    if not names:
-        raise SourceInvalid(
-            f"`{reader.folder}` has no tensor `*{mark}`, though its configuration says"
-            f" `{scheme.packing}`",
-            code="checkpoint.format",
-            hints=("check that config.json belongs to these weights",),
-        )
-    linears: list[ConvertedLinear] = []
-    sym, act_order, float16, lowest = True, False, True, 255
-    middle = 1 << (scheme.weight_bits - 1)
-    for done, name in enumerate(names, start=1):
-        codes = _decode(reader, name, scheme)
-        num_inputs, num_outputs = codes.code_IO.shape
-        linears.append(
-            ConvertedLinear(name=name, num_outputs=num_outputs, num_inputs=num_inputs)
-        )
-        sym = sym and bool((codes.zero_GO == middle).all())
-        lowest = min(lowest, int(codes.zero_GO.min()))
-        act_order = act_order or codes.group_I is not None
-        half_GO = codes.scale_GO.to(torch.float16).to(torch.float32)
-        float16 = float16 and torch.equal(half_GO, codes.scale_GO)
-        _tell(emit, "checked", done, len(names))
-    scales = "weight_scale" if scheme.packing in COMPRESSED_TENSORS else "scales"
-    return _Found(
-        linears=tuple(linears),
-        sym=sym,
-        lowest_zero=lowest,
-        act_order=act_order,
-        float16=float16,
-        scale_dtypes=frozenset(reader.entry(f"{x}.{scales}").dtype for x in names),
-    )
-
-
 def _tell(emit: Emit, what: str, done: int, total: int) -> None:
     emit(StageProgress(stage=STAGE, done=done, total=total, unit=f"layers {what}"))
-
-
-def _lossy(message: str) -> Unsupported:
-    return Unsupported(
-        f"the conversion would not be exact: {message}",
-        code="convert.lossy",
-        hints=(
-            "quantize the float model anew with `quantize.format`",
-            "docs/concepts/formats.md says which conversions are exact",
-        ),
-    )
-
-
-def _target(scheme: QuantScheme, found: _Found, to: str) -> QuantScheme:
-    """
-    What is written.
-
-    Raises:
-        Unsupported: `convert.same` or `convert.lossy`.
-    """
-    family = "compressed-tensors" if scheme.packing in COMPRESSED_TENSORS else None
-    if to in {scheme.packing, family}:
-        raise Unsupported(
-            f"the checkpoint is `{scheme.packing}` already",
-            code="convert.same",
-            hints=("nothing is to be done",),
-        )
-    _check_meaning(scheme, to)
-    packing = "pack-quantized" if to == "compressed-tensors" else to
-    if scheme.weight_bits not in BITS[packing]:
-        raise _lossy(f"`{to}` has no {scheme.weight_bits}-bit weights")
-    if found.act_order and packing not in AUTOGPTQ:
-        raise _lossy(f"channels are in activation order, `{to}` has no group index")
-    if packing == "gptq" and found.lowest_zero == 0:
-        raise _lossy(
-            "some zero points are 0; `gptq` stores them minus one, and what that"
-            " becomes differs between readers (`gptq_v2` stores them as they are)"
-        )
-    if scheme.packing == "gptq" and found.lowest_zero == 0:
-        raise _lossy(
-            "some stored zero points are the largest number; `gptq` adds one, and"
-            " whether that wraps to 0 differs between readers"
-        )
-    return replace(
-        scheme,
-        packing=packing,
-        # AutoAWQ's form always has zero points, so the scheme says that it has.
-        sym=found.sym and packing != "awq",
-        scale_dtype=_scale_dtype(found, packing),
-        act_order=found.act_order,
-    )
-
-
-def _check_meaning(scheme: QuantScheme, to: str) -> None:
-    """What is more than codes and scales has no place outside compressed-tensors."""
-    if scheme.weight_dtype == "float":
-        raise _lossy(f"`{to}` has no fp8 weights")
-    if scheme.activation_scheme != "none":
-        raise _lossy(f"`{to}` has no place for 8-bit activations")
-    if scheme.kv_cache_dtype != "auto":
-        raise _lossy(f"`{to}` has no place for scales of the key-value cache")
-    if scheme.granularity == "tensor":
-        raise _lossy(f"`{to}` has no scale of a whole matrix")
-
-
-def _scale_dtype(found: _Found, packing: str) -> str:
-    if SCALE_DTYPES[packing] == ("float16",):
-        if not found.float16:
-            raise _lossy(
-                f"some scales are not float16 numbers, `{packing}` has no others"
-            )
-        return "float16"
-    same = len(found.scale_dtypes) == 1
-    return next(iter(found.scale_dtypes)) if same else "float32"
 
 
 def _kept(
@@ -405,13 +243,13 @@ def _write(
         linear = owner[name]
         if linear not in held:
             held.clear()
-            codes = _decode(reader, linear, scheme)
+            codes = decode_linear(reader, linear, scheme)
             try:
                 held[linear] = encode(
                     linear, codes, slice(None), target, group_I=codes.group_I
                 )
             except NotRepresentable as error:
-                raise _lossy(str(error)) from error
+                raise lossy(str(error)) from error
             seen.add(linear)
             _tell(emit, "written", len(seen), len(linears))
         yield byte_view(held[linear][name])
