@@ -19,6 +19,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from lmi_build.catalog.instances import Instance
+    from lmi_build.catalog.market import Market
     from lmi_build.catalog.neuron_releases import NeuronRelease
     from lmi_build.catalog.releases import Release
 
@@ -387,8 +389,8 @@ def instances_page() -> str:
             "What is known of SageMaker's instances, as EC2 describes them; *cores* are"
             " the parts a model can be split into, *USD/h* is an hour of an endpoint in"
             f" {DEFAULT_REGION} on demand, with \\* where only another job's price is"
-            " known. A table of your own lays over all of it:"
-            " [cost](../concepts/cost.md).\n"
+            " known; a range is derived from EC2's price. A table of your own lays over"
+            " all of it: [cost](../concepts/cost.md).\n"
         ),
         (
             "| instance | devices | GiB of each | cores | compute capability | vCPUs |"
@@ -400,16 +402,31 @@ def instances_page() -> str:
         device = f"{row.num_devices} {row.device}" if row.device else ""
         memory = f"{row.device_memory_bytes / GIB:.4g}" if row.device else ""
         network = "" if row.network_gbps is None else f"{row.network_gbps:g}"
-        price = market.price(row, region=DEFAULT_REGION)
-        usd = ""
-        if price is not None:
-            usd = f"{price.usd_per_hour:g}{'' if price.job == 'endpoint' else ' *'}"
+        usd = price_cell(market, row)
         lines.append(
             f"| `{row.name}` | {device} | {memory} | {row.num_cores or ''} |"
             f" {row.compute_capability} | {row.num_vcpus} | {row.memory_bytes // GIB} |"
             f" {network} | {usd} | {', '.join(row.uses)} |"
         )
     return "\n".join([*lines, *device_lines(), *price_lines()]) + "\n"
+
+
+def price_cell(market: Market, row: Instance) -> str:
+    """An hour of an instance in the usual region, else in one where it is known."""
+    from lmi_build.catalog.prices import CAPACITY_BLOCK, DEFAULT_REGION
+
+    region = DEFAULT_REGION
+    known = market.regions(row)
+    if known and region not in known:
+        region = known[0]
+    price = market.price(row, region=region)
+    if price is None:
+        return ""
+    low, high = price.usd_per_hour.low, price.usd_per_hour.high
+    usd = f"{low:.4g} to {high:.4g}" if price.derived else f"{low:g}"
+    usd += "" if price.job == "endpoint" else " *"
+    usd += "" if region == DEFAULT_REGION else f" in {region}"
+    return usd + (", bought ahead" if price.basis == CAPACITY_BLOCK else "")
 
 
 def device_lines() -> list[str]:
@@ -440,11 +457,12 @@ def price_lines() -> list[str]:
     rows = [
         "\n## Sources of prices\n",
         "Of two for the same instance, region and job the later one holds.\n",
-        "| region | jobs | instances | source |",
+        "| region | jobs, or basis | instances | source |",
         "| --- | --- | --- | --- |",
     ]
     rows += [
-        f"| {table.region} | {', '.join(table.jobs)} | {len(table.usd_per_hour)} |"
+        f"| {table.region} | {', '.join(table.jobs) or table.basis} |"
+        f" {len(table.usd_per_hour)} |"
         f" {table.source} ({table.checked}) |"
         for table in price_tables()
     ]

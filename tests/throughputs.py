@@ -5,16 +5,19 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmi_build.catalog.devices import devices
 from lmi_build.sizing.cost import Engine, Traffic, speed
-from lmi_build.sizing.roofline import Decoder, Machine, Range, prefill_seconds
+from lmi_build.sizing.roofline import Decoder, Machine, prefill_seconds
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+if TYPE_CHECKING:
+    from lmi_build.values.ranges import Range
 
 FILE = Path(__file__).parent / "fixtures" / "throughputs.toml"
 

@@ -15,11 +15,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lmi_build import registry
-from lmi_build.catalog.prices import DEFAULT_REGION, TRAINING
+from lmi_build.catalog.prices import (
+    DEFAULT_REGION,
+    ENDPOINT,
+    SEARCHED,
+    STUDIO,
+    TRAINING,
+)
 from lmi_build.errors import UsageInvalid
 from lmi_build.plan.alternatives import METHODS, Search, find_alternatives
 from lmi_build.plan.costs import Served, engine_of, experts_of, fits, subjects_of
 from lmi_build.plan.places import cost_ways, thinned
+from lmi_build.plan.price_words import derived_note, price_row
 from lmi_build.sizing.build_hours import build_hours
 from lmi_build.sizing.cost import MONTH_HOURS, Traffic, cost
 from lmi_build.text import did_you_mean
@@ -34,9 +41,9 @@ if TYPE_CHECKING:
     from lmi_build.plan.places import Way
     from lmi_build.sizing.cost import Alternative, Cost
     from lmi_build.sizing.memory import Subject
-    from lmi_build.sizing.roofline import Range
     from lmi_build.values.bounds import Bounds
     from lmi_build.values.model import ModelFacts
+    from lmi_build.values.ranges import Range
     from lmi_build.values.recipe import QuantSpec, Recipe
 
 _CPU = "cpu"
@@ -306,17 +313,13 @@ def _price(instance: Instance, question: CostQuestion) -> Price:
     price = question.market.price(instance, region=question.region)
     if price is None:
         known = question.market.regions(instance)
-        row = (
-            f'[prices.mine] with region = "{question.region}", jobs = ["endpoint"],'
-            " source, checked and usd_per_hour ="
-            f' {{ "{instance.name.removeprefix("ml.")}" = N }}'
-        )
         raise UsageInvalid(
-            f"no price of `{instance.name}` is known in `{question.region}`",
+            f"no price of `{instance.name}` in `{question.region}` is known, of"
+            f" SageMaker's or of EC2's; prices were last looked for on {SEARCHED}",
             code="cost.no-price",
             hints=(
                 *((f"try `--region {known[0]}`",) if known else ()),
-                f"add it with `--catalog FILE`: {row}",
+                f"add it with `--catalog FILE`: {price_row(instance, question.region)}",
             ),
         )
     return price
@@ -366,16 +369,19 @@ def _build(
     return BuildCost(
         instance=where.name,
         hours=hours,
-        usd=hours.times(price.usd_per_hour),
+        usd=hours.by(price.usd_per_hour),
         price=price,
     )
 
 
 def _notes(served: Served, price: Price, question: CostQuestion) -> Iterator[str]:
-    if price.job != "endpoint":
+    if price.derived:
+        yield derived_note(price, served.instance)
+    elif price.job != ENDPOINT:
+        of = "Studio" if price.job == STUDIO else f"a {price.job} job"
         yield (
-            f"the price is that of a {price.job} job; none of an endpoint is known, and"
-            " where both are they differ by cents"
+            f"the price is that of {of}; none of an endpoint is known, and where both"
+            " are they differ by cents"
         )
     if question.mean_input_len is None and question.mean_output_len is None:
         yield (

@@ -225,13 +225,13 @@ def compare_places(
 
     Returns:
         The best way of each instance and format, the cheapest first; nothing where
-        the kind of device is not known, or NeuronX has no recipe to count by.
+        the kind of device is not known.
     """
     if report.place.runtime.name == _NEURONX:
-        if recipe is None:
-            return ()
-        from lmi_build.plan.neuron_ways import neuron_ways
+        from lmi_build.plan.neuron_ways import neuron_model_ways, neuron_ways
 
+        if recipe is None:
+            return thinned(neuron_model_ways(report, market, region))
         backend = registry.backend(_NEURONX)
         made = replace(recipe, quantize=backend.quantization(recipe, facts))
         found = neuron_ways(

@@ -14,10 +14,10 @@ from lmi_build.sizing.cost import Cost, Engine, Setup, Traffic, cheaper, cost, s
 from lmi_build.sizing.roofline import (
     Decoder,
     Machine,
-    Range,
     decode_seconds,
     prefill_seconds,
 )
+from lmi_build.values.ranges import Range
 
 COUNTS = st.integers(1, 64)
 LENGTHS = st.integers(1, 20_000)
@@ -57,6 +57,7 @@ TRAFFICS = st.builds(
     mean_output_len=LENGTHS,
     requests_per_second=st.none() | RATES,
 )
+PRICES = st.floats(0.01, 200).map(lambda usd: Range(low=usd, high=usd))
 # Sums in another order differ in their last bits.
 SLACK = 1 - 1e-9
 
@@ -79,17 +80,17 @@ def ranges(found: Cost) -> list[Range]:
     return [each for each in told if each is not None]
 
 
-@given(ENGINES, TRAFFICS, st.floats(0.01, 200))
+@given(ENGINES, TRAFFICS, PRICES)
 def test_ranges_are_ordered_and_finite(
-    engine: Engine, traffic: Traffic, price: float
+    engine: Engine, traffic: Traffic, price: Range
 ) -> None:
     for each in ranges(cost(engine, traffic, price)):
         assert 0 < each.low <= each.high < math.inf
 
 
-@given(ENGINES, TRAFFICS, st.floats(1, 4), st.floats(1, 4), st.floats(0.01, 200))
+@given(ENGINES, TRAFFICS, st.floats(1, 4), st.floats(1, 4), PRICES)
 def test_more_tokens_never_cost_less(
-    engine: Engine, traffic: Traffic, longer: float, wordier: float, price: float
+    engine: Engine, traffic: Traffic, longer: float, wordier: float, price: Range
 ) -> None:
     """A request with a longer prompt or answer takes no less time, so no less money."""
     more = replace(
@@ -106,11 +107,14 @@ def test_more_tokens_never_cost_less(
     assert many.reserved_usd_per_hour.high >= few.reserved_usd_per_hour.high
 
 
-@given(ENGINES, TRAFFICS, st.floats(0.01, 200), st.floats(0.01, 1))
+@given(ENGINES, TRAFFICS, PRICES, st.floats(0.01, 1))
 def test_a_cheaper_hour_never_makes_it_dearer(
-    engine: Engine, traffic: Traffic, price: float, discount: float
+    engine: Engine, traffic: Traffic, price: Range, discount: float
 ) -> None:
-    full, less = cost(engine, traffic, price), cost(engine, traffic, price * discount)
+    full, less = (
+        cost(engine, traffic, price),
+        cost(engine, traffic, price.times(discount)),
+    )
 
     for high, low in zip(ranges(full), ranges(less), strict=True):
         assert low.low <= high.low / SLACK
@@ -118,9 +122,9 @@ def test_a_cheaper_hour_never_makes_it_dearer(
     assert less.num_instances == full.num_instances
 
 
-@given(ENGINES, TRAFFICS, RATES, st.floats(1, 5), st.floats(0.01, 200))
+@given(ENGINES, TRAFFICS, RATES, st.floats(1, 5), PRICES)
 def test_more_requests_need_no_fewer_instances(
-    engine: Engine, traffic: Traffic, rate: float, factor: float, price: float
+    engine: Engine, traffic: Traffic, rate: float, factor: float, price: Range
 ) -> None:
     few = cost(engine, replace(traffic, requests_per_second=rate), price)
     many = cost(engine, replace(traffic, requests_per_second=rate * factor), price)
@@ -133,9 +137,9 @@ def test_more_requests_need_no_fewer_instances(
     assert few.utilisation.high <= 1
 
 
-@given(ENGINES, TRAFFICS, st.floats(0.01, 200), st.floats(0.01, 1))
+@given(ENGINES, TRAFFICS, PRICES, st.floats(0.01, 1))
 def test_reserving_never_costs_less_than_using(
-    engine: Engine, traffic: Traffic, price: float, share: float
+    engine: Engine, traffic: Traffic, price: Range, share: float
 ) -> None:
     idle = replace(traffic, requests_per_second=None)
     found = cost(engine, idle, price, utilisation=share)
@@ -201,7 +205,7 @@ def test_alternatives_fit_are_cheaper_and_ignore_order(
         ): price
         for index, price in drawn
     }
-    base = cost(engine, traffic, 50)
+    base = cost(engine, traffic, Range(low=50, high=50))
 
     def found(order: list[Setup]) -> list[tuple[str, float]]:
         kept = cheaper(
@@ -211,10 +215,10 @@ def test_alternatives_fit_are_cheaper_and_ignore_order(
             cost_of=lambda setup: (
                 None
                 if setup.instance.endswith("5")
-                else cost(engine, traffic, setups[setup])
+                else cost(engine, traffic, Range(low=setups[setup], high=setups[setup]))
             ),
         )
-        return [(item.setup.instance, item.cost.usd_per_hour) for item in kept]
+        return [(item.setup.instance, item.cost.usd_per_hour.low) for item in kept]
 
     order = sorted(setups, key=lambda setup: setup.instance)
     once = found(order)
@@ -263,7 +267,8 @@ def test_a_users_price_is_the_one_that_counts(number: float, region: str) -> Non
     price = market.price(market.instances["ml.g5.xlarge"], region=region)
 
     assert price is not None
-    assert price.usd_per_hour == number
+    assert price.usd_per_hour == Range(low=number, high=number)
+    assert not price.derived
     for other in market.instances.values():
         if other.name != "ml.g5.xlarge":
             assert market.price(other, region=region) == base.price(

@@ -12,6 +12,7 @@ from lmi_build.catalog.instances import instances
 from lmi_build.catalog.market import overlay, read_market, shipped_market
 from lmi_build.catalog.prices import ENDPOINT, find_price, price_table, price_tables
 from lmi_build.errors import UsageInvalid
+from lmi_build.values.ranges import Range
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,6 +48,11 @@ source = "contract 7"
 checked = "2026-10-01"
 usd_per_hour = { "ml.g9.xlarge" = 3.5, "g5.xlarge" = 1 }
 """
+
+
+def one(usd: float) -> Range:
+    """A price that was published."""
+    return Range(low=usd, high=usd)
 
 
 def test_every_device_has_a_source_and_a_date() -> None:
@@ -98,30 +104,24 @@ def test_prices_are_of_known_instances() -> None:
         assert {f"ml.{name}" for name in table.usd_per_hour} <= set(instances())
 
 
-def test_instances_without_a_price_are_those_that_are_named() -> None:
-    """What has no source has no price; the file says which they are."""
+def test_every_instance_has_a_price_and_those_are_derived_that_are_named() -> None:
+    """The file says which have no price of SageMaker's anywhere."""
     market = shipped_market()
-    without = {
-        row.name.split(".")[1]
-        for row in market.instances.values()
-        if not market.regions(row)
-    }
+    derived = set()
+    for row in market.instances.values():
+        prices = [market.price(row, region=name) for name in market.regions(row)]
+        assert prices, row.name
+        if all(price is not None and price.derived for price in prices):
+            derived.add(row.name.split(".")[1])
 
-    assert without - {"g7e"} == {
-        "g7",
-        "p5e",
-        "p6-b200",
-        "p6-b300",
-        "trn1n",
-        "trn2",
-    }
+    assert derived == {"g7", "p5e", "p6-b200", "p6-b300", "trn1n", "trn2"}
 
 
 def test_larger_sizes_of_a_family_do_not_cost_less() -> None:
     """A check of the copied numbers: more devices or vCPUs, and not a lower price."""
     market = shipped_market()
     rows = [
-        (row, price.usd_per_hour)
+        (row, price.usd_per_hour.high)
         for row in instances().values()
         if (price := market.price(row, region="us-east-1")) is not None
     ]
@@ -154,14 +154,12 @@ def test_the_price_of_another_job_is_named() -> None:
     other = find_price(tables, "ml.g7e.2xlarge", region="us-east-1")
 
     assert own is not None
-    assert (own.job, own.usd_per_hour) == (ENDPOINT, 1.408)
+    assert (own.job, own.usd_per_hour) == (ENDPOINT, one(1.408))
     assert other is not None
     assert other.job == "training"
-    # Known in one region alone; no other price is made of it.
-    assert find_price(tables, "ml.p5en.48xlarge", region="us-east-1") is None
     there = find_price(tables, "ml.p5en.48xlarge", region="us-east-2")
     assert there is not None
-    assert (there.job, there.usd_per_hour) == (ENDPOINT, 72.795)
+    assert (there.job, there.usd_per_hour) == (ENDPOINT, one(72.795))
     assert find_price(tables, "ml.g5.xlarge", region="mars-north-1") is None
 
 
@@ -185,7 +183,7 @@ def test_a_users_rows_lie_over_those_shipped() -> None:
     assert device is not None
     assert device.memory_gbps == 2500.5
     assert price is not None
-    assert (price.usd_per_hour, price.source) == (1, "contract 7")
+    assert (price.usd_per_hour, price.source) == (one(1), "contract 7")
     assert market.regions(market.instances["ml.g9.xlarge"]) == ("eu-central-1",)
     kept = {n: r for n, r in market.instances.items() if not n.startswith("ml.g9")}
     assert kept == dict(base.instances)
@@ -199,7 +197,7 @@ def test_a_later_price_holds() -> None:
     price = market.price(market.instances["ml.g9.xlarge"], region="eu-central-1")
 
     assert price is not None
-    assert price.usd_per_hour == 3.25
+    assert price.usd_per_hour == one(3.25)
 
 
 @pytest.mark.parametrize(
@@ -216,9 +214,14 @@ def test_a_later_price_holds() -> None:
         (DEVICE.replace("256", '"256"'), ("[devices.RTX 9000]", "`link_gbps`")),
         (PRICES.replace("= 1 ", "= 0 "), ("[prices.negotiated]", ".g5.xlarge` is 0")),
         (PRICES.replace("endpoint", "hosting"), ("[prices.negotiated]", "`jobs` has")),
-        (PRICES.replace('["endpoint"]', "[]"), ("[prices.negotiated]", "`jobs` is")),
+        (
+            PRICES.replace('["endpoint"]', "[]"),
+            ("[prices.negotiated]", "names no `jobs`"),
+        ),
         (PRICES.replace("eu-central-1", "eu"), ("[prices.negotiated]", "`region`")),
         (PRICES.replace("2026-10-01", "today"), ("[prices.negotiated]", "`checked`")),
+        (PRICES + 'basis = "spot"\n', ("[prices.negotiated]", '`basis` is "spot"')),
+        (PRICES + 'basis = "ec2"\n', ("[prices.negotiated]", "names `jobs`")),
         ("[prices]\nnegotiated = 3\n", ("[prices]", "`negotiated` is 3")),
         ("[discounts]\n", ("discounts",)),
         ("loose = 3\n", ("loose",)),

@@ -25,10 +25,10 @@ from lmi_build.sizing.roofline import (
     SUM_SECONDS,
     Decoder,
     Machine,
-    Range,
     decode_seconds,
     prefill_seconds,
 )
+from lmi_build.values.ranges import Range
 from throughputs import measured
 from tiny_costs import facts_8b, recipe_8b
 from tiny_models import hf_files
@@ -117,7 +117,7 @@ def test_a_request_shares_its_steps() -> None:
     prefill = prefill_seconds(DECODER, MACHINE, num_tokens=200)
     step = decode_seconds(DECODER, MACHINE, num_cached=250, batch_size=16)
     found = speed(engine, traffic)
-    price = cost(engine, traffic, 3.6)
+    price = cost(engine, traffic, Range(low=3.6, high=3.6))
 
     assert found.request_seconds.low == pytest.approx(prefill.low + step.low * 100 / 16)
     # 3.6 USD an hour are 0.001 USD a second, and a request has 300 tokens.
@@ -165,7 +165,8 @@ def test_numbers_without_sense_are_refused(make: Any) -> None:
 def _cost(price: float = 1, utilisation: float | None = None) -> Any:
     engine = Engine(decoder=DECODER, machine=MACHINE, batch_size=1)
     traffic = Traffic(mean_input_len=1, mean_output_len=1)
-    return cost(engine, traffic, price, utilisation=utilisation)
+    hour = Range(low=price, high=price)
+    return cost(engine, traffic, hour, utilisation=utilisation)
 
 
 # Slower than predicted: early kernels of vLLM for 4 bits and for eight GPUs without
@@ -284,7 +285,7 @@ def test_a_rate_makes_instances() -> None:
     assert found.num_instances is not None
     assert 1 <= found.num_instances.low <= found.num_instances.high
     assert found.reserved_usd_per_hour.low == pytest.approx(
-        found.num_instances.low * report.price.usd_per_hour
+        found.num_instances.low * report.price.usd_per_hour.low
     )
     assert found.reserved_usd_per_million is not None
     tokens = 40 * 1300 * 3600
@@ -324,7 +325,7 @@ def test_a_users_catalogue_decides() -> None:
 
     assert report.price.source == "contract"
     assert report.cost.usd_per_million.low == pytest.approx(
-        before.cost.usd_per_million.low / before.price.usd_per_hour
+        before.cost.usd_per_million.low / before.price.usd_per_hour.low
     )
 
 
@@ -344,7 +345,7 @@ def test_a_users_instance_may_be_the_cheaper_one() -> None:
 
     assert report.alternatives[0].setup.instance == "ml.g9.xlarge"
     assert other.fits
-    assert other.price.usd_per_hour == 0.01
+    assert other.price.usd_per_hour == Range(low=0.01, high=0.01)
 
 
 @pytest.mark.parametrize(
@@ -353,7 +354,7 @@ def test_a_users_instance_may_be_the_cheaper_one() -> None:
         ({"instance": "ml.g5.3xlarge"}, "cost.no-instance"),
         ({"instance": "cpu"}, "cost.no-instance"),
         ({"instance": "ml.c7i.xlarge"}, "cost.no-rates"),
-        ({"instance": "ml.p5en.48xlarge"}, "cost.no-price"),
+        ({"instance": "ml.p5e.48xlarge"}, "cost.no-price"),
         ({"region": "eu-west-3"}, "cost.no-price"),
         ({"build_instance": "ml.q1.xlarge"}, "cost.no-instance"),
         ({"mean_input_len": -3}, "cost.bad-number"),
@@ -439,7 +440,8 @@ def test_the_command_reads_a_log_and_a_catalogue(
     (document,) = json.loads(capsys.readouterr().out)
 
     assert status == 0
-    assert document["price"]["usd_per_hour"] == 2.5
+    assert document["price"]["usd_per_hour"] == {"low": 2.5, "high": 2.5}
+    assert document["price"]["derived"] is False
     assert document["traffic"] == {
         "mean_input_len": 20.0,
         "mean_output_len": 10.0,

@@ -15,14 +15,17 @@ from hypothesis import strategies as st
 
 from chromium import Browser, browser
 from lmi_build import sizes
+from lmi_build.backends.neuronx.topology import legal_sizes
 from lmi_build.catalog.market import shipped_market
 from lmi_build.cli.main import run
 from lmi_build.plan.places import Way, front, thinned
 from lmi_build.recipe.load import load_recipe
 from lmi_build.report.plots import require_plots
 from lmi_build.sizing.fit import CANNOT, FITS, UNPROVEN
-from lmi_build.sizing.roofline import Range
 from lmi_build.units import format_bytes
+from lmi_build.values.bounds import Bounds
+from lmi_build.values.ranges import Range
+from lmi_build.values.recipe import ModelSpec, QuantSpec
 from lmi_build.values.settings import Settings
 from make_shapes import make_shapes
 from make_tiny_model import make_tiny_model
@@ -77,6 +80,10 @@ COMMANDS: dict[str, list[str]] = {
         *("--runtime", "onnxruntime", *BOUNDS, "1"),
     ],
     "cores": ["size", "neuron.yaml"],
+    "model-cores": [
+        *("size", "--model", "./Llama-3.1-8B-Instruct", "--runtime", "neuronx"),
+        *("--target", "ml.inf2.8xlarge", "--tensor-parallel-size", "2", *BOUNDS, "4"),
+    ],
     "cost": ["cost", "llama.yaml"],
     "rate": ["cost", "llama.yaml", *RATE, "--mean-output-len", "250"],
 }
@@ -140,7 +147,9 @@ def test_the_same_command_gives_the_same_bytes(
     assert page_of(desk, name, monkeypatch).read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["size", "too-large", "no-device", "cores"])
+@pytest.mark.parametrize(
+    "name", ["size", "too-large", "no-device", "cores", "model-cores"]
+)
 def test_every_number_of_a_size_stands_on_its_page(
     desk: Path,
     name: str,
@@ -206,6 +215,43 @@ def test_cores_have_their_money_too(
         assert other.margin_bytes is not None
         assert other.margin_bytes[0] == way.margin_bytes
         assert way.instance in said
+
+
+def test_a_model_without_a_recipe_has_its_money_on_cores_too(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every Neuron instance that has a price, with ranks that the library takes."""
+    markup = page_of(desk, "model-cores", monkeypatch).read_text("utf-8")
+    monkeypatch.chdir(desk)
+    said = "".join(Page(markup).text)
+    facts = sizes.resolve_facts(
+        ModelSpec(source="./Llama-3.1-8B-Instruct"), Settings(cache_dir=desk / "store")
+    )
+    report = sizes.size_model(
+        facts,
+        QuantSpec(),
+        Bounds(max_input_len=3072, max_output_len=1024, max_batch_size=4),
+        target="ml.inf2.8xlarge",
+        runtime="neuronx",
+        tp=2,
+    )
+    market = shipped_market()
+    ways = sizes.compare_places(
+        report, facts, QuantSpec(), market=market, region="us-east-1"
+    )
+
+    assert "Cost against margin" in said
+    assert [way.instance for way in ways if way.asked] == ["ml.inf2.8xlarge"]
+    assert {"ml.inf2.48xlarge", "ml.trn1.32xlarge"} <= {way.instance for way in ways}
+    for way in ways:
+        row = market.instances[way.instance]
+        hour = market.price(row, region="us-east-1")
+        assert hour is not None
+        assert (way.paid, way.price_basis) == (hour.usd_per_hour, hour.basis)
+        assert way.tensor_parallel_size in legal_sizes(row)
+        assert way.instance in said
+    # An instance whose price is not SageMaker's own says so where it stands.
+    assert "; price derived from EC2's" in said
 
 
 @pytest.mark.parametrize("name", ["cost", "rate"])
@@ -305,7 +351,6 @@ def way(margin: float, paid: float, verdict: str = FITS, name: str = "a") -> Way
         verdict=verdict,
         margin_bytes=round(margin * 1000),
         margin_share=margin,
-        usd_per_hour=paid,
         paid=Range(low=paid, high=paid),
     )
 

@@ -14,9 +14,10 @@ from lmi_build.cli.page_option import need_plots, with_page, write_page
 from lmi_build.cli.render import data, style, table
 
 if TYPE_CHECKING:
+    from lmi_build.catalog.prices import Price
     from lmi_build.costs import CostReport
     from lmi_build.sizing.cost import Cost
-    from lmi_build.sizing.roofline import Range
+    from lmi_build.values.ranges import Range
     from lmi_build.values.settings import Settings
 
 
@@ -146,10 +147,7 @@ def _text(state: State, report: CostReport) -> str:
     traffic = report.traffic
     copies = f"{report.num_copies} copies, " if report.num_copies > 1 else ""
     lines = [
-        (
-            f"{report.name}: {report.instance.name} in {price.region},"
-            f" {price.usd_per_hour:g} USD an hour on demand ({price.checked})"
-        ),
+        f"{report.name}: {report.instance.name} in {price.region}, {price.words}",
         (
             f"requests of {traffic.mean_input_len:g} +"
             f" {traffic.mean_output_len:g} tokens, {copies}{report.batch_size} at once"
@@ -161,6 +159,7 @@ def _text(state: State, report: CostReport) -> str:
         lines.append(
             f"the build, by a rule of thumb: {_short(built.hours)} hours on"
             f" {built.instance}, {_short(built.usd)} USD"
+            + (" (price derived from EC2's)" if built.price.derived else "")
         )
     if not report.fits:
         lines.append(
@@ -184,12 +183,14 @@ def _rows(found: Cost) -> list[list[str]]:
 
 def _alternatives(report: CostReport) -> str:
     from lmi_build.costs import paid_of
+    from lmi_build.plan.price_words import way_words
 
     rows = []
     for item in report.alternatives:
         ends, unit = paid_of(item.cost)
-        what = ", ".join(item.setup.changes) or "as it is"
-        rows.append([what, _number(ends.low), _number(ends.high), unit])
+        rows.append(
+            [way_words(item.setup), _number(ends.low), _number(ends.high), unit]
+        )
     return table(["change", "from", "to", "unit"], rows)
 
 
@@ -203,16 +204,22 @@ def _short(ends: Range) -> str:
 
 def document(report: CostReport) -> dict[str, Any]:
     """A report for programs."""
+    built = report.build
     return {
         "name": report.name,
         "instance": report.instance.name,
-        "price": asdict(report.price),
+        "price": _price(report.price),
         "traffic": asdict(report.traffic),
         "batch_size": report.batch_size,
         "num_copies": report.num_copies,
         "fits": report.fits,
         "cost": asdict(report.cost),
-        "build": asdict(report.build) if report.build else None,
+        "build": {**asdict(built), "price": _price(built.price)} if built else None,
         "alternatives": [asdict(item) for item in report.alternatives],
         "notes": list(report.notes),
     }
+
+
+def _price(price: Price) -> dict[str, Any]:
+    """A price, with a word on whether it is SageMaker's own."""
+    return {**asdict(price), "derived": price.derived}

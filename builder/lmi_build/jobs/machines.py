@@ -262,5 +262,5 @@ def _cost(machine: Instance) -> tuple[float, int, str]:
     price = find_price(
         price_tables(), machine.name, region=DEFAULT_REGION, job=PROCESSING
     )
-    usd = price.usd_per_hour if price else float("inf")
+    usd = price.usd_per_hour.high if price else float("inf")
     return usd, machine.memory_bytes, machine.name

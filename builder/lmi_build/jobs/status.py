@@ -133,7 +133,7 @@ def row_of(
 def cost_so_far(
     state: JobState, region: str, run_seconds: float | None
 ) -> tuple[float | None, str]:
-    """Hours of hosts times the catalogue's price, and where that was read."""
+    """Hours of hosts times the catalogue's price at most, and where that was read."""
     if run_seconds is None or not state.instance:
         return None, ""
     # Where no table has the region, the usual one's price is nearer than none.
@@ -146,7 +146,11 @@ def cost_so_far(
         return None, ""
     hours = run_seconds / _SECONDS_PER_HOUR * state.num_hosts
     source = f"{price.job} in {price.region}: {price.source}, {price.checked}"
-    return hours * price.usd_per_hour, source
+    if price.derived:
+        source = (
+            f"{price.job} in {price.region}, at most: {price.words}; {price.source}"
+        )
+    return hours * price.usd_per_hour.high, source
 
 
 def list_jobs(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lmi_build.backends.neuronx.tnx_models import tnx_models
 from lmi_build.catalog.instances import instances
+from lmi_build.catalog.prices import CAPACITY_BLOCK
 from lmi_build.plan.costs import NEURONX, Served, engine_of, fits, is_buildable
 from lmi_build.sizing.cost import Alternative, Cost, Setup, cheaper, cost
 from lmi_build.values.recipe import COMPILER, CompileSpec, QuantSpec
@@ -85,11 +86,13 @@ def find_alternatives(
         search: Where and how far to look.
         backend: Finds a backend by name.
     """
+    # What is bought ahead by the day is no cheaper way to rent by the hour.
     ways: dict[Setup, tuple[Served, Price]] = {
         setup: (other, price)
         for setup, other, price in setups(
             served, subjects, search.market, search.region
         )
+        if price.basis != CAPACITY_BLOCK or other.instance == served.instance
     }
 
     def cost_of(setup: Setup) -> Cost:
@@ -183,7 +186,7 @@ def setups(
                         pipeline_parallel_size=1,
                         recipe=_recipe(served, instance, runtime, ranks, name, bounds),
                     )
-                    yield _setup(served, other, name), other, price
+                    yield _setup(served, other, name, price), other, price
 
 
 def _recipe(
@@ -233,7 +236,7 @@ def _smaller(bounds: Bounds, part: int) -> Bounds:
     return replace(bounds, max_batch_size=max(1, bounds.max_batch_size // part))
 
 
-def _setup(served: Served, other: Served, method: str) -> Setup:
+def _setup(served: Served, other: Served, method: str, price: Price) -> Setup:
     """A way in words: what differs from the recipe."""
     batch = other.bounds.max_batch_size
     changes = []
@@ -253,4 +256,5 @@ def _setup(served: Served, other: Served, method: str) -> Setup:
         method=method or AS_IT_IS,
         max_batch_size=batch,
         changes=tuple(changes),
+        price_basis=price.basis,
     )

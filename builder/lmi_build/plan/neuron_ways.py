@@ -10,7 +10,6 @@ from lmi_build.plan.neuron_sizes import loader_of, neuron_fit
 from lmi_build.plan.places import AS_ASKED, way
 from lmi_build.plan.sizes import float_scheme, place_of
 from lmi_build.sizing.fit import fit
-from lmi_build.sizing.roofline import Range
 from lmi_build.values.recipe import COMPILER
 
 if TYPE_CHECKING:
@@ -22,6 +21,39 @@ if TYPE_CHECKING:
     from lmi_build.spi import Backend
     from lmi_build.values.model import ModelFacts
     from lmi_build.values.recipe import Recipe
+
+
+def neuron_model_ways(report: SizeReport, market: Market, region: str) -> Iterator[Way]:
+    """
+    A model without a recipe on every Neuron instance, by the hour.
+
+    Ranks are those that the library takes and that heads divide over; without a recipe
+    no backend says whether it builds the model there.
+
+    Args:
+        report: The model and its bounds.
+        market: Instances and prices.
+        region: Of the prices.
+    """
+    here, place = report.instance, report.place
+    heads = report.subject.table.heads.num_heads
+    for instance in market.instances.values():
+        price = market.price(instance, region=region)
+        if instance.accelerator != "neuron" or price is None:
+            continue
+        for tp in legal_sizes(instance):
+            if heads % tp:
+                continue
+            where = place_of(instance, place.runtime, tp=tp, pp=place.pp)
+            yield from way(
+                instance,
+                tp,
+                AS_ASKED,
+                fit(report.subject, report.bounds, where),
+                paid=price.usd_per_hour,
+                asked=(instance, tp) == (here, place.tp),
+                price_basis=price.basis,
+            )
 
 
 def neuron_ways(
@@ -70,7 +102,7 @@ def neuron_ways(
                 neuron_fit(other, facts, where)
                 if counted
                 else fit(report.subject, report.bounds, where),
-                usd_per_hour=price.usd_per_hour,
-                paid=Range(low=price.usd_per_hour, high=price.usd_per_hour),
+                paid=price.usd_per_hour,
                 asked=(instance, tp) == (here, place.tp),
+                price_basis=price.basis,
             )

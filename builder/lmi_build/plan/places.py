@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lmi_build.catalog.prices import SAGEMAKER
 from lmi_build.plan.alternatives import AS_IT_IS, setups
 from lmi_build.plan.costs import engine_of, fit_of
 from lmi_build.plan.sizes import place_of, splits
 from lmi_build.sizing.cost import cost
 from lmi_build.sizing.fit import CANNOT, FITS, fit
-from lmi_build.sizing.roofline import Range
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lmi_build.sizing.cost import Traffic
     from lmi_build.sizing.fit import FitReport
     from lmi_build.sizing.memory import Subject
+    from lmi_build.values.ranges import Range
 
 AS_ASKED = "as asked"
 
@@ -45,9 +46,9 @@ class Way:
         verdict: Whether it fits.
         margin_bytes: What a device has left at worst; negative where it is missing.
         margin_share: The same as a share of what a device has.
-        usd_per_hour: Of the instance.
         paid: What is compared, in USD: hours or tokens.
         asked: Whether it is what was asked about.
+        price_basis: Of `catalog.prices.BASES`, what the instance's price stands on.
     """
 
     instance: str
@@ -58,9 +59,9 @@ class Way:
     verdict: str
     margin_bytes: int
     margin_share: float
-    usd_per_hour: float
     paid: Range
     asked: bool = False
+    price_basis: str = SAGEMAKER
 
 
 def size_ways(
@@ -91,9 +92,9 @@ def size_ways(
                     tp,
                     name,
                     fit(subject, report.bounds, where),
-                    usd_per_hour=price.usd_per_hour,
-                    paid=Range(low=price.usd_per_hour, high=price.usd_per_hour),
+                    paid=price.usd_per_hour,
                     asked=same,
+                    price_basis=price.basis,
                 )
 
 
@@ -132,9 +133,9 @@ def cost_ways(
             setup.tensor_parallel_size,
             AS_ASKED if setup.method == AS_IT_IS else setup.method,
             fit_of(other),
-            usd_per_hour=price.usd_per_hour,
             paid=found.reserved_usd_per_hour if by_hour else found.usd_per_million,
             asked=same and setup.method == AS_IT_IS,
+            price_basis=price.basis,
         )
 
 
@@ -144,9 +145,9 @@ def way(
     method: str,
     found: FitReport,
     *,
-    usd_per_hour: float,
     paid: Range,
     asked: bool,
+    price_basis: str,
 ) -> Iterator[Way]:
     """
     A way, unless it cannot fit.
@@ -156,9 +157,9 @@ def way(
         tp: Ranks that a layer is split over.
         method: How the weights become smaller.
         found: The verdict there.
-        usd_per_hour: Of the instance.
         paid: What is compared.
         asked: Whether it is what was asked about.
+        price_basis: What the instance's price stands on.
     """
     margin, capacity = found.margin_bytes, found.capacity
     if capacity is None or margin is None or found.verdict == CANNOT:
@@ -172,9 +173,9 @@ def way(
         verdict=found.verdict,
         margin_bytes=margin[0],
         margin_share=margin[0] / capacity.low,
-        usd_per_hour=usd_per_hour,
         paid=paid,
         asked=asked,
+        price_basis=price_basis,
     )
 
 

@@ -6,6 +6,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from lmi_build.costs import cost_lines, paid_of
+from lmi_build.plan.price_words import way_words
 from lmi_build.report.markup import figures, prose, text
 from lmi_build.report.page import frame
 from lmi_build.report.plots import NARROW, axis, figure, ticks, values
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from lmi_build.costs import CostReport
-    from lmi_build.sizing.roofline import Range
+    from lmi_build.values.ranges import Range
 
 _ROW, _LINE = 30, 16
 _MARGINS = (10, 22, 6, 46)
@@ -74,8 +75,8 @@ def _head(report: CostReport) -> str:
     copies = f"{report.num_copies} copies, " if report.num_copies > 1 else ""
     rate = traffic.requests_per_second
     asked = (
-        f"{report.instance.name} in {price.region}, {price.usd_per_hour:g} USD an hour"
-        f" on demand ({price.checked}); requests of {traffic.mean_input_len:g} +"
+        f"{report.instance.name} in {price.region}, {price.words}; requests"
+        f" of {traffic.mean_input_len:g} +"
         f" {traffic.mean_output_len:g} tokens, {copies}{report.batch_size} at once"
         + (f", {rate:.3g} a second." if rate is not None else ".")
     )
@@ -97,6 +98,7 @@ def _figures(report: CostReport) -> Iterator[tuple[str, str, str]]:
     if report.build is not None:
         built = report.build
         hours = f"USD; {_span(built.hours)} hours on {built.instance}, by rule of thumb"
+        hours += ", price derived from EC2's" if built.price.derived else ""
         yield "The build", _span(built.usd), hours
 
 
@@ -105,7 +107,7 @@ def _intervals(report: CostReport) -> str:
     ends, unit = paid_of(report.cost)
     rows = [
         (_THIS, ends),
-        *((_change(item), paid_of(item.cost)[0]) for item in report.alternatives),
+        *((way_words(it.setup), paid_of(it.cost)[0]) for it in report.alternatives),
     ]
     body = "".join(
         f'<tr><th scope="row">{text(said)}</th><td class="n">{money(each.low)}</td>'
@@ -127,10 +129,6 @@ def _intervals(report: CostReport) -> str:
         f'</th><th scope="col" class="n">from, {unit}</th><th scope="col" class="n">to'
         f"</th></tr></thead><tbody>{body}</tbody></table></div></section>"
     )
-
-
-def _change(item: Any) -> str:
-    return ", ".join(item.setup.changes) or "as it is"
 
 
 def interval_spec(

@@ -35,7 +35,8 @@ def render_sizes(
     """
     paid = Paid(
         title="USD an hour of the whole instance",
-        said=f"the hour of the whole instance, on demand in {region}",
+        said=f"the hour of the whole instance in {region}, at most; on demand unless"
+        " its row says otherwise",
     )
     parts = [
         head(report) + memory_section(report) + ways_section(ways, paid)

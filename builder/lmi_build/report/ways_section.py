@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lmi_build.catalog.prices import CAPACITY_BLOCK, EC2
 from lmi_build.plan.places import front
 from lmi_build.report.markup import text
 from lmi_build.report.plots import axis, color, figure, ticks, values
@@ -21,6 +22,11 @@ _HEIGHT, _MARGINS = 410, (56, 18, 36, 48)
 _SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 # Below this share missing a way is out of the picture; the table of none has it.
 _LOWEST = -0.5
+# What stands beside an instance whose price is not SageMaker's own.
+_DERIVED = {
+    EC2: "; price derived from EC2's",
+    CAPACITY_BLOCK: "; price derived from EC2's for Capacity Blocks",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -223,7 +229,7 @@ def _heads(paid: Paid) -> str:
 
 
 def _cells(way: Way) -> str:
-    devices = f"{way.num_devices} x {way.device}"
+    devices = f"{way.num_devices} x {way.device}{_DERIVED.get(way.price_basis, '')}"
     low, high = money(way.paid.low), money(way.paid.high)
     cost = high if low == high else f"{low} to {high}"
     left = f"{format_bytes(way.margin_bytes)}, {way.margin_share:.0%}"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lmi_build.sizing.roofline import Range
+from lmi_build.values.ranges import Range
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -22,13 +22,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lmi_build.catalog.prices import SAGEMAKER
 from lmi_build.sizing.roofline import (
     Decoder,
     Machine,
-    Range,
     decode_seconds,
     prefill_seconds,
 )
+from lmi_build.values.ranges import Range
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -147,7 +148,7 @@ class Cost:
 
     Args:
         speed: Of one instance.
-        usd_per_hour: Of one instance.
+        usd_per_hour: Of one instance; one number where its price was published.
         usd_per_million_input: Input tokens, paid by the time they take.
         usd_per_million_output: Output tokens, likewise.
         usd_per_million: Both together, likewise.
@@ -159,7 +160,7 @@ class Cost:
     """
 
     speed: Speed
-    usd_per_hour: float
+    usd_per_hour: Range
     usd_per_million_input: Range
     usd_per_million_output: Range
     usd_per_million: Range
@@ -172,7 +173,7 @@ class Cost:
 def cost(
     engine: Engine,
     traffic: Traffic,
-    usd_per_hour: float,
+    usd_per_hour: Range,
     *,
     utilisation: float | None = None,
 ) -> Cost:
@@ -188,37 +189,43 @@ def cost(
     Raises:
         ValueError: A price or a share makes no sense.
     """
-    if not 0 < usd_per_hour < math.inf:
-        raise ValueError(f"a price of {usd_per_hour} USD an hour")
+    if not 0 < usd_per_hour.low <= usd_per_hour.high < math.inf:
+        raise ValueError(
+            f"a price of {usd_per_hour.low} to {usd_per_hour.high} USD an hour"
+        )
     if utilisation is not None and not 0 < utilisation <= 1:
         raise ValueError(f"a utilisation of {utilisation}")
     found = speed(engine, traffic)
-    second = usd_per_hour / HOUR_SECONDS
     tokens = traffic.mean_input_len + traffic.mean_output_len
-    together = found.request_seconds.times(second * MILLION / tokens)
+    together = _per_million(found.request_seconds, usd_per_hour, tokens)
     instances, busy = _needed(found, traffic.requests_per_second)
     reserved: Range | None = None
     if instances is not None and traffic.requests_per_second is not None:
         rate = traffic.requests_per_second * tokens * HOUR_SECONDS
-        reserved = instances.times(usd_per_hour * MILLION / rate)
+        reserved = instances.by(usd_per_hour).times(MILLION / rate)
     elif utilisation is not None:
         reserved = together.times(1 / utilisation)
         busy = Range(low=utilisation, high=utilisation)
     return Cost(
         speed=found,
         usd_per_hour=usd_per_hour,
-        usd_per_million_input=found.input_seconds.times(
-            second * MILLION / traffic.mean_input_len
+        usd_per_million_input=_per_million(
+            found.input_seconds, usd_per_hour, traffic.mean_input_len
         ),
-        usd_per_million_output=found.output_seconds.times(
-            second * MILLION / traffic.mean_output_len
+        usd_per_million_output=_per_million(
+            found.output_seconds, usd_per_hour, traffic.mean_output_len
         ),
         usd_per_million=together,
         num_instances=instances,
         utilisation=busy,
-        reserved_usd_per_hour=(instances or Range(low=1, high=1)).times(usd_per_hour),
+        reserved_usd_per_hour=(instances or Range(low=1, high=1)).by(usd_per_hour),
         reserved_usd_per_million=reserved,
     )
+
+
+def _per_million(seconds: Range, usd_per_hour: Range, tokens: float) -> Range:
+    """USD for 10^6 tokens, of which so many take the seconds."""
+    return seconds.by(usd_per_hour).times(MILLION / (HOUR_SECONDS * tokens))
 
 
 def _needed(found: Speed, rate: float | None) -> tuple[Range | None, Range | None]:
@@ -243,6 +250,7 @@ class Setup:
             of the recipe.
         max_batch_size: Requests at once.
         changes: What differs from the recipe, in words.
+        price_basis: Of `catalog.prices.BASES`, what the hour's price stands on.
     """
 
     instance: str
@@ -250,6 +258,7 @@ class Setup:
     method: str
     max_batch_size: int
     changes: tuple[str, ...] = ()
+    price_basis: str = SAGEMAKER
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -278,7 +287,7 @@ def cheaper(
 
     Something costs less where both ends of its range do, of what is paid: the reserved
     hours where a rate is known, else the tokens, by an instance whose hour costs no
-    more, since nobody knows that requests would fill a larger one.
+    more, again at both ends, since nobody knows that requests would fill a larger one.
 
     Args:
         base: What the recipe costs.
@@ -293,7 +302,9 @@ def cheaper(
         if price is None:
             continue
         paid = _paid(price)
-        if price.num_instances is None and price.usd_per_hour > base.usd_per_hour:
+        if price.num_instances is None and _dearer(
+            price.usd_per_hour, base.usd_per_hour
+        ):
             continue
         if paid.low < was.low and paid.high < was.high and fits(setup):
             found.append(Alternative(setup=setup, cost=price))
@@ -304,6 +315,11 @@ def cheaper(
         return (paid.high, paid.low, *named)
 
     return tuple(sorted(found, key=rank))
+
+
+def _dearer(hour: Range, base: Range) -> bool:
+    """Whether an hour may cost more than another."""
+    return hour.low > base.low or hour.high > base.high
 
 
 def _paid(price: Cost) -> Range:

@@ -19,35 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Range:
-    """
-    Two numbers between which the truth lies.
-
-    Args:
-        low: No less than this.
-        high: No more than this.
-    """
-
-    low: float
-    high: float
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.low <= self.high:
-            raise ValueError(f"{self.low} to {self.high} is no range")
-
-    def __add__(self, other: Range) -> Range:
-        return Range(low=self.low + other.low, high=self.high + other.high)
-
-    def times(self, factor: float) -> Range:
-        """Both ends times a number of at least 0."""
-        return Range(low=self.low * factor, high=self.high * factor)
-
-    def over(self, amount: float) -> Range:
-        """An amount by both ends, such as requests by the seconds they take."""
-        return Range(low=amount / self.high, high=amount / self.low)
-
+from lmi_build.values.ranges import Range
 
 # Shares of peak rates that runtimes reach, and what a pass costs beside them: rules of
 # thumb, wide enough for 114 of the 122 published measurements of docs/concepts/cost.md;
