@@ -218,6 +218,10 @@ def test_a_later_price_holds() -> None:
             PRICES.replace('["endpoint"]', "[]"),
             ("[prices.negotiated]", "names no `jobs`"),
         ),
+        (
+            FAMILY + PRICES.replace("g5.xlarge", "g5.xlarg"),
+            ("[prices.negotiated]", "`usd_per_hour.g5.xlarg`", "`ml.g5.xlarge`?"),
+        ),
         (PRICES.replace("eu-central-1", "eu"), ("[prices.negotiated]", "`region`")),
         (PRICES.replace("2026-10-01", "today"), ("[prices.negotiated]", "`checked`")),
         (PRICES + 'basis = "spot"\n', ("[prices.negotiated]", '`basis` is "spot"')),

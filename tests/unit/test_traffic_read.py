@@ -203,6 +203,8 @@ ERRORS: dict[str, tuple[bytes, dict[str, Any], str]] = {
     "blank": (b"\n \n\n", {}, "traffic.empty"),
     "header": (b"input_tokens,output_tokens\n", {}, "traffic.empty"),
     "array": (b"[\n{}\n]\n", {}, "traffic.not-a-log"),
+    "picture": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\n", {}, "traffic.not-a-log"),
+    "wide": (csv_log(PAIRS).decode().encode("utf-16"), {}, "traffic.not-a-log"),
     "column": (
         jsonl(PAIRS),
         {"input_column": "usage.prompt_token"},
@@ -252,6 +254,29 @@ ROOM = {
     "traffic.tokenizers",
     "traffic.tokenizer",
 }
+
+
+@pytest.mark.parametrize(
+    ("rows", "hints"),
+    [
+        (["7", "7", "-1"], ["look", "or allow more: `--max-bad-share 0.34`"]),
+        (["7", '"words"'], ["look", "lengths of texts", "or allow more"]),
+        (["-1"], ["look"]),
+    ],
+)
+def test_a_share_that_would_do_is_named(
+    tmp_path: Path, rows: list[str], hints: list[str]
+) -> None:
+    """None where no row is left, and a tokenizer only where there may be texts."""
+    log = tmp_path / "log"
+    lines = (f'{{"input_tokens": {row}, "output_tokens": 2}}\n' for row in rows)
+    log.write_text("".join(lines))
+
+    with pytest.raises(LmiBuildError) as caught:
+        read(log)
+    assert caught.value.code == "traffic.too-many-bad"
+    found = caught.value.hints
+    assert all(a.startswith(b) for a, b in zip(found, hints, strict=True)), found
 
 
 def test_a_near_name_is_suggested(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from lmi_build.catalog.prices import (
 )
 from lmi_build.catalog.tables import parse_tables, shown
 from lmi_build.errors import UsageInvalid
+from lmi_build.text import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -122,10 +123,26 @@ def overlay(base: Market, text: str, name: str) -> Market:
     prices = tuple(
         price_table(table, where=where) for table, where in rows["prices"].values()
     )
+    known = {**base.instances, **added}
+    for table, (_, where) in zip(prices, rows["prices"].values(), strict=True):
+        for row in table.usd_per_hour:
+            _refuse_nobodys(row, known, f"{where}, `usd_per_hour.{row}`")
     return Market(
-        instances=MappingProxyType({**base.instances, **added}),
+        instances=MappingProxyType(known),
         devices=MappingProxyType({**base.devices, **rates}),
         prices=(*base.prices, *prices),
+    )
+
+
+def _refuse_nobodys(row: str, known: Mapping[str, Instance], where: str) -> None:
+    """Refuse a price that no instance would ever be looked up by."""
+    name = row if row.startswith("ml.") else f"ml.{row}"
+    if name in known:
+        return
+    near = did_you_mean(name, tuple(known))
+    raise ValueError(
+        f"{where}: the catalogue has no instance `{name}`; "
+        + (f"did you mean `{near}`?" if near else "add its family: [instances.NAME]")
     )
 
 

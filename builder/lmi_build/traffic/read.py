@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -116,6 +117,12 @@ def _read_lines(
             break
     if not head:
         return
+    if b"\0" in head:
+        raise SourceInvalid(
+            f"`{source}` is no text: it has zero bytes, and is no Parquet either",
+            code="traffic.not-a-log",
+            hints=("write it as JSONL, CSV (in UTF-8) or Parquet",),
+        )
     if head.lstrip()[:1] == b"[":
         raise SourceInvalid(
             f"`{source}` begins like one JSON array",
@@ -215,15 +222,18 @@ def _judge(tally: Tally, source: str, options: ReadOptions) -> None:
         )
     bad = tally.faults.total
     if bad > options.max_bad_share * tally.rows or not tally.joint.total:
+        hints = ["look whether the columns are right: `--input-column`"]
+        if options.tokenizer is None and "not-a-number" in tally.faults.counts:
+            hints.append("lengths of texts are counted with `--tokenizer`")
+        if tally.joint.total:
+            share = math.ceil(100 * bad / tally.rows) / 100
+            hints.append(f"or allow more: `--max-bad-share {share:g}`")
         raise SourceInvalid(
             f"{bad:,} of {tally.rows:,} rows of `{source}` have no usable lengths"
             f" ({bad / tally.rows:.2%}, allowed {float(options.max_bad_share):.2%}):"
             f" {'; '.join(fault_lines(tally))}",
             code="traffic.too-many-bad",
-            hints=(
-                "look whether the columns are right: `--input-column`",
-                "or allow more: `--max-bad-share 0.05`",
-            ),
+            hints=tuple(hints),
         )
 
 
