@@ -22,7 +22,8 @@ from lmi_build.toolchains.environment import (
     toolchains_dir,
     wrong_versions,
 )
-from lmi_build.toolchains.install import find_python, install, remove
+from lmi_build.toolchains.install import install, remove
+from lmi_build.toolchains.interpreter import find_python
 from lmi_build.toolchains.report import diagnose_toolchain, list_toolchains
 from lmi_build.values.settings import Settings
 from wheels import make_wheel

@@ -1,31 +1,21 @@
-"""Making a toolchain's environment, whole or not at all."""
+"""A toolchain's environment made, whole or not at all, or removed."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import shutil
-import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING
 
 from lmi_build.errors import (
-    DoesNotFit,
-    LmiBuildError,
-    RemoteFailed,
     ToolMissing,
-    Unsupported,
 )
 from lmi_build.store.files import explaining, locked, remove_tree, write_atomic
-from lmi_build.text import join_words
 from lmi_build.toolchains.environment import (
     MARKER,
-    QUIET_VARIABLES,
     SCHEMA,
     Installed,
-    canonical,
     extensions_dir,
     find_installed,
     folder_of,
@@ -34,6 +24,13 @@ from lmi_build.toolchains.environment import (
     toolchains_dir,
     wrong_versions,
 )
+from lmi_build.toolchains.interpreter import (
+    environment_versions,
+    find_python,
+    import_failure,
+    python_version,
+)
+from lmi_build.toolchains.pip import install_packages, run_logged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -44,17 +41,6 @@ if TYPE_CHECKING:
 
     Say = Callable[[str], None]
 
-_TAIL_LINES = 12
-# Importing two frameworks from a cold disk took 40 s where it was slowest.
-_IMPORT_SECONDS = 300
-_PROBE_SECONDS = 30
-# What pip and the system say when a server is out of reach.
-_NETWORK = re.compile(
-    r"name resolution|NewConnectionError|ConnectionError|Max retries exceeded"
-    r"|Read timed out|ConnectTimeout|Network is unreachable|Connection refused"
-    r"|ProxyError|SSLError|nodename nor servname",
-)
-_DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded")
 # These would lead an interpreter, or pip, to packages of somebody else.
 _FOREIGN = frozenset(
     {
@@ -132,8 +118,8 @@ def _install_locked(
         with log.open("wb"):
             pass
         say(f"making an environment for {toolchain.name}; the log is {log}")
-        _run([python, "-m", "venv", str(partial)], clean, log, toolchain)
-        _pip(toolchain, partial, clean, log, say)
+        run_logged([python, "-m", "venv", str(partial)], clean, log, toolchain)
+        install_packages(toolchain, partial, clean, log, say)
         say(f"importing {', '.join(toolchain.imports)}")
         _try_imports(toolchain, partial, settings, log)
         _finish(toolchain, partial, folder, seconds=time.monotonic() - started)
@@ -160,102 +146,6 @@ def _is_of(path: Path, name: str) -> bool:
     return re.fullmatch(rf"(\.\w+-)?{re.escape(name)}-[0-9a-f]+", path.name) is not None
 
 
-def find_python(toolchain: Toolchain, environ: Mapping[str, str]) -> str:
-    """
-    An interpreter of a version that the toolchain can have; this one, if it fits.
-
-    Raises:
-        Unsupported: `toolchain.python`.
-    """
-    here = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if here in toolchain.python:
-        return sys.executable
-    for version in toolchain.python:
-        path = shutil.which(f"python{version}", path=environ.get("PATH"))
-        if path is not None and _python_version(path, environ) == version:
-            return path
-    able = join_words([f"Python {version}" for version in toolchain.python])
-    raise Unsupported(
-        f"the toolchain `{toolchain.name}` needs {able}; this is Python {here}, and no"
-        " other is on the path",
-        code="toolchain.python",
-        hints=(f"install {able}, so that `python{toolchain.python[0]}` starts it",),
-    )
-
-
-def _python_version(path: str, environ: Mapping[str, str]) -> str:
-    code = "import sys, venv; print('%d.%d' % sys.version_info[:2])"
-    try:
-        done = subprocess.run(
-            [path, "-c", code],
-            env=dict(environ),
-            capture_output=True,
-            text=True,
-            timeout=_PROBE_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _pip(
-    toolchain: Toolchain, partial: Path, environ: Mapping[str, str], log: Path, say: Say
-) -> None:
-    constraints = partial / "constraints.txt"
-    every = [package for step in toolchain.steps for package in step.packages]
-    python = str(partial / "bin" / "python")
-    for number, step in enumerate(toolchain.steps, start=1):
-        packages = ", ".join(step.packages)
-        say(f"step {number} of {len(toolchain.steps)}: {packages}")
-        others = [package for package in every if package not in step.packages]
-        constraints.write_text("\n".join([*others, *toolchain.lock, ""]), "utf-8")
-        command = [python, "-m", "pip", "install", "-c", str(constraints)]
-        command += ["--no-deps"] if step.no_deps else []
-        _run([*command, *step.packages], environ, log, toolchain)
-
-
-def _run(
-    command: list[str], environ: Mapping[str, str], log: Path, toolchain: Toolchain
-) -> None:
-    """Run one command with its output in the log."""
-    with log.open("ab") as sink:
-        done = subprocess.run(
-            command,
-            env=dict(environ),
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
-    if done.returncode != 0:
-        raise _failure(toolchain, log, done.returncode)
-
-
-def _failure(toolchain: Toolchain, log: Path, status: int) -> LmiBuildError:
-    text = log.read_text("utf-8", "replace")
-    tail = "\n".join(f"  | {line}" for line in text.splitlines()[-_TAIL_LINES:])
-    message = f"the toolchain `{toolchain.name}` could not be installed"
-    where = f"the whole log: {log}"
-    if _DISK_FULL.search(text):
-        return DoesNotFit(
-            f"{message}: no space left\n{tail}",
-            code="store.disk-full",
-            hints=("free some space, or choose another disk: `--cache-dir DIR`", where),
-        )
-    if _NETWORK.search(text):
-        return RemoteFailed(
-            f"{message}: pip could not reach a package index\n{tail}",
-            code="toolchain.network",
-            hints=("check the network and pip's own configuration", where),
-        )
-    return ToolMissing(
-        f"{message}: pip ended with status {status}\n{tail}",
-        code="toolchain.install",
-        hints=("check which indexes pip uses: `pip config list`", where),
-    )
-
-
 def _try_imports(
     toolchain: Toolchain, partial: Path, settings: Settings, log: Path
 ) -> None:
@@ -267,45 +157,6 @@ def _try_imports(
             code="toolchain.imports",
             hints=(f"the log has what was installed: {log}",),
         )
-
-
-def import_failure(python: Path, toolchain: Toolchain, settings: Settings) -> str:
-    """
-    Import the modules in a fresh process, as a worker would.
-
-    Returns:
-        The last line of what went wrong, or nothing.
-    """
-    code = "\n".join(f"import {name}" for name in toolchain.imports)
-    try:
-        done = subprocess.run(
-            [str(python), "-c", code],
-            env={**settings.worker_environment, **QUIET_VARIABLES},
-            capture_output=True,
-            text=True,
-            timeout=_IMPORT_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return f"importing took longer than {_IMPORT_SECONDS} s"
-    except OSError as error:
-        return f"{python}: {error.strerror}"
-    if done.returncode == 0:
-        return ""
-    return (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-
-
-def environment_versions(python: Path) -> dict[str, str]:
-    """Every package that an environment holds, by what its metadata say."""
-    code = (
-        "import json; from importlib.metadata import distributions;"
-        "print(json.dumps({d.metadata['Name']: d.version for d in distributions()}))"
-    )
-    done = subprocess.run(
-        [str(python), "-I", "-c", code], capture_output=True, text=True, check=True
-    )
-    found: dict[str, str] = json.loads(done.stdout)
-    return {canonical(name): version for name, version in sorted(found.items())}
 
 
 def _finish(
@@ -327,7 +178,7 @@ def _finish(
         "name": toolchain.name,
         "digest": toolchain.digest,
         "pins": toolchain.pins,
-        "python": _python_version(str(python), {}),
+        "python": python_version(str(python), {}),
         "versions": versions,
         "num_bytes": tree_bytes(partial),
         "seconds": round(seconds, 1),

@@ -11,7 +11,7 @@ from lmi_build.toolchains.environment import (
     toolchains_dir,
     wrong_versions,
 )
-from lmi_build.toolchains.install import environment_versions, import_failure
+from lmi_build.toolchains.interpreter import environment_versions, import_failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
