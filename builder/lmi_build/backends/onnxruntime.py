@@ -82,7 +82,7 @@ class OnnxRuntimeBackend:
             "torch",
             "transformers",
         ),
-        salt=1,
+        salt=2,
         entry="lmi_build.backends.onnxruntime_worker:run",
         targets=("cpu", "cuda"),
         packings=PACKINGS,

@@ -265,6 +265,7 @@ def _finish_graph(
         set_qkv_accuracy,
     )
     from lmi_build.backends.onnxruntime_integer import use_integer_products
+    from lmi_build.backends.onnxruntime_joined import join_products
 
     reordered = reorder_inputs(model)
     drop_plain_zeros(model)
@@ -280,6 +281,7 @@ def _finish_graph(
             " rounded to it, packed weights are not",
         )
     else:
+        join_products(model)
         dtype = narrow_embedding(model)
         _note(job, emit, "compile.embedding", f"embedding stored as {dtype}, exactly")
     if reordered:
