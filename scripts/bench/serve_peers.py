@@ -138,16 +138,34 @@ def measure_llama(path: Path, settings: Found) -> Found:
         "top_k": 1,
         "ignore_eos": True,
         "cache_prompt": False,
-        "return_tokens": True,
     }
-    prompts, rates, tokens = [], [], []
+    prompts, rates, text = [], [], ""
     for _ in range(settings["repeats"] + 1):
         found = server.handle_completions(request)
         found = json.loads(found) if isinstance(found, str) else found
-        prompts.append(found["timings"]["prompt_ms"] / 1e3)
-        rates.append(found["timings"]["predicted_per_second"])
-        tokens = found.get("tokens", [])
-    return _found(load, prompts, rates, gguf_bytes(path), tokens)
+        prompt, rate = llama_times(found["timings"], settings)
+        prompts.append(prompt)
+        rates.append(rate)
+        text = found["choices"][0]["text"]
+    return _found(load, prompts, rates, gguf_bytes(path), []) | {"text": text}
+
+
+def llama_times(timings: Found, settings: Found) -> tuple[float, float]:
+    """
+    Seconds of the prompt, and tokens per second, of llama.cpp's own times.
+
+    Its clock of the answer starts when the first token is there, yet its rate counts
+    that token, too.
+
+    Raises:
+        SystemExit: It read or wrote another number of tokens than the others do.
+    """
+    done = timings["prompt_n"], timings["predicted_n"]
+    wanted = len(settings["prompt"]), settings["new_tokens"]
+    if done != wanted:
+        sys.exit(f"llama.cpp read and wrote {done} tokens, not {wanted}")
+    rate = (wanted[1] - 1) / timings["predicted_ms"] * 1e3
+    return timings["prompt_ms"] / 1e3, rate
 
 
 def serve_llama(path: Path, settings: Found) -> None:

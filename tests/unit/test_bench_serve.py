@@ -104,3 +104,16 @@ def test_eager_decoding_is_what_generate_gives(tmp_path: Path) -> None:
     )
     assert found["tokens"] == out[0, len(prompt) :].tolist()
     assert found["bytes"] == sum(w.nbytes for w in net.parameters())
+
+
+def test_the_first_token_belongs_to_the_prompt() -> None:
+    """As for the others: 5 steps in a second are 5 tokens per second, not 6."""
+    timings = {"prompt_n": 8, "prompt_ms": 250.0, "predicted_n": 6, "cache_n": 0}
+    settings = {"prompt": list(range(8)), "new_tokens": 6}
+
+    found = serve_peers.llama_times({**timings, "predicted_ms": 1000.0}, settings)
+
+    assert found == (0.25, 5.0)
+    # A prompt that was there already, or an early end, is no comparison.
+    with pytest.raises(SystemExit, match=r"\(8, 6\) tokens, not \(9, 6\)"):
+        serve_peers.llama_times(timings, {**settings, "prompt": list(range(9))})
