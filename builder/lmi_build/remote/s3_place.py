@@ -15,10 +15,11 @@ from lmi_build.errors import PublishFailed
 from lmi_build.remote.aws_faults import error_code
 from lmi_build.remote.crc import best_checksum
 from lmi_build.remote.place import Stored
+from lmi_build.remote.s3_calls import METADATA, Calls
 from lmi_build.remote.s3_client import make_client
 from lmi_build.remote.s3_faults import explained
 from lmi_build.remote.s3_parts import Buffers
-from lmi_build.remote.s3_upload import METADATA, Uploader
+from lmi_build.remote.s3_upload import Uploader
 from lmi_build.units import MiB
 
 if TYPE_CHECKING:
@@ -76,11 +77,14 @@ class S3Place:
         if access.expected_bucket_owner:
             self._where["ExpectedBucketOwner"] = access.expected_bucket_owner
         self._pool = ThreadPoolExecutor(concurrency)
-        self._uploader = Uploader(
+        self._calls = Calls(
             client=self._client,
             where=self._where,
             storing=_storing(access),
             checksum=best_checksum(),
+        )
+        self._uploader = Uploader(
+            calls=self._calls,
             part_bytes=transfer.part_bytes,
             pool=self._pool,
             # One more is read while the others are sent.
@@ -295,7 +299,7 @@ class S3Place:
     def tidy(self, prefix: str) -> None:
         """Abort uploads in progress below a prefix."""
         with explained(self.uri(prefix), self._access):
-            self._uploader.abort_all(self._prefix + prefix)
+            self._calls.abort_all(self._prefix + prefix)
 
     def close(self) -> None:
         """End threads and connections."""

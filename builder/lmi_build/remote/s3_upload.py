@@ -17,13 +17,12 @@ from __future__ import annotations
 import base64
 import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from lmi_build.remote.aws_faults import error_code
 from lmi_build.remote.place import Stopped, content_differs
+from lmi_build.remote.s3_calls import UploadGone
 from lmi_build.remote.s3_parts import (
     Buffers,
     Listed,
@@ -35,45 +34,14 @@ from lmi_build.remote.s3_parts import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable
     from io import FileIO
     from pathlib import Path
 
-    from lmi_build.remote.crc import Checksum
+    from lmi_build.remote.s3_calls import Calls
     from lmi_build.values.manifest import FileEntry
 
-METADATA = "lmi-build-sha256"
-# Damaged bytes are refused by S3 and sent again; botocore itself does not.
-_DAMAGE_ATTEMPTS = 3
-_DAMAGE = frozenset(
-    {
-        "BadDigest",
-        "InvalidDigest",
-        "XAmzContentChecksumMismatch",
-        "XAmzContentSHA256Mismatch",
-    }
-)
-# Another publisher of the same bytes completed, aborted or overtook our upload.
-_GONE = frozenset({"NoSuchUpload", "InvalidPart", "InvalidPartOrder"})
-# A conditional write met an object, or another conditional write.
-_TAKEN = frozenset({"PreconditionFailed", "ConditionalRequestConflict"})
 _GONE_ATTEMPTS = 4
-
-
-class _UploadGone(Exception):
-    """Our upload is no longer ours; look again."""
-
-
-@contextmanager
-def _gone_is_told() -> Iterator[None]:
-    from botocore.exceptions import ClientError
-
-    try:
-        yield
-    except ClientError as error:
-        if error_code(error) in _GONE | _TAKEN:
-            raise _UploadGone from error
-        raise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,10 +50,7 @@ class Uploader:
     What all uploads to a bucket share.
 
     Args:
-        client: S3 client.
-        where: Parameters of every call: bucket and its expected owner.
-        storing: Parameters of every call that makes an object: encryption, tags.
-        checksum: CRC of parts.
+        calls: What S3 can be asked there.
         part_bytes: Length of a part.
         pool: Threads that send parts.
         buffers: Memory for parts.
@@ -93,10 +58,7 @@ class Uploader:
         stopped: Set when no further part may be begun.
     """
 
-    client: Any
-    where: Mapping[str, str]
-    storing: Mapping[str, str]
-    checksum: Checksum
+    calls: Calls
     part_bytes: int
     pool: ThreadPoolExecutor
     buffers: Buffers
@@ -124,7 +86,7 @@ class Uploader:
             return
         try:
             self._send_whole(source, key, entry, sent, exclusive=self.exclusive)
-        except _UploadGone:
+        except UploadGone:
             # What is there in its place has the name of this content.
             if not holds():
                 self._send_whole(source, key, entry, sent, exclusive=False)
@@ -144,10 +106,10 @@ class Uploader:
                 resumed = self._send_parts(
                     source, key, entry, told, fresh=fresh, exclusive=exclusive
                 )
-            except _UploadGone as gone:
+            except UploadGone as gone:
                 if holds():
                     if self.exclusive:  # ours may still be open beside theirs
-                        self.abort_all(key)
+                        self.calls.abort_all(key)
                     return
                 # What is there in its place has the name of this content.
                 exclusive = False
@@ -180,16 +142,8 @@ class Uploader:
                 whole = length == len(buffer) and not stream.read(1)
             if not whole or sha.hexdigest() != entry.sha256:
                 raise content_differs(source, sha.hexdigest(), entry)
-            self._retry_damage(
-                self.client.put_object,
-                Key=key,
-                Body=buffer,
-                ChecksumSHA256=base64.b64encode(sha.digest()).decode(),
-                Metadata={METADATA: entry.sha256},
-                **({"IfNoneMatch": "*"} if exclusive else {}),
-                **self.where,
-                **self.storing,
-            )
+            encoded = base64.b64encode(sha.digest()).decode()
+            self.calls.put(key, buffer, entry.sha256, encoded, exclusive=exclusive)
         finally:
             self.buffers.give(buffer)
         if entry.size:
@@ -206,8 +160,8 @@ class Uploader:
         exclusive: bool,
     ) -> bool:
         """Returns whether an upload in progress was taken up."""
-        resumed = None if fresh else self._resume(key)
-        upload = resumed or self._begin(key, entry)
+        resumed = None if fresh else self.calls.resume(key)
+        upload = resumed or self.calls.begin(key, entry.sha256)
         part_bytes = part_length(entry.size, self.part_bytes)
         sha = hashlib.sha256()
         futures: list[Future[dict[str, Any]]] = []
@@ -234,10 +188,10 @@ class Uploader:
             wait(futures)
         parts = [future.result() for future in futures]
         if not whole or sha.hexdigest() != entry.sha256:
-            self._abort(key, upload.upload_id)
+            self.calls.abort(key, upload.upload_id)
             raise content_differs(source, sha.hexdigest(), entry)
-        crc = self.checksum.join(summed)
-        self._complete(key, upload, parts, crc, entry.size, exclusive=exclusive)
+        crc = self.calls.checksum.join(summed)
+        self.calls.complete(key, upload, parts, crc, entry.size, exclusive=exclusive)
         return resumed is not None
 
     def _read_part(
@@ -249,13 +203,13 @@ class Uploader:
             crc = length = 0
             for view in slices(stream, buffer):
                 sha.update(view)
-                crc = self.checksum.update(view, crc)
+                crc = self.calls.checksum.update(view, crc)
                 length += len(view)
             if length < num_bytes:
                 # The SHA-256 is already another, so the upload will be aborted.
                 rest = memoryview(bytes(num_bytes - length))
                 buffer[length:] = rest
-                crc = self.checksum.update(rest, crc)
+                crc = self.calls.checksum.update(rest, crc)
         except BaseException:
             self.buffers.give(buffer)
             raise
@@ -270,133 +224,26 @@ class Uploader:
         crc: int,
         told: Once,
     ) -> dict[str, Any]:
+        checksum = self.calls.checksum
         try:
-            encoded = self.checksum.encode(crc)
-            etag = self._matching_etag(upload.parts.get(number), buffer, encoded)
+            encoded = checksum.encode(crc)
+            etag = _matching_etag(upload.parts.get(number), buffer, encoded)
             if etag is None:
-                answer = self._retry_damage(
-                    self.client.upload_part,
-                    Key=key,
-                    UploadId=upload.upload_id,
-                    PartNumber=number,
-                    Body=buffer,
-                    **{self.checksum.field: encoded},
-                    **self.where,
-                )
-                etag = answer["ETag"]
+                etag = self.calls.put_part(key, upload, number, buffer, encoded)
         finally:
             self.buffers.give(buffer)
         told.tell(number, len(buffer))
-        return {"PartNumber": number, "ETag": etag, self.checksum.field: encoded}
+        return {"PartNumber": number, "ETag": etag, checksum.field: encoded}
 
-    def _matching_etag(
-        self, listed: Listed | None, buffer: bytearray, encoded: str
-    ) -> str | None:
-        """The tag of a part that S3 already has, if it is this one."""
-        if listed is None or listed.num_bytes != len(buffer):
-            return None
-        if listed.checksum is not None:
-            return listed.etag if listed.checksum == encoded else None
-        # A server that does not list checksums: the tag of a plain part is its MD5.
-        md5 = hashlib.md5(buffer, usedforsecurity=False).hexdigest()
-        return listed.etag if listed.etag.strip('"') == md5 else None
 
-    def _begin(self, key: str, entry: FileEntry) -> Upload:
-        answer = self.client.create_multipart_upload(
-            Key=key,
-            ChecksumAlgorithm=self.checksum.name,
-            ChecksumType="FULL_OBJECT",
-            Metadata={METADATA: entry.sha256},
-            **self.where,
-            **self.storing,
-        )
-        return Upload(upload_id=answer["UploadId"])
-
-    def _resume(self, key: str) -> Upload | None:
-        """The upload of this key that has most, if one was begun as we would."""
-        best: Upload | None = None
-        for row in self.unfinished(key):
-            same = row.get("ChecksumAlgorithm", self.checksum.name)
-            if row["Key"] != key or same != self.checksum.name:
-                continue
-            try:
-                parts = self._listed(key, row["UploadId"])
-            except _UploadGone:
-                continue
-            if best is None or len(parts) > len(best.parts):
-                best = Upload(upload_id=row["UploadId"], parts=parts)
-        return best
-
-    def unfinished(self, prefix: str) -> Iterator[Mapping[str, Any]]:
-        """Uploads in progress of keys that begin so."""
-        pages = self.client.get_paginator("list_multipart_uploads").paginate(
-            Prefix=prefix, **self.where
-        )
-        for page in pages:
-            yield from page.get("Uploads", [])
-
-    def _listed(self, key: str, upload_id: str) -> dict[int, Listed]:
-        with _gone_is_told():
-            pages = list(
-                self.client.get_paginator("list_parts").paginate(
-                    Key=key, UploadId=upload_id, **self.where
-                )
-            )
-        return {
-            part["PartNumber"]: Listed(
-                num_bytes=part["Size"],
-                etag=part["ETag"],
-                checksum=part.get(self.checksum.field),
-            )
-            for page in pages
-            for part in page.get("Parts", [])
-        }
-
-    def _complete(
-        self,
-        key: str,
-        upload: Upload,
-        parts: list[dict[str, Any]],
-        crc: int,
-        num_bytes: int,
-        *,
-        exclusive: bool,
-    ) -> None:
-        with _gone_is_told():
-            self.client.complete_multipart_upload(
-                Key=key,
-                UploadId=upload.upload_id,
-                MultipartUpload={"Parts": parts},
-                ChecksumType="FULL_OBJECT",
-                MpuObjectSize=num_bytes,
-                **{self.checksum.field: self.checksum.encode(crc)},
-                **({"IfNoneMatch": "*"} if exclusive else {}),
-                **self.where,
-            )
-
-    def _abort(self, key: str, upload_id: str) -> None:
-        """End an upload; that somebody else ended it is as good."""
-        try:
-            with _gone_is_told():
-                self.client.abort_multipart_upload(
-                    Key=key, UploadId=upload_id, **self.where
-                )
-        except _UploadGone:
-            return
-
-    def abort_all(self, prefix: str) -> None:
-        """End every upload in progress below a prefix."""
-        for row in list(self.unfinished(prefix)):
-            self._abort(row["Key"], row["UploadId"])
-
-    def _retry_damage(self, call: Callable[..., Any], **params: Any) -> Any:
-        from botocore.exceptions import ClientError
-
-        for left in range(_DAMAGE_ATTEMPTS - 1, -1, -1):
-            try:
-                with _gone_is_told():
-                    return call(**params)
-            except ClientError as error:
-                if error_code(error) not in _DAMAGE or not left:
-                    raise
-        raise AssertionError("the last attempt returns or raises")
+def _matching_etag(
+    listed: Listed | None, buffer: bytearray, encoded: str
+) -> str | None:
+    """The tag of a part that S3 already has, if it is this one."""
+    if listed is None or listed.num_bytes != len(buffer):
+        return None
+    if listed.checksum is not None:
+        return listed.etag if listed.checksum == encoded else None
+    # A server that does not list checksums: the tag of a plain part is its MD5.
+    md5 = hashlib.md5(buffer, usedforsecurity=False).hexdigest()
+    return listed.etag if listed.etag.strip('"') == md5 else None
