@@ -18,7 +18,7 @@ from lmi_build.package.engine import load_engine
 from lmi_build.package.handler_files import handler_digest
 from lmi_build.plan import planner
 from lmi_build.testing.law import Broken
-from lmi_build.testing.planner_laws import cases_of
+from lmi_build.testing.law_cases import cases_of
 from lmi_build.testing.samples import problems, recipe_of, settle
 from lmi_build.toolchains.versions import installed_versions
 from lmi_build.values.settings import settings_from_environ

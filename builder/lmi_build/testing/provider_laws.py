@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lmi_build.spi import Backend, Finding
 from lmi_build.testing.law import Law, require
-from lmi_build.testing.planner_laws import cases_of
+from lmi_build.testing.law_cases import cases_of
 from lmi_build.testing.samples import host
 
 if TYPE_CHECKING:
