@@ -7,8 +7,8 @@ import os
 import hypothesis
 import pytest
 
-# Processes that share the cores have a share of them each. Two threads of each of two
-# processes would wait for one another's turns: rounding a model takes ten times as long.
+# Processes that share the cores have a share of them each: with two threads in each of
+# two processes, threads wait for turns, and rounding a model takes seven times as long.
 NUM_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if NUM_PROCESSES > 1:
     share = str(max(1, len(os.sched_getaffinity(0)) // NUM_PROCESSES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -53,6 +54,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     return find
 
 
+@cache
+def expected_logits(folder: Path) -> Tensor:
+    """`logits` of a model that stays as it is."""
+    return logits(folder)
+
+
 def logits(folder: Path) -> Tensor:
     """What a model says to some tokens, in float32."""
     from transformers import AutoModelForCausalLM
@@ -73,7 +80,7 @@ def drift(root: Path, model: Path, spec: QuantSpec) -> float:
     slightest change, and those say nothing about the weights.
     """
     out = quantize(root, model, spec)
-    expected = logits(model)
+    expected = expected_logits(model)
     found = logits(unpacked(out, model, root / "float"))
     centred = expected - expected.mean(dim=-1, keepdim=True)
     error = (found - expected).norm(dim=-1) / centred.norm(dim=-1)
