@@ -12,8 +12,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._inductor import cpu_vec_isa
 
 from aotinductor_kernels import Kernels
+from lmi_build.backends.aotinductor import graphs
 from lmi_build.backends.aotinductor.kernels import compile_kernels
 from lmi_build.backends.aotinductor.linears import GroupedLinear
 from lmi_build.backends.aotinductor.worker import ISAS
@@ -38,6 +40,22 @@ def kernels(
     assert COMPILER is not None
     compile_kernels(COMPILER, ISAS[request.param][0], library)
     return Kernels(library)
+
+
+@pytest.mark.parametrize("isa", HERE)
+def test_graphs_use_no_more_than_their_instruction_set(
+    monkeypatch: pytest.MonkeyPatch, isa: str
+) -> None:
+    """What else the building machine has is in no flag, and in no engine then."""
+    monkeypatch.setattr(cpu_vec_isa, "supported_vec_isa_list", [])
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setenv("TORCHINDUCTOR_VEC_ISA_OK", "1")
+    graphs._allow_only(isa)
+
+    (kind,) = cpu_vec_isa.supported_vec_isa_list
+    assert kind
+    flags = {flag.removeprefix("-m") for flag in kind.build_arch_flags().split()}
+    assert flags <= {*ISAS["avx2"][2], *ISAS[isa][2]}
 
 
 def near(found: Tensor, wanted: Tensor, size: Tensor) -> bool:

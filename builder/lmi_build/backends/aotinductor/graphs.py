@@ -155,7 +155,13 @@ def _allow_only(isa: str) -> None:
     """
     from torch._inductor import cpu_vec_isa
 
-    kinds = {"avx2": cpu_vec_isa.VecAVX2, "avx512": cpu_vec_isa.VecAVX512}
+    class Avx512(cpu_vec_isa.VecAVX512):
+        """Without the products of bfloat16 that a few of them have beside it."""
+
+        def build_arch_flags(self) -> str:
+            return self._arch_flags
+
+    kinds = {"avx2": cpu_vec_isa.VecAVX2, "avx512": Avx512}
     if isa in kinds:
         cpu_vec_isa.supported_vec_isa_list[:] = [kinds[isa]()]
 
