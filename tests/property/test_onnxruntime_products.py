@@ -1,4 +1,4 @@
-"""Products of one input that become one product keep every bit of their outputs."""
+"""Products of packed weights: joined ones keep every bit; inputs are all they round."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ pytest.importorskip("onnxruntime_genai")
 import onnx_ir as ir
 import onnxruntime
 
+from lmi_build.backends.onnxruntime_graph import constant_of
 from lmi_build.backends.onnxruntime_joined import join_products
 
 if TYPE_CHECKING:
@@ -148,3 +149,35 @@ def test_others_stay_apart(zeros: tuple[bool, ...], levels: tuple[int, ...]) -> 
 
     assert join_products(model) == 0
     assert products(model) == 2
+
+
+@given(
+    bits=st.sampled_from((4, 8)),
+    tokens=st.integers(1, 40),
+    size=st.floats(-6, 6).map(lambda n: 10.0**n),
+    seed=st.integers(0, 99),
+)
+def test_a_product_adds_the_rounding_of_its_inputs_and_no_more(
+    bits: int, tokens: int, size: float, seed: int
+) -> None:
+    """Level 4 rounds each block to 255 even steps; the rest is exact to 1e-6."""
+    model = graph((16,), bits=bits, zeros=[False], levels=[4], seed=seed)
+    held = {
+        name: constant_of(v).numpy() for name, v in model.graph.initializers.items()
+    }
+    codes = held["w0"]
+    if bits == 4:
+        codes = np.stack((codes & 0xF, codes >> 4), -1).reshape(16, -1, BLOCK)
+    weight = (codes.astype(np.float64) - 2 ** (bits - 1)) * held["s0"].reshape(
+        16, -1, 1
+    )
+    random = np.random.default_rng(seed)
+    x = (random.standard_normal((tokens, INPUTS)) * size).astype(np.float32)
+    blocks = x.reshape(tokens, -1, BLOCK)
+    step = np.abs(blocks).max(-1, keepdims=True) / np.float32(127)
+    rounded = np.rint(blocks * (np.float32(1) / step)) * step.astype(np.float64)
+    wanted = -(rounded.reshape(tokens, INPUTS) @ weight.reshape(16, INPUTS).T)
+
+    (found,) = run(model, x)
+
+    assert np.abs(found - wanted).max() <= 1e-6 * np.abs(wanted).max()
