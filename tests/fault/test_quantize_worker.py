@@ -21,7 +21,7 @@ from lmi_build.errors import LmiBuildError
 from lmi_build.events import Event, StageNote, StageProgress, ignore
 from lmi_build.numerics.grids import dequantize
 from lmi_build.numerics.packing import unpack_rows, unpack_zeros
-from lmi_build.quantizers import builtin_worker
+from lmi_build.quantizers import builtin_worker, finite
 from lmi_build.quantizers.builtin import PROVIDER
 from lmi_build.spi import Job
 from lmi_build.values.recipe import CalibrationSpec, QuantSpec
@@ -257,7 +257,7 @@ def test_state_of_other_work_is_not_used(llama: Path, tmp_path: Path) -> None:
 WORKER = """
 import json, sys
 from pathlib import Path
-from lmi_build.quantizers import builtin_worker
+from lmi_build.quantizers import builtin_worker, finite
 from lmi_build.spi import Job
 
 document = json.loads(sys.argv[1])
@@ -304,25 +304,59 @@ def broken(model: Path, name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("spec", [GPTQ, INT8])
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize(
+    ("name", "num_values"),
+    [
+        ("model.layers.1.mlp.up_proj.weight", 8192),
+        ("model.layers.1.input_layernorm.weight", 64),
+        ("model.embed_tokens.weight", 32768),
+    ],
+)
 def test_broken_weights_are_named(
-    spec: QuantSpec, value: float, tmp_path: Path
+    spec: QuantSpec, value: float, name: str, num_values: int, tmp_path: Path
 ) -> None:
     """A weight that is no number ends the stage with the tensor's name."""
     model = make_tiny_model(tmp_path / "model")
-    broken(model, "model.layers.1.mlp.up_proj.weight", value)
+    broken(model, name, value)
 
     with pytest.raises(LmiBuildError) as caught:
         quantize(tmp_path, model, spec)
 
     assert caught.value.code == "quantize.weight-not-finite"
-    assert "`model.layers.1.mlp.up_proj.weight` has 1 of 8192" in caught.value.message
+    assert f"`{name}` has 1 of {num_values}" in caught.value.message
 
 
-def test_broken_activations_name_layer_and_sample(tmp_path: Path) -> None:
-    """An embedding that is no number is met by the first layer, for some sample."""
+def test_scales_without_a_place_are_named(tmp_path: Path) -> None:
+    """Weights too large for the format's scales end the stage with the layer's name."""
+    model = make_tiny_model(tmp_path / "model")
+    name = "model.layers.1.mlp.up_proj"
+    broken(model, f"{name}.weight", 1e38)
+    spec = replace(INT8, format="gptq", group_size=32)
+
+    with pytest.raises(LmiBuildError) as caught:
+        quantize(tmp_path, model, spec)
+
+    assert caught.value.code == "quantize.format"
+    assert f"`{name}`" in caught.value.message
+    assert caught.value.hints
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("model.embed_tokens.weight", float("inf"), "sample 0 is the first"),
+        ("model.layers.0.input_layernorm.weight", 3.3e38, "inside the layer"),
+    ],
+)
+def test_broken_activations_name_layer_and_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: float, words: str
+) -> None:
+    """What enters a block is no number for some sample, or becomes none inside."""
+    # As if it had become infinite on the way: weights are looked at before.
+    monkeypatch.setattr(finite, "check_finite", lambda *_: None)
     model = make_tiny_model(tmp_path / "model")
     tensors = load_file(model / "model.safetensors")
-    tensors["model.embed_tokens.weight"][:] = float("inf")
+    tensors[name][:] = value
     save_file(tensors, model / "model.safetensors")
 
     with pytest.raises(LmiBuildError) as caught:
@@ -330,7 +364,7 @@ def test_broken_activations_name_layer_and_sample(tmp_path: Path) -> None:
 
     assert caught.value.code == "quantize.not-finite"
     assert "model.layers.0.self_attn.q_proj" in caught.value.message
-    assert "sample 0 is the first" in caught.value.message
+    assert words in caught.value.message
 
 
 def test_layers_that_see_nothing_are_named(tmp_path: Path) -> None:

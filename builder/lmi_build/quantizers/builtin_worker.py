@@ -70,6 +70,9 @@ def run(job: Job, emit: Emit) -> None:
     _prepare_process(int(str(threads)))
     import torch
 
+    from lmi_build.checkpoint.formats.codec import NotRepresentable
+    from lmi_build.quantizers.finite import check_finite
+
     model = job.inputs["model"]
     config = _read_config(model)
     with torch.inference_mode(), CheckpointReader(model) as reader:
@@ -85,9 +88,21 @@ def run(job: Job, emit: Emit) -> None:
                 code="quantize.nothing",
                 hints=("remove patterns from `quantize.ignore`",),
             )
+        made = {f"{linear.name}.weight" for linear in linears}
+        check_finite(reader, [name for name in shapes if name not in made])
         state = BlockState(job.state, identity=_identity(job, model))
         work = _work(job, emit, reader, config, linears, state)
-        run_blocks(job.stage, emit, state, *work)
+        try:
+            run_blocks(job.stage, emit, state, *work)
+        except NotRepresentable as error:
+            raise StageFailed(
+                f"{error}",
+                code="quantize.format",
+                hints=(
+                    "name it in `quantize.ignore`, so that it stays in float",
+                    "or take another `quantize.format`, whose scales are wider",
+                ),
+            ) from error
         assemble(job, reader, config, linears, state)
         _report_coverage(job, emit, state)
 

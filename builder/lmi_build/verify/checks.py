@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
-from lmi_build.errors import VerifyFailed
+from lmi_build.errors import SourceInvalid, VerifyFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from tokenizers import Tokenizer
@@ -56,6 +57,28 @@ def check_tokenizer(loaded: Loaded, model: Path, root: Path) -> dict[str, JSONVa
         if back != shown:
             _differs(f"{wanted} becomes {back!r}, the model's own gives {shown!r}")
     return {"num_texts": len(texts), "identical": True}
+
+
+def check_vocabulary(windows: Iterable[Sequence[int]], model: Path) -> None:
+    """
+    Refuse a tokenizer of another model before an engine runs on its tokens.
+
+    Args:
+        windows: Token ids of the texts that will be asked about.
+        model: The model's folder; its `config.json` has the embedding's rows.
+
+    Raises:
+        SourceInvalid: `calibration.tokenizer`, with token and rows.
+    """
+    config = json.loads((model / "config.json").read_bytes())
+    num_rows = (config.get("text_config") or config).get("vocab_size")
+    highest = max(max(ids) for ids in windows)
+    if isinstance(num_rows, int) and highest >= num_rows:
+        raise SourceInvalid(
+            f"the tokenizer makes token {highest}, the embedding has {num_rows} rows",
+            code="calibration.tokenizer",
+            hints=("use the `tokenizer.json` that belongs to this model",),
+        )
 
 
 def _special_texts(oracle: Tokenizer) -> Iterator[str]:

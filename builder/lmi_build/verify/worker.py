@@ -64,12 +64,20 @@ def run(job: Job, emit: Emit) -> None:
 
     Raises:
         VerifyFailed: The artifact is not what its manifest says.
+        SourceInvalid: `calibration.tokenizer`: the tokenizer is another model's.
         GateFailed: `verify.gate-missed`; the message holds every number.
     """
     params = cast("dict[str, Any]", job.params)
     manifest = refuse_if_damaged(job.inputs["package"])
     for note in params["notes"]:
         _note(job, emit, "info", "verify.lowered", note)
+    tokenizer = _tokenizer(job)
+    windows = held_out_windows(
+        tokenizer,
+        num_samples=params["num_samples"],
+        max_seq_len=params["max_seq_len"],
+    )
+    checks.check_vocabulary(windows, job.inputs["model"])
     report: dict[str, JSONValue] = {
         "schema": REPORT_SCHEMA,
         "manifest": manifest.digest,
@@ -79,8 +87,7 @@ def run(job: Job, emit: Emit) -> None:
         "versions": {"lmi-build": __version__, **_versions()},
         **_try_engine(job, emit, manifest),
     }
-    tokenizer = _tokenizer(job)
-    drift = _measure(job, emit, manifest, tokenizer)
+    drift = _measure(job, emit, manifest, windows)
     rows = judge(drift, params["gates"])
     report["drift"] = drift_document(drift)
     report["gates"] = [row.to_json() for row in rows]
@@ -191,14 +198,10 @@ def has_chat_template(root: Path) -> bool:
     )
 
 
-def _measure(job: Job, emit: Emit, manifest: Manifest, tokenizer: Tokenizer) -> Drift:
-    params = cast("dict[str, Any]", job.params)
+def _measure(
+    job: Job, emit: Emit, manifest: Manifest, windows: list[list[int]]
+) -> Drift:
     root = job.inputs["package"]
-    windows = held_out_windows(
-        tokenizer,
-        num_samples=params["num_samples"],
-        max_seq_len=params["max_seq_len"],
-    )
 
     def candidate() -> Iterator[npt.NDArray[np.float32]]:
         engine = load_engine(root, manifest).engine
