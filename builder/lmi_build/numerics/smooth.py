@@ -31,7 +31,8 @@ nothing.
 int8 here is what compressed-tensors stores and kernels compute: codes from -128 to
 127, a largest magnitude of 127.5 steps for weights, 127 for activations.
 
-Shape suffixes: I input channels, O output channels, T tokens, R sampled tokens.
+Shape suffixes: I input channels, O output channels, T tokens, R sampled tokens,
+C sampled outputs.
 
 Sources: Xiao et al. 2022, arXiv:2211.10438, equation 4; compressed-tensors 0.19.0,
 quantization/utils/helpers.py `calculate_qparams`; vLLM's `scaled_int8_quant` (127).
@@ -138,37 +139,19 @@ def search_smoothing(
     Returns:
         The scales, with the errors expected with and without them.
     """
-    stride = max(1, -(-sample_RI.shape[0] // SEARCH_ROWS))
-    x_RI = sample_RI[::stride].to(torch.float32)
-    row_I = w_IO.square().sum(dim=1)
-    # What follows is normed again, so a token counts by its relative error: a few
-    # tokens with huge inputs must not decide for all others.
-    power_R1 = x_RI.square().mean(dim=1, keepdim=True)
-    weight_R1 = torch.where(power_R1 > 0, power_R1.mean() / power_R1, power_R1)
-    square_I = (weight_R1 * x_RI.square()).mean(dim=0)
-    # Not in place: where all outputs are looked at, they are the caller's.
-    magnitude_IC = spread_outputs(w_IO, SEARCH_SHARE).abs()
-    few = w_IO.shape[1] / max(1, magnitude_IC.shape[1])
-
-    def expect(s_I: Tensor) -> float:
-        step = float((absmax_I / s_I).amax()) / INT8_MAX if static else None
-        from_x, from_w = expected_noise(
-            magnitude_IC, x_RI, weight_R1, square_I, row_I, s_I, step=step
-        )
-        return from_x + few * from_w
-
+    noise = _Noise.of(w_IO, sample_RI, absmax_I, static=static)
     plain_I = torch.ones_like(absmax_I)
     if alpha is not None:
         s_I = smoothing_scales(absmax_I, w_IO, alpha=alpha, tie_I=tie_I)
-        error, plain_error = each(expect, (s_I, plain_I))
+        error, plain_error = each(noise.expect, (s_I, plain_I))
         return Smoothing(s_I=s_I, alpha=alpha, error=error, plain_error=plain_error)
-    wishes = _Wishes.of(w_IO, row_I, absmax_I, square_I, tie_I)
+    wishes = _Wishes.of(w_IO, noise.row_I, absmax_I, noise.square_I, tie_I)
     judged: dict[_Point, tuple[float, Tensor]] = {}
 
     def judge(points: Iterable[_Point]) -> None:
         new = [point for point in dict.fromkeys(points) if point not in judged]
         scales = [wishes.scales(point) for point in new]
-        errors = each(expect, scales)
+        errors = each(noise.expect, scales)
         judged.update(zip(new, zip(errors, scales, strict=True), strict=True))
 
     judge(_SPREAD)
@@ -176,9 +159,74 @@ def search_smoothing(
     judge(near for point in best for near in _beside(point))
     point = min(judged, key=lambda point: judged[point][0])
     error, s_I = judged[point]
+    plain_error = noise.expect(plain_I)
     return Smoothing(
-        s_I=s_I, alpha=point.strength, error=error, plain_error=expect(plain_I)
+        s_I=s_I, alpha=point.strength, error=error, plain_error=plain_error
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Noise:
+    """
+    What the error of a scale is asked of.
+
+    Args:
+        x_RI: Sampled tokens.
+        weight_R1: How much each of them counts.
+        square_I: Weighted mean squares of their channels.
+        row_I: Squared norms of the rows of W.
+        magnitude_IC: Magnitudes of some outputs C of W.
+        few: Outputs of W for each of those.
+        absmax_I: Largest magnitudes, where one step serves all tokens; else None.
+    """
+
+    x_RI: Tensor
+    weight_R1: Tensor
+    square_I: Tensor
+    row_I: Tensor
+    magnitude_IC: Tensor
+    few: float
+    absmax_I: Tensor | None
+
+    @classmethod
+    def of(
+        cls, w_IO: Tensor, sample_RI: Tensor, absmax_I: Tensor, *, static: bool
+    ) -> _Noise:
+        """Look at the sample and the weights once."""
+        stride = max(1, -(-sample_RI.shape[0] // SEARCH_ROWS))
+        x_RI = sample_RI[::stride].to(torch.float32)
+        row_I = w_IO.square().sum(dim=1)
+        # What follows is normed again, so a token counts by its relative error: a few
+        # tokens with huge inputs must not decide for all others.
+        power_R1 = x_RI.square().mean(dim=1, keepdim=True)
+        weight_R1 = torch.where(power_R1 > 0, power_R1.mean() / power_R1, power_R1)
+        # Not in place: where all outputs are looked at, they are the caller's.
+        magnitude_IC = spread_outputs(w_IO, SEARCH_SHARE).abs()
+        return cls(
+            x_RI=x_RI,
+            weight_R1=weight_R1,
+            square_I=(weight_R1 * x_RI.square()).mean(dim=0),
+            row_I=row_I,
+            magnitude_IC=magnitude_IC,
+            few=w_IO.shape[1] / max(1, magnitude_IC.shape[1]),
+            absmax_I=absmax_I if static else None,
+        )
+
+    def expect(self, s_I: Tensor) -> float:
+        """The squared error of the outputs per token that scales leave."""
+        step = None
+        if self.absmax_I is not None:
+            step = float((self.absmax_I / s_I).amax()) / INT8_MAX
+        from_x, from_w = expected_noise(
+            self.magnitude_IC,
+            self.x_RI,
+            self.weight_R1,
+            self.square_I,
+            self.row_I,
+            s_I,
+            step=step,
+        )
+        return from_x + self.few * from_w
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
