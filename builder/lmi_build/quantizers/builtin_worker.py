@@ -20,6 +20,7 @@ from lmi_build.errors import SourceInvalid, StageFailed
 from lmi_build.quantizers.assemble import assemble
 from lmi_build.quantizers.calibration_windows import read_windows
 from lmi_build.quantizers.coverage import Coverage, coverage_notes
+from lmi_build.quantizers.documents import read_document
 from lmi_build.quantizers.keeping import run_blocks
 from lmi_build.quantizers.options import options_from_params
 from lmi_build.quantizers.state import BlockState
@@ -74,7 +75,7 @@ def run(job: Job, emit: Emit) -> None:
     from lmi_build.quantizers.finite import check_finite
 
     model = job.inputs["model"]
-    config = _read_config(model)
+    config = read_document(model / "config.json")
     with torch.inference_mode(), CheckpointReader(model) as reader:
         shapes = {name: (e.dtype, e.shape) for name, e in reader.tensors.items()}
         linears = select(
@@ -148,25 +149,6 @@ def _prepare_process(num_threads: int) -> None:
 
 def _list(value: Any) -> list[Any]:
     return list(value)
-
-
-def _read_config(model: Path) -> dict[str, Any]:
-    path = model / "config.json"
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise SourceInvalid(
-            f"`{path}` cannot be read: {error}",
-            code="quantize.config",
-            hints=("fetch the model again",),
-        ) from error
-    if not isinstance(config, dict):
-        raise SourceInvalid(
-            f"`{path}` is not a JSON object",
-            code="quantize.config",
-            hints=("fetch the model again",),
-        )
-    return config
 
 
 def _identity(job: Job, model: Path) -> str:

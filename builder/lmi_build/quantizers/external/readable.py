@@ -20,7 +20,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from lmi_build.checkpoint.reader import INDEX_NAME
-from lmi_build.errors import SourceInvalid
+from lmi_build.quantizers.documents import read_document
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -97,28 +97,10 @@ def make_readable(model: Path, folder: Path, *, major: int) -> None:
         }
         if path.is_file() and linked:
             (folder / path.name).symlink_to(path.absolute())
-    config = config_for(_read(model / "config.json"), major=major)
+    config = config_for(read_document(model / "config.json"), major=major)
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     if (model / "tokenizer.json").is_file():
         path = model / "tokenizer_config.json"
-        told = _read(path) if path.is_file() else {}
+        told = read_document(path) if path.is_file() else {}
         text = json.dumps(tokenizer_config_for(told))
         (folder / "tokenizer_config.json").write_text(text, "utf-8")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise SourceInvalid(
-            f"`{path}` cannot be read: {error}",
-            code="quantize.config",
-            hints=("fetch the model again",),
-        ) from error
-    if not isinstance(document, dict):
-        raise SourceInvalid(
-            f"`{path}` is not a JSON object",
-            code="quantize.config",
-            hints=("fetch the model again",),
-        )
-    return document
