@@ -9,6 +9,7 @@ from lmi_build.advice.draft import drafts
 from lmi_build.advise import family_words
 from lmi_build.errors import RecipeInvalid, UsageInvalid
 from lmi_build.recipe.load import parse_recipe
+from lmi_build.recipe.new_file import write_new
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,7 +70,7 @@ def write_recipe(
         except RecipeInvalid as error:
             refused = refused or error
             continue
-        _write_new(out, text)
+        write_new(out, text, rename="--write FILE")
         return recipes[0]
     assert refused is not None  # noqa: S101 - there is at least one draft
     raise refused
@@ -94,21 +95,3 @@ def _to_write(answer: Answer, source: str) -> Verdict:
             hints=("give `--model` a hub repository, a folder or an s3:// prefix",),
         )
     return winner
-
-
-def _write_new(out: Path, text: str) -> None:
-    try:
-        with out.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-    except FileExistsError:
-        raise UsageInvalid(
-            f"{out} exists already; it is left alone",
-            code="init.exists",
-            hints=("give another name: `--write FILE`",),
-        ) from None
-    except OSError as error:
-        raise UsageInvalid(
-            f"{out} cannot be written: {error.strerror}",
-            code="init.unwritable",
-            hints=("give a name in a folder that exists",),
-        ) from error

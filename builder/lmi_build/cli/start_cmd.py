@@ -30,26 +30,12 @@ from lmi_build.cli.render import data, say
 @click.pass_obj
 def init(state: State, file: Path, model: str, method: str, backend: str) -> None:
     """Write a commented recipe to start from; an existing file is never changed."""
-    from lmi_build.errors import UsageInvalid
+    from lmi_build.recipe.new_file import write_new
     from lmi_build.recipe.template import starter
 
     name = slug(model.rsplit("/", 1)[-1].removesuffix(".gguf"), method)
     text = starter(name=name, source=model, method=method, backend=backend)
-    try:
-        with file.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-    except FileExistsError:
-        raise UsageInvalid(
-            f"{file} exists already; it is left alone",
-            code="init.exists",
-            hints=("give another name: `lmi-build init FILE`",),
-        ) from None
-    except OSError as error:
-        raise UsageInvalid(
-            f"{file} cannot be written: {error.strerror}",
-            code="init.unwritable",
-            hints=("give a name in a folder that exists",),
-        ) from error
+    write_new(file, text, rename="lmi-build init FILE")
     say(state, f"wrote {file}; next: `lmi-build plan {file}`")
     if state.output != "text":
         data({"file": str(file)})
