@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
+from botocore.loaders import JSONFileLoader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # Processes that share the cores have a share of them each: with two threads in each of
 # two processes, threads wait for turns, and rounding a model takes seven times as long.
@@ -36,6 +41,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return not any(item.get_closest_marker(name) for name in ("e2e", "slow"))
 
     items.sort(key=is_short)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _service_files() -> Iterator[None]:
+    """Read what botocore knows of a service once a process, not once a session."""
+    read = JSONFileLoader.load_file
+    known: dict[str, Any] = {}
+
+    def load_file(self: JSONFileLoader, path: str) -> Any:
+        if path not in known:
+            found = read(self, path)
+            if found is None:
+                return None
+            known[path] = found
+        return known[path]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JSONFileLoader, "load_file", load_file)
+        yield
 
 
 @pytest.fixture
