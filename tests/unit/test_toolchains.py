@@ -414,5 +414,8 @@ def test_commands(shelf: Path, tmp_path: Path) -> None:
     assert kept.status == 0
     assert {row["name"]: row["status"] for row in still}["sample"] == "installed"
     assert removed.json["freed_bytes"] > 0
+    again = desk.run("toolchain", "remove", "sample")
+    assert again.status == 0
+    assert "sample is not installed" in again.err
     assert unknown.status == 3
     assert "did you mean `sample`?" in unknown.err

@@ -130,7 +130,8 @@ def remove(state: State, name: str) -> None:
     freed = delete(_find(state, name), state.settings())
     if state.output != "text":
         data({"name": name, "freed_bytes": freed})
-    say(state, f"removed {name}, {format_bytes(freed)}")
+    done = f"removed {name}, {format_bytes(freed)}"
+    say(state, done if freed else f"{name} is not installed; nothing was removed")
 
 
 @toolchain.command()
