@@ -188,7 +188,10 @@ def cost_recipe(
             ),
             backend=registry.backend,
         ),
-        notes=tuple(_notes(served, price, question)),
+        notes=(
+            *_notes(served, price, question),
+            *_refused_notes(recipe.bounds, traffic),
+        ),
         ways=_ways(served, subjects, traffic, question) if question.ways else (),
     )
 
@@ -345,6 +348,20 @@ def _traffic(bounds: Bounds, question: CostQuestion) -> Traffic:
             code="cost.bad-number",
             hints=("lengths and requests per second are above 0",),
         ) from error
+
+
+def _refused_notes(bounds: Bounds, traffic: Traffic) -> Iterator[str]:
+    """What the engine would not serve, though it is priced."""
+    for name, mean, most in (
+        ("input", traffic.mean_input_len, bounds.max_input_len),
+        ("output", traffic.mean_output_len, bounds.max_output_len),
+    ):
+        if most and mean > most:
+            yield (
+                f"the mean {name} of {mean:g} tokens is over `bounds.max_{name}_len` ="
+                f" {most}: most such requests are refused; `lmi-build bounds LOG`"
+                " chooses bounds"
+            )
 
 
 def _build(

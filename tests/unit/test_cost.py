@@ -294,6 +294,24 @@ def test_a_rate_makes_instances() -> None:
     )
 
 
+def test_traffic_over_the_bounds_is_told() -> None:
+    """It is priced as asked; that the engine would refuse it is a note."""
+
+    def notes(**lengths: int) -> str:
+        return " ".join(_report_8b(**lengths)[0].notes)
+
+    most_in = recipe_8b().bounds.max_input_len
+    most_out = recipe_8b().bounds.max_output_len
+    fits = notes(mean_input_len=most_in, mean_output_len=most_out)
+
+    assert "refused" not in fits
+    found = notes(mean_input_len=most_in + 1, mean_output_len=most_out)
+    assert f"mean input of {most_in + 1} tokens" in found
+    assert "mean output" not in found
+    found = notes(mean_input_len=most_in, mean_output_len=most_out + 1)
+    assert f"`bounds.max_output_len` = {most_out}" in found
+
+
 def test_alternatives_are_cheaper_and_say_what_changes() -> None:
     report, _ = _report_8b(
         mean_input_len=500, mean_output_len=200, requests_per_second=0.5
