@@ -14,7 +14,6 @@ import torch
 pytest.importorskip("transformers")
 
 from aotinductor_engines import BOUNDS, compile_engine, load_engine
-from lmi_build.backends.aotinductor import graphs
 from lmi_build.package.handlers import generation
 from make_tiny_model import make_tiny_model
 from onnxruntime_engines import greedy, reference
@@ -112,31 +111,6 @@ def test_graphs_look_at_their_inputs(engine: Engine) -> None:
 
     with pytest.raises(generation.EngineBroken, match=r"expected: 24, but got: 25"):
         session._run("context_24", ids, torch.tensor([0, 25]), *session._views[0])
-
-
-def test_a_second_build_gives_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path, built: Path
-) -> None:
-    """A graph that is compiled again, in another folder, is the same file."""
-    every = graphs.graphs_of
-    monkeypatch.setattr(graphs, "graphs_of", lambda **sizes: every(**sizes)[-1:])
-    again, _ = compile_engine(model, tmp_path / "job")
-
-    code = compiled(again)
-    assert len(code) == 2
-    assert code.items() <= compiled(built).items()
-    for name in ("weights.safetensors", "tokenizer.json"):
-        assert (again / name).read_bytes() == (built / name).read_bytes()
-
-
-def compiled(engine: Path) -> dict[str, bytes]:
-    """What was compiled, by its place in the package."""
-    with zipfile.ZipFile(engine / "engine.pt2") as package:
-        return {
-            name: package.read(name)
-            for name in package.namelist()
-            if "aotinductor/" in name
-        }
 
 
 def test_no_file_names_a_place(built: Path, model: Path) -> None:

@@ -21,7 +21,14 @@ PACKED: Mapping[str, Mapping[str, JSONValue]] = {
 }
 
 
-@pytest.fixture(scope="class", params=registry.names(registry.BACKENDS))
+# One slot: a compiler that makes a graph for each number of slots makes one fewer.
+ONE_SLOT: Mapping[str, int] = {**ENGINE_BOUNDS, "max_batch_size": 1}
+NAMES = registry.names(registry.BACKENDS)
+# Of these a graph takes a quarter of a minute.
+COMPILED = ("aotinductor",)
+
+
+@pytest.fixture(scope="class", params=NAMES)
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Each of the entry points."""
     return registry.backend(request.param)
@@ -34,12 +41,30 @@ class TestBackends(BackendLaws):
 class TestEngines(EngineLaws):
     """What it builds, where this machine can."""
 
+    @pytest.fixture(scope="class", params=[x for x in NAMES if x not in COMPILED])
+    @classmethod
+    def backend(cls, request: pytest.FixtureRequest) -> Backend:
+        """Those that build in seconds."""
+        return registry.backend(request.param)
+
+
+class TestCompiledEngines(EngineLaws):
+    """The same where each graph is compiled; tests of the backend have two slots."""
+
+    bounds = ONE_SLOT
+
+    @pytest.fixture(scope="class", params=COMPILED)
+    @classmethod
+    def backend(cls, request: pytest.FixtureRequest) -> Backend:
+        """The others."""
+        return registry.backend(request.param)
+
 
 class TestPackedEngines(EngineLaws):
     """The same of packed weights, against what they mean in float32; built once."""
 
     twice = False
-    bounds: Mapping[str, int] = {**ENGINE_BOUNDS, "max_batch_size": 1}
+    bounds = ONE_SLOT
 
     @pytest.fixture(scope="class", params=PACKED)
     @classmethod
