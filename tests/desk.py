@@ -50,7 +50,7 @@ class Desk:
     @property
     def environment(self) -> dict[str, str]:
         """Where programs are, the threads they may have, and what this desk sets."""
-        kept = ("PATH", "LD_LIBRARY_PATH", "TMPDIR")
+        kept: tuple[str, ...] = ("PATH", "LD_LIBRARY_PATH", "TMPDIR")
         kept = (*kept, "LMI_BUILD_THREADS", "OMP_NUM_THREADS")
         found = {name: os.environ[name] for name in kept if name in os.environ}
         return {**found, **self.variables}
