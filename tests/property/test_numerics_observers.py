@@ -11,15 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lmi_build.numerics.activation_steps import fake_quantize_per_token
 from lmi_build.numerics.awq import search_awq_scales
 from lmi_build.numerics.fp8 import quantize_fp8
 from lmi_build.numerics.grids import Grid
 from lmi_build.numerics.observers import ChannelObserver, HessianObserver
 from lmi_build.numerics.rtn import round_to_nearest
-from lmi_build.numerics.smooth import (
-    fake_quantize_per_token,
-    smoothing_scales,
-)
+from lmi_build.numerics.smooth import smoothing_scales
 
 if TYPE_CHECKING:
     from collections.abc import Callable

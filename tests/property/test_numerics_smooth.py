@@ -9,15 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lmi_build.numerics.activation_steps import (
+    fake_quantize_per_token,
+    fake_quantize_static,
+    static_scale,
+)
 from lmi_build.numerics.scaling import SCALE_LIMIT, scale_problem
 from lmi_build.numerics.smooth import (
     ALPHAS,
     expected_noise,
-    fake_quantize_per_token,
-    fake_quantize_static,
     search_smoothing,
     smoothing_scales,
-    static_scale,
 )
 
 NUM_INPUTS, NUM_OUTPUTS, NUM_TOKENS = 64, 32, 256

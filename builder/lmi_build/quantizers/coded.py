@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lmi_build.numerics.smooth import INT8_MAX, MIN_STEP
+from lmi_build.numerics.activation_steps import INT8_MAX, MIN_STEP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lmi_build.numerics.activation_steps import fake_quantize_per_token, static_scale
 from lmi_build.numerics.awq import awq, search_awq_scales, search_gptq_scales
 from lmi_build.numerics.fp8 import (
     fake_quantize_fp8_per_token,
@@ -23,12 +24,7 @@ from lmi_build.numerics.fp8 import (
 from lmi_build.numerics.gptq import Quantized, gptq
 from lmi_build.numerics.grids import Grid, dequantize
 from lmi_build.numerics.rtn import round_to_nearest
-from lmi_build.numerics.smooth import (
-    fake_quantize_per_token,
-    search_smoothing,
-    smoothing_scales,
-    static_scale,
-)
+from lmi_build.numerics.smooth import search_smoothing, smoothing_scales
 from lmi_build.quantizers.coded import coded_linear, is_coded, multiply
 from lmi_build.quantizers.lanes import Lanes
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lmi_build.backends.aotinductor import kernels
-from lmi_build.numerics.smooth import INT8_MAX, MIN_STEP
+from lmi_build.numerics.activation_steps import INT8_MAX, MIN_STEP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
