@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmi_build.backends.checkpoint_config import read_checkpoint_config
 from lmi_build.errors import SourceInvalid, StageFailed, Unsupported
 from lmi_build.events import StageNote, StageProgress
 from lmi_build.text import join_words
@@ -68,7 +69,8 @@ def run(job: Job, emit: Emit) -> None:
     )
 
     checkpoint = job.inputs["checkpoint"]
-    config = _read_config(checkpoint)
+    config = read_checkpoint_config(checkpoint)
+    _check_decoder(checkpoint / "tokenizer.json")
     scheme = _scheme_of(config)
     tensors = CheckpointTensors(checkpoint)
     num_layers = _number(job, "num_layers")
@@ -210,26 +212,6 @@ def _go_offline() -> None:
     """Libraries imported later read these once; a stage never uses the network."""
     for name in OFFLINE:
         os.environ[name] = "1"
-
-
-def _read_config(checkpoint: Path) -> dict[str, Any]:
-    path = checkpoint / "config.json"
-    try:
-        config: dict[str, Any] = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise SourceInvalid(
-            f"the checkpoint's config.json cannot be read: {error}",
-            code="compile.checkpoint-broken",
-            hints=("run `lmi-build cache verify`, then build again",),
-        ) from error
-    if not (checkpoint / "tokenizer.json").is_file():
-        raise SourceInvalid(
-            "the checkpoint has no `tokenizer.json`",
-            code="compile.tokenizer-missing",
-            hints=("convert the model's tokenizer to the fast format and retry",),
-        )
-    _check_decoder(checkpoint / "tokenizer.json")
-    return config
 
 
 def _check_decoder(path: Path) -> None:

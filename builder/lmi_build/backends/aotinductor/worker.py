@@ -21,6 +21,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from lmi_build.backends.checkpoint_config import read_checkpoint_config
 from lmi_build.errors import SourceInvalid, StageFailed, ToolMissing
 from lmi_build.events import StageNote, StageProgress
 from lmi_build.store.files import locked
@@ -68,7 +69,7 @@ def run(job: Job, emit: Emit) -> None:
         StageFailed: `compile.graph-failed`.
     """
     params = cast("dict[str, Any]", job.params)
-    config = _read_config(job.inputs["checkpoint"])
+    config = read_checkpoint_config(job.inputs["checkpoint"])
     compiler = _compiler()
     record = _write_numbers(job, emit, config, params)
     from lmi_build.backends.aotinductor.graphs import graphs_of
@@ -87,24 +88,6 @@ def run(job: Job, emit: Emit) -> None:
     record["graphs"] = [graph.name for graph in graphs]
     _write_json(job.out / RECORD_NAME, record)
     _copy_tokenizer(job.inputs["checkpoint"], job.out)
-
-
-def _read_config(checkpoint: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads((checkpoint / "config.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise SourceInvalid(
-            f"the checkpoint's config.json cannot be read: {error}",
-            code="compile.checkpoint-broken",
-            hints=("run `lmi-build cache verify`, then build again",),
-        ) from error
-    if not (checkpoint / "tokenizer.json").is_file():
-        raise SourceInvalid(
-            "the checkpoint has no `tokenizer.json`",
-            code="compile.tokenizer-missing",
-            hints=("convert the model's tokenizer to the fast format and retry",),
-        )
-    return config
 
 
 def _compiler() -> str:
