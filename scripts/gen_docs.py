@@ -9,20 +9,20 @@ Commands, errors, recipe fields, the support matrix, releases and instance types
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from docs_recipe import recipe_page
+from docs_releases import releases_page
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator
 
     from lmi_build.catalog.instances import Instance
     from lmi_build.catalog.market import Market
-    from lmi_build.catalog.neuron_releases import NeuronRelease
-    from lmi_build.catalog.releases import Release
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
 NOTE = "<!-- Written by scripts/gen_docs.py; change the code, not this page. -->\n"
@@ -111,104 +111,6 @@ def errors_page() -> str:
     return "\n".join(lines)
 
 
-def recipe_page() -> str:
-    """Every field of a recipe, from the schema that editors use."""
-    from lmi_build.recipe.schema import recipe_schema
-
-    schema = json.loads(json.dumps(recipe_schema()))
-    lines = [
-        "# Recipe fields\n",
-        (
-            "Editors complete and check recipes with [recipes/schema.json]"
-            "(../../recipes/schema.json).\n"
-        ),
-        "| field | type | default | meaning |\n| --- | --- | --- | --- |",
-    ]
-    lines += list(field_rows(schema, schema, ""))
-    return "\n".join(lines) + "\n"
-
-
-def field_rows(
-    node: Mapping[str, Any], schema: Mapping[str, Any], path: str
-) -> Iterator[str]:
-    """A row for every property, parents first."""
-    for name, given in node.get("properties", {}).items():
-        dotted = f"{path}.{name}" if path else name
-        field = resolve(given, schema)
-        default = json.dumps(field["default"]) if "default" in field else ""
-        default = "" if default.startswith("{") else default
-        text = str(field.get("description", "")).replace("\n", " ").replace("|", "/")
-        yield (
-            f"| `{dotted}` | {kind(field, schema)} |"
-            f" {f'`{default}`' if default else ''} | {text} |"
-        )
-        if dotted != "matrix":
-            yield from field_rows(one_of_all(field, schema), schema, dotted)
-
-
-def one_of_all(field: dict[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    A field whose choices are taken together.
-
-    A section that depends on one of its own keys, as `quantize` on `method`, has a
-    form for each value; the reader wants every key once, and says which forms know it.
-    """
-    choices = [resolve(choice, schema) for choice in field.get("oneOf", ())]
-    if not choices:
-        return field
-    together: dict[str, Any] = {}
-    for choice in choices:
-        for name, given in choice["properties"].items():
-            found = together.setdefault(name, {**resolve(given, schema), "forms": []})
-            found["forms"].append(choice)
-    for name, found in together.items():
-        forms = found.pop("forms")
-        values = [str(form["properties"]["method"]["const"]) for form in forms]
-        if name == "method":
-            found.pop("const", None)
-            found["enum"] = values
-            found["description"] = "How weights become smaller."
-        elif len(forms) < len(choices):
-            text = found.get("description", "")
-            found["description"] = f"{text} Only with {', '.join(values)}."
-    return {**field, "properties": together}
-
-
-def resolve(field: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A property with its reference, or its only non-null choice, taken in."""
-    found = dict(field)
-    choices = [c for c in found.get("anyOf", ()) if c.get("type") != "null"]
-    if len(choices) == 1:
-        found = {**resolve(choices[0], schema), **found}
-    if len(found.get("allOf", ())) == 1:
-        found = {**resolve(found["allOf"][0], schema), **found}
-    reference = found.pop("$ref", None)
-    if reference is None:
-        return found
-    target = schema["$defs"][reference.rpartition("/")[2]]
-    return {**target, **found}
-
-
-def kind(field: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
-    """A field's type in words."""
-    if "const" in field:
-        return f"`{field['const']}`"
-    if "enum" in field:
-        return ", ".join(f"`{value}`" for value in field["enum"])
-    if "oneOf" in field:
-        return "section"
-    if "anyOf" in field:
-        return " or ".join(kind(resolve(c, schema), schema) for c in field["anyOf"])
-    if field.get("type") == "array":
-        return f"list of {kind(resolve(field.get('items', {}), schema), schema)}"
-    words = {"object": "section", "integer": "integer", "number": "number"}
-    name = str(field.get("type", "any"))
-    low, high = field.get("minimum"), field.get("maximum")
-    if low is not None and high is not None:
-        return f"{words.get(name, name)} {low} to {high}"
-    return words.get(name, name)
-
-
 def support_page() -> str:
     """What each provider does, and how far that was proven."""
     from lmi_build import registry
@@ -233,147 +135,6 @@ def support_page() -> str:
             f"| `{row.name}` | {row.kind} | {offers} | {row.proof} | {row.note} |"
         )
     return "\n".join([*lines, *architecture_lines()]) + "\n"
-
-
-def releases_page() -> str:
-    """What each image and each release of TensorRT-LLM builds and reads."""
-    from lmi_build.catalog.releases import releases
-    from lmi_build.catalog.trtllm_flags import flag_rows
-
-    rows = list(releases().values())
-    lines = [
-        "# Releases\n",
-        (
-            "LMI images with TensorRT-LLM, and releases of TensorRT-LLM without an"
-            " image; newest first. *Layout*: the folder that an image takes for"
-            " compiled. *GPUs*: compute capabilities of the release's own support"
-            " matrix.\n"
-        ),
-        (
-            "| release | TensorRT-LLM | TensorRT | CUDA | Python | layout | artifacts"
-            " | GPUs | note |"
-        ),
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        note = " ".join(
-            text
-            for text in (
-                "" if row.published else "Not published.",
-                row.note,
-                row.end_of_life,
-            )
-            if text
-        )
-        lines.append(
-            f"| `{row.name}` | {row.trtllm} | {row.tensorrt} | {row.cuda} |"
-            f" {row.python} | {row.layout} | {', '.join(row.artifacts)} |"
-            f" {', '.join(row.compute_capabilities)} | {note} |"
-        )
-    lines += [
-        *_property_lines([row for row in rows if row.properties]),
-        "\n## Options of `trtllm-build`\n",
-        (
-            "*run*: the release's own parser was executed. *documented*: read in its"
-            " reference. *interpolated*: the parser of main around the release was"
-            " executed.\n"
-        ),
-        "| row | TensorRT-LLM | options | known by | read in |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    lines += [
-        f"| {x.name} | {x.version} | {len(x.flags)} | {x.read} | {x.source} |"
-        for x in flag_rows().values()
-    ]
-    return "\n".join([*lines, *neuron_lines()]) + "\n"
-
-
-def _property_lines(images: Sequence[Release]) -> list[str]:
-    """What each image reads of `serving.properties`, by what it means."""
-    lines = [
-        "\n## Keys of `serving.properties`\n",
-        "What each published image reads, by what it means.\n",
-        "| meaning | " + " | ".join(row.lmi for row in images) + " |",
-        "| --- " * (len(images) + 1) + "|",
-    ]
-    for meaning in dict.fromkeys(key for row in images for key in row.properties):
-        keys = (row.properties.get(meaning, "") for row in images)
-        cells = (f"`option.{key}`" if key else "" for key in keys)
-        lines.append(f"| {meaning} | {' | '.join(cells)} |")
-    return lines
-
-
-def neuron_lines() -> list[str]:
-    """What each container for Inferentia and Trainium loads and can be told."""
-    from lmi_build.backends.neuronx.models import known
-    from lmi_build.backends.neuronx.signatures import signatures
-    from lmi_build.catalog.neuron_releases import neuron_releases
-
-    rows = list(neuron_releases().values())
-    lines = [
-        "\n## Neuron\n",
-        (
-            "LMI images for Inferentia and Trainium, and Hugging Face's vLLM images;"
-            " newest first. *Loaders*: what loads compiled graphs; the first is taken"
-            " where a recipe names none. *Layout*: `presharded` has weights and graphs"
-            " in `compiled/`, `split` has the weights in `checkpoint/`, `export` is"
-            " optimum-neuron's folder.\n"
-        ),
-        (
-            "| release | SDK | neuronx-cc | torch-neuronx | transformers-neuronx |"
-            " optimum-neuron | Python | loaders | layout | families | note |"
-        ),
-        "| --- " * 11 + "|",
-    ]
-    for row in rows:
-        said = ("" if row.published else "Not published.", row.note, row.end_of_life)
-        lines.append(
-            f"| `{row.name}` | {row.sdk} | {row.neuronx_cc} | {row.torch_neuronx} |"
-            f" {row.transformers_neuronx} | {row.optimum_neuron} | {row.python} |"
-            f" {', '.join(row.loaders)} | {row.layout} | {', '.join(row.families)} |"
-            f" {' '.join(filter(None, said))} |"
-        )
-    lines += [
-        "\n### Model types by loader\n",
-        "| release | loader | model types |\n| --- | --- | --- |",
-        *(
-            f"| `{row.name}` | {loader} | {known(loader, row)} |"
-            for row in rows
-            if row.published
-            for loader in row.loaders
-        ),
-        *_tnx_option_lines([row for row in rows if "tnx" in row.loaders]),
-        "\n### Versions of transformers-neuronx\n",
-        "| row | version | fields of NeuronConfig | without a device | read in |",
-        "| --- | --- | --- | --- | --- |",
-        *(
-            f"| {x.name} | {x.version} | {len(x.configs['NeuronConfig'])} |"
-            f" {'yes' if x.cpu_compile else 'no'} | {x.source} |"
-            for x in signatures().values()
-        ),
-    ]
-    return lines
-
-
-def _tnx_option_lines(rows: Sequence[NeuronRelease]) -> list[str]:
-    """What each release with transformers-neuronx can be told of its options."""
-    from lmi_build.backends.neuronx.options import lmi_option_names
-
-    told = {row.name: lmi_option_names(row) for row in rows}
-    lines = [
-        "\n### Options of Transformers NeuronX\n",
-        (
-            "What `compile.options` may set, by the key of `serving.properties` that"
-            " tells the loader of it; without one its graphs would not be found.\n"
-        ),
-        "| option | " + " | ".join(name.rpartition("-")[2] for name in told) + " |",
-        "| --- " * (len(told) + 1) + "|",
-    ]
-    for option in sorted({name for names in told.values() for name in names}):
-        keys = (names.get(option, "") for names in told.values())
-        cells = (f"`option.{key}`" if key else "" for key in keys)
-        lines.append(f"| {option} | {' | '.join(cells)} |")
-    return lines
 
 
 def instances_page() -> str:
