@@ -163,7 +163,7 @@ def test_traffic_is_what_bounds_prints(tmp_path: Path) -> None:
         ("{}", "traffic.no-column"),
         ('{"traffic": {}}', "traffic.no-column"),
         ('{"lengths": {"total": 3}}', "advice.unreadable"),
-        ("\x00", "traffic.no-column"),
+        ("\x00", "traffic.not-a-log"),
     ],
 )
 def test_a_file_that_is_no_traffic_is_refused(
