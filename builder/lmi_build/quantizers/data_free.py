@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
+
+import torch
 
 from lmi_build.checkpoint.formats.codec import pack_linear
 from lmi_build.quantizers.finite import read_finite
+from lmi_build.quantizers.lanes import lanes_for
 from lmi_build.quantizers.methods import round_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from lmi_build.checkpoint.ledger import LedgerRow
@@ -39,6 +45,9 @@ class DataFreeWork:
         self.reader = reader
         self.options = options
         self.scheme = scheme
+        self._reading = threading.Lock()
+        # Rounding is many small operations; see `lanes`.
+        self._lanes = lanes_for(torch.device("cpu"))
         self._blocks: dict[str, list[Linear]] = {}
         for linear in linears:
             self._blocks.setdefault(linear.block, []).append(linear)
@@ -48,19 +57,16 @@ class DataFreeWork:
         """Round one block's linears."""
         tensors: dict[str, Tensor] = {}
         rows: list[LedgerRow] = []
-        block = list(self._blocks)[index]
-        for linear in self._blocks[block]:
-            weight = read_finite(self.reader, f"{linear.name}.weight").float()
-            w_IO = weight if linear.transposed else weight.T
-            quantized = round_weights(
-                w_IO.contiguous(), None, self.options, self.scheme
-            )
-            packed, row = pack_linear(
-                self.reader.entry(f"{linear.name}.weight"),
-                quantized,
-                slice(None),
-                self.scheme,
-            )
+        linears = self._blocks[list(self._blocks)[index]]
+        for packed, row in self._lanes.map(self._round, linears):
             tensors |= packed
             rows.append(row)
         return tensors, tuple(rows), None
+
+    def _round(self, linear: Linear) -> tuple[Mapping[str, Tensor], LedgerRow]:
+        name = f"{linear.name}.weight"
+        with self._reading:
+            weight = read_finite(self.reader, name).float()
+        w_IO = weight if linear.transposed else weight.T
+        quantized = round_weights(w_IO.contiguous(), None, self.options, self.scheme)
+        return pack_linear(self.reader.entry(name), quantized, slice(None), self.scheme)
