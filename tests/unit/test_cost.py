@@ -470,6 +470,13 @@ def test_the_command_reads_a_log_and_a_catalogue(
     text = capsys.readouterr().out
     assert "2.5 USD an hour" in text
     assert "as long as the bounds allow" in text
+    ours.write_text(ours.read_text().replace("2.5", "0.0001"))
+    assert run([*argv, "--alternatives", "3"]) == 0
+    assert capsys.readouterr().out.endswith(
+        "\n\nno cheaper way that fits for certain was found\n"
+    )
+    assert run([*argv, "--alternatives", "0"]) == 0
+    assert "cheaper" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,9 @@ def cost(
 
         write_page(state, page, render_costs(reports))
     if state.output == "text":
-        click.echo("\n\n".join(_text(state, report) for report in reports))
+        asked = alternatives > 0
+        texts = [_text(state, report, asked=asked) for report in reports]
+        click.echo("\n\n".join(texts))
     else:
         data([document(report) for report in reports])
 
@@ -141,8 +143,8 @@ def _from_log(log: str, told: dict[str, Any], settings: Settings) -> dict[str, A
     return {name: value for name, value in found.items() if told[name] is None}
 
 
-def _text(state: State, report: CostReport) -> str:
-    """A report for people."""
+def _text(state: State, report: CostReport, *, asked: bool) -> str:
+    """A report for people; `asked` for cheaper ways or not."""
     price, found = report.price, report.cost
     traffic = report.traffic
     copies = f"{report.num_copies} copies, " if report.num_copies > 1 else ""
@@ -169,6 +171,8 @@ def _text(state: State, report: CostReport) -> str:
     lines.extend(f"note: {note}" for note in report.notes)
     if report.alternatives:
         lines += ["", "cheaper, and fits for certain:", _alternatives(report)]
+    elif asked:
+        lines += ["", "no cheaper way that fits for certain was found"]
     return "\n".join(lines)
 
 
