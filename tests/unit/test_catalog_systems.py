@@ -10,6 +10,7 @@ import pytest
 from lmi_build import registry
 from lmi_build.backends.neuronx.models import neuron_models
 from lmi_build.backends.trtllm.models import trtllm_models
+from lmi_build.backends.vllm.models import architectures
 from lmi_build.catalog.neuron_releases import neuron_releases
 from lmi_build.catalog.onnxruntime_models import onnxruntime_models
 from lmi_build.catalog.systems import (
@@ -20,6 +21,7 @@ from lmi_build.catalog.systems import (
     load_systems,
     parse_systems,
 )
+from lmi_build.catalog.vllm_releases import vllm_handlers, vllm_releases
 
 TABLE = load_systems()
 ROWS = list(TABLE.systems.values())
@@ -102,6 +104,24 @@ def test_t5_is_for_two_of_lmi_alone() -> None:
     }
 
     assert lmi == {"tensorrt-llm", "lmi-dist"}
+
+
+def test_lmi_dist_is_what_the_vllm_backend_says() -> None:
+    """What it has beside vLLM's models stands in both tables, in float alone."""
+    beside = {
+        family
+        for row in vllm_handlers().values()
+        for family in families_of(set(row.beside))
+    }
+    port = port_of("lmi-dist", "gpu")
+    last = vllm_releases()["djl-lmi-0.32.0"]
+    known = families_of(set(architectures(last.lmi_dist)))
+
+    assert beside == {"t5"}
+    assert set(port.families) - beside <= known
+    assert port.loads("t5")
+    assert all("t5" not in families for families in port.only.values())
+    assert {"gptq", "awq", "fp8", "bitsandbytes"} <= set(port.only)
 
 
 def test_tensorrt_llm_is_what_its_backend_says() -> None:

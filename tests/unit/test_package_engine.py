@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from dataclasses import replace
 from importlib import metadata
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lmi_build.errors import LmiBuildError, ToolMissing, UsageInvalid
+from lmi_build.errors import LmiBuildError, ToolMissing, Unsupported, UsageInvalid
 from lmi_build.package.engine import load_engine
+from lmi_build.package.handlers import aotinductor
 from lmi_build.serve.server import listen, serve
 from packed import echo_artifact
 
@@ -132,6 +134,32 @@ def test_a_version_that_binds_is_refused(root: Path, manifest: Manifest) -> None
     assert caught.value.code == "package.wrong-version"
     assert f"pytest {pytest.__version__} (artifact: 0.0.1)" in caught.value.message
     assert caught.value.hints[0] == "pip install 'pytest==0.0.1'"
+
+
+def test_an_engine_for_other_instructions_is_unsupported(
+    root: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is whole: exit 3, both names, and what to write; not `verify`."""
+    engine = {"cpu_flags": ["avx512f", "avx512vl"], "isa": "avx512"}
+    for name in aotinductor.ENGINE_FILES:
+        (root / name).write_text(json.dumps(engine))
+    flags = root / "cpuinfo"
+    flags.write_text("flags : fpu avx2 fma\n")
+    monkeypatch.setattr(aotinductor, "CPU_FILE", flags)
+    text = (
+        "from lmi_build.package.handlers.aotinductor import *\n"
+        "from lmi_build.package.handlers.generation import *\n"
+        "class Engine:\n def __init__(s, r): Session(r, {})\n"
+    )
+    with pytest.raises(Unsupported) as caught:
+        load_engine(root, _with_handler(root, manifest, text))
+
+    assert caught.value.code == "package.wrong-machine"
+    assert caught.value.exit_code == 3
+    for word in ("`avx512`", "has avx2", "no avx512f, avx512vl"):
+        assert word in caught.value.message
+    (hint,) = caught.value.hints
+    assert hint.startswith("set `compile.options.isa: avx2` and build again, or")
 
 
 @pytest.mark.parametrize(

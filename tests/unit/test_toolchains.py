@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -118,6 +119,26 @@ def test_pins_not_there_end_with_pips_words_and_leave_nothing(
     assert failure.value.code == "toolchain.install"
     assert "No matching distribution found for squash==9.9" in failure.value.message
     assert leftovers(settings) == set()
+
+
+def test_offline_install_names_what_keeps_it_from_an_index(
+    shelf: Path, settings: Settings
+) -> None:
+    """Offline only `find-links` is looked at; what stands in the way is the flag."""
+    offline = replace(settings, offline=True)
+    with_index = environ(shelf)
+    del with_index["PIP_NO_INDEX"]
+    found, made = install(toolchain(), offline, with_index)
+    del with_index["PIP_FIND_LINKS"]
+
+    with pytest.raises(ToolMissing) as failure:
+        install(toolchain("pulp==1.0"), offline, with_index)
+
+    assert made
+    assert found.versions["squash"] == "1.0"
+    assert failure.value.code == "toolchain.install"
+    assert "leave out `--offline`" in failure.value.hints[0]
+    assert leftovers(settings) == {found.folder.name}
 
 
 def test_package_that_does_not_import_is_refused(

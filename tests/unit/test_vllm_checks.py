@@ -75,6 +75,35 @@ def test_fallbacks_are_rows() -> None:
 
 
 @pytest.mark.parametrize(
+    "release", ["djl-lmi-0.28.0", "djl-lmi-0.29.0", "djl-lmi-0.30.0", "djl-lmi-0.32.0"]
+)
+def test_t5_is_for_lmi_dist_in_float(release: str) -> None:
+    """LMI-Dist has it beside vLLM's models; vLLM of the same image does not."""
+    t5 = model("flan-t5-xl")
+    bounds = Bounds(max_input_len=256, max_output_len=64)
+    place: dict[str, Any] = {"release": release, "bounds": bounds}
+    own = vllm_recipe(scheduler="lmi-dist", **place)
+    other = vllm_recipe(scheduler="vllm", **place)
+    scheme = scheme_of(vllm_recipe("gptq", **place), model())
+
+    assert problems(own, t5) == []
+    (fault,) = problems(other, t5)
+    assert fault.code == "vllm.architecture"
+    assert f"`rolling_batch: lmi-dist` and `release: {release}`" in fault.hint
+    (fault,) = PROVIDER.check(own, t5, scheme)
+    assert fault.code == "vllm.format"
+    assert "method: none" in fault.hint
+
+
+def test_t5_on_a_newer_image_is_sent_to_the_last_with_lmi_dist() -> None:
+    """The newest image has no LMI-Dist; the hint names one that has."""
+    (fault,) = problems(vllm_recipe(), model("flan-t5-xl"))
+
+    assert fault.code == "vllm.architecture"
+    assert "`release: djl-lmi-0.32.0`" in fault.hint
+
+
+@pytest.mark.parametrize(
     ("changes", "code", "hint"),
     [
         ({"pp": 2}, "vllm.pipeline", "pipeline_parallel_size: 1"),

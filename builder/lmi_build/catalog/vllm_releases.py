@@ -58,6 +58,7 @@ class Handler:
         pipeline_parallel: Layers may be split over devices.
         fixed_num_seqs: Requests that vLLM schedules whatever the folder says; 0 where
             the handler passes the number on.
+        beside: Architectures that it serves without vLLM's models, in float alone.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Handler:
     drops_false: bool = False
     pipeline_parallel: bool = False
     fixed_num_seqs: int = 0
+    beside: tuple[str, ...] = ()
 
     def reads(self, setting: str) -> bool:
         """Whether it, or the front end for it, reads one of `SETTINGS`."""

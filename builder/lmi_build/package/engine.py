@@ -135,9 +135,10 @@ def load_engine(root: Path, manifest: Manifest) -> Loaded:
         manifest: Its manifest, already checked.
 
     Raises:
-        Unsupported: `package.wrong-architecture`.
+        Unsupported: `package.wrong-architecture`, `package.wrong-machine`.
         ToolMissing: `package.runtime-missing`, `package.wrong-version`.
-        VerifyFailed: `verify.file-changed`, `package.handler-broken`.
+        VerifyFailed: `verify.file-changed`, `package.handler-broken`,
+            `package.engine-broken`.
     """
     _check_machine(manifest)
     drift = _check_requirements(root, manifest.compatibility)
@@ -155,6 +156,14 @@ def load_engine(root: Path, manifest: Manifest) -> Loaded:
     except LmiBuildError:
         raise
     except Exception as error:
+        # Artifacts of before have no such class.
+        misfit: Any = getattr(module, "EngineMisfit", None)
+        if misfit is not None and isinstance(error, misfit):
+            raise Unsupported(
+                error.message,
+                code="package.wrong-machine",
+                hints=(error.fix,),
+            ) from error
         versions = (f"it runs on other versions here: {', '.join(drift)}",)
         raise VerifyFailed(
             f"the engine does not load: {type(error).__name__}: {error}",

@@ -119,7 +119,7 @@ def _install_locked(
             pass
         say(f"making an environment for {toolchain.name}; the log is {log}")
         run_logged([python, "-m", "venv", str(partial)], clean, log, toolchain)
-        install_packages(toolchain, partial, clean, log, say)
+        install_packages(toolchain, partial, clean, log, say, offline=settings.offline)
         say(f"importing {', '.join(toolchain.imports)}")
         _try_imports(toolchain, partial, settings, log)
         _finish(toolchain, partial, folder, seconds=time.monotonic() - started)

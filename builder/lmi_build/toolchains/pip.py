@@ -30,6 +30,8 @@ def install_packages(
     environ: Mapping[str, str],
     log: Path,
     say: Callable[[str], None],
+    *,
+    offline: bool = False,
 ) -> None:
     """
     Install a toolchain's packages, step after step.
@@ -40,6 +42,7 @@ def install_packages(
         environ: Variables of pip.
         log: Where its output is added.
         say: Told of each step.
+        offline: pip asks no index since `--offline` says so; for the hint.
 
     Raises:
         ToolMissing: `toolchain.install`.
@@ -56,11 +59,17 @@ def install_packages(
         constraints.write_text("\n".join([*others, *toolchain.lock, ""]), "utf-8")
         command = [python, "-m", "pip", "install", "-c", str(constraints)]
         command += ["--no-deps"] if step.no_deps else []
-        run_logged([*command, *step.packages], environ, log, toolchain)
+        command += step.packages
+        run_logged(command, environ, log, toolchain, offline=offline)
 
 
 def run_logged(
-    command: list[str], environ: Mapping[str, str], log: Path, toolchain: Toolchain
+    command: list[str],
+    environ: Mapping[str, str],
+    log: Path,
+    toolchain: Toolchain,
+    *,
+    offline: bool = False,
 ) -> None:
     """
     Run one command with its output added to the log.
@@ -78,10 +87,12 @@ def run_logged(
             check=False,
         )
     if done.returncode != 0:
-        raise _failure(toolchain, log, done.returncode)
+        raise _failure(toolchain, log, done.returncode, offline=offline)
 
 
-def _failure(toolchain: Toolchain, log: Path, status: int) -> LmiBuildError:
+def _failure(
+    toolchain: Toolchain, log: Path, status: int, *, offline: bool
+) -> LmiBuildError:
     text = log.read_text("utf-8", "replace")
     tail = "\n".join(f"  | {line}" for line in text.splitlines()[-_TAIL_LINES:])
     message = f"the toolchain `{toolchain.name}` could not be installed"
@@ -98,8 +109,13 @@ def _failure(toolchain: Toolchain, log: Path, status: int) -> LmiBuildError:
             code="toolchain.network",
             hints=("check the network and pip's own configuration", where),
         )
+    if offline:
+        hint = "leave out `--offline`: with it pip asks no index and takes only what"
+        hint += " its own `find-links` names (`pip config list`)"
+    else:
+        hint = "check which indexes pip uses: `pip config list`"
     return ToolMissing(
         f"{message}: pip ended with status {status}\n{tail}",
         code="toolchain.install",
-        hints=("check which indexes pip uses: `pip config list`", where),
+        hints=(hint, where),
     )

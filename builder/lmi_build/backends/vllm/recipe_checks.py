@@ -20,6 +20,7 @@ from lmi_build.backends.vllm.options import (
     compile_option_problems,
     serve_option_problems,
 )
+from lmi_build.catalog.vllm_releases import vllm_releases
 from lmi_build.text import join_words
 from lmi_build.units import format_bytes
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 # Formats that the other libraries of the images read.
 _READS = {"transformers": ("none", "gptq", "awq"), "deepspeed": ("none",)}
 _WIDE = ("float32", "float64")
+# The scheduler that has models which are not vLLM's.
+_OTHER_MODELS = "lmi-dist"
 # Formats for which vLLM has a place for scales of the cache.
 _CACHE_SCALES = ("int-quantized", "float-quantized", "pack-quantized")
 
@@ -88,18 +91,35 @@ def _unknown_model(model: ModelFacts, target: Target) -> Problem | None:
     name = model.geometry.architecture
     version = target.release.computes_with(target.handler)
     known = architectures(version)
-    if name in known:
+    if name in known or name in target.handler.beside:
         return None
+    message = f"vLLM {version} of `{target.release.name}` has no model for `{name}`"
+    if release := _release_beside(name, target):
+        return refused(
+            "vllm.architecture",
+            f"{message}; LMI-Dist of `{release}` has one of its own",
+            "serve.rolling_batch",
+            f"write `rolling_batch: {_OTHER_MODELS}` and `release: {release}`",
+        )
     first = first_version(name)
     came = version_key(first) > version_key(version) if first else False
     return refused(
         "vllm.architecture",
-        f"vLLM {version} of `{target.release.name}` has no model for `{name}`",
+        message,
         "model.source",
         f"choose a release with vLLM {first} or later, which has it"
         if came
         else f"vLLM {version} has {join_words(known, last='and')}",
     )
+
+
+def _release_beside(name: str, target: Target) -> str | None:
+    """The image, this one or the newest, whose LMI-Dist has a model of its own."""
+    for row in (target.release, *vllm_releases().values()):
+        handler = row.handler(_OTHER_MODELS)
+        if row.published and handler is not None and name in handler.beside:
+            return row.name
+    return None
 
 
 def _split_problems(
@@ -150,6 +170,15 @@ def _format_problems(
             )
         return
     if scheme.packing == "none":
+        return
+    if (name := model.geometry.architecture) in target.handler.beside:
+        yield refused(
+            "vllm.format",
+            f"LMI-Dist computes `{name}` without vLLM's models, in float alone as far"
+            f" as its guide says, not with {scheme.packing} weights",
+            _format_path(recipe),
+            "use the float model and `method: none`",
+        )
         return
     found = list(_rows(scheme, target))
     if not found:

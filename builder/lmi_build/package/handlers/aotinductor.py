@@ -25,6 +25,7 @@ from lmi_build.package.handlers.generation import (
     SETTINGS_NAME,
     BoundExceeded,
     EngineBroken,
+    EngineMisfit,
     InvalidRequest,
     answer,
     read_bounds,
@@ -70,7 +71,8 @@ class Session:
         bounds: The promised bounds.
 
     Raises:
-        EngineBroken: A file is missing, cut short or for another machine or torch.
+        EngineBroken: A file is missing, cut short or for another torch.
+        EngineMisfit: It is for another machine.
     """
 
     def __init__(self, folder: Path, bounds: Mapping[str, int]) -> None:
@@ -262,15 +264,17 @@ def _check_torch(record: Mapping[str, Any], torch: Any) -> None:
     if not capability:
         return
     if not torch.cuda.is_available():
-        raise EngineBroken(
+        raise EngineMisfit(
             f"the engine is for a GPU of compute capability {capability}, and torch"
-            " sees none here"
+            " sees none here",
+            "run it on such a GPU, with a torch built for CUDA",
         )
     found = ".".join(str(part) for part in torch.cuda.get_device_capability())
     if found != capability:
-        raise EngineBroken(
+        raise EngineMisfit(
             f"the engine is for a GPU of compute capability {capability}, this one has"
-            f" {found}: build the artifact again on such a GPU"
+            f" {found}",
+            f"build the artifact again on this GPU, or run it on one with {capability}",
         )
 
 
@@ -286,11 +290,15 @@ def _check_machine(record: Mapping[str, Any]) -> None:
             break
     missing = sorted(wanted - found)
     if missing:
-        has = next((isa for isa in ("avx512", "avx2") if _has(isa, found)), "neither")
-        raise EngineBroken(
-            f"the engine is compiled for `{record['isa']}`, this processor has {has}"
-            f" (no {', '.join(missing)}): build it with `compile.options.isa: avx2`, or"
-            " serve it on another machine"
+        isa = record["isa"]
+        has = next((each for each in ("avx512", "avx2") if _has(each, found)), "")
+        ways = [f"take a machine or an instance whose processor has {isa}"]
+        if has and has != isa:
+            ways.insert(0, f"set `compile.options.isa: {has}` and build again")
+        raise EngineMisfit(
+            f"the engine is compiled for `{isa}`, this processor has"
+            f" {has or 'neither avx2 nor avx512'} (no {', '.join(missing)})",
+            ", or ".join(ways),
         )
 
 

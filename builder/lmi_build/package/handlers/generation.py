@@ -69,6 +69,21 @@ class EngineBroken(RuntimeError):
     """The artifact's files do not make an engine."""
 
 
+class EngineMisfit(EngineBroken):
+    """
+    The engine is whole, and this machine is another than it was compiled for.
+
+    Args:
+        message: What it is for and what is here.
+        fix: What to do.
+    """
+
+    def __init__(self, message: str, fix: str) -> None:
+        super().__init__(f"{message}: {fix}")
+        self.message = message
+        self.fix = fix
+
+
 @dataclass(frozen=True)
 class Step:
     """
