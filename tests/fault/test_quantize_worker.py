@@ -21,13 +21,14 @@ from lmi_build.errors import LmiBuildError
 from lmi_build.events import Event, StageNote, StageProgress, ignore
 from lmi_build.numerics.grids import dequantize
 from lmi_build.numerics.packing import unpack_rows, unpack_zeros
-from lmi_build.quantizers import builtin_worker, finite
+from lmi_build.quantizers import builtin_worker, calibrated, finite
 from lmi_build.quantizers.builtin import PROVIDER
 from lmi_build.spi import Job
 from lmi_build.values.recipe import CalibrationSpec, QuantSpec
 from make_tiny_model import make_tiny_model
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor
@@ -257,7 +258,7 @@ def test_state_of_other_work_is_not_used(llama: Path, tmp_path: Path) -> None:
 WORKER = """
 import json, sys
 from pathlib import Path
-from lmi_build.quantizers import builtin_worker, finite
+from lmi_build.quantizers import builtin_worker, calibrated, finite
 from lmi_build.spi import Job
 
 document = json.loads(sys.argv[1])
@@ -345,7 +346,11 @@ def test_scales_without_a_place_are_named(tmp_path: Path) -> None:
     ("name", "value", "words"),
     [
         ("model.embed_tokens.weight", float("inf"), "sample 0 is the first"),
-        ("model.layers.0.input_layernorm.weight", 3.3e38, "inside the layer"),
+        (
+            "model.layers.0.input_layernorm.weight",
+            3.3e38,
+            "sample 0 is the first, inside the block",
+        ),
     ],
 )
 def test_broken_activations_name_layer_and_sample(
@@ -365,6 +370,47 @@ def test_broken_activations_name_layer_and_sample(
     assert caught.value.code == "quantize.not-finite"
     assert "model.layers.0.self_attn.q_proj" in caught.value.message
     assert words in caught.value.message
+
+
+def test_overflow_inside_a_block_names_the_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One channel that only one sample of the second chunk has overflows in the MLP."""
+    spoilt = 13
+    real = calibrated.embed
+
+    def embed(*args: Any) -> Callable[[slice], Tensor]:
+        enter = real(*args)
+
+        def one_channel(part: slice) -> Tensor:
+            x_SLD = enter(part).clone()
+            x_SLD[..., 0] = 0
+            for place, sample in enumerate(range(part.start, part.stop)):
+                if sample == spoilt and place < len(x_SLD):
+                    x_SLD[place, :, 0] = 100
+            return x_SLD
+
+        return one_channel
+
+    monkeypatch.setattr(calibrated, "embed", embed)
+    model = make_tiny_model(tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.0.self_attn.o_proj.weight"][0] = 0
+    for part in ("gate_proj", "up_proj"):
+        tensors[f"model.layers.0.mlp.{part}.weight"][:, 0] = 1e25
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    spec = replace(
+        GPTQ,
+        ignore=("model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj"),
+        calibration=CalibrationSpec(num_samples=16, max_seq_len=64),
+    )
+
+    with pytest.raises(LmiBuildError) as caught:
+        quantize(tmp_path, model, spec)
+
+    assert caught.value.code == "quantize.not-finite"
+    assert "`model.layers.0.mlp.down_proj`" in caught.value.message
+    assert f"sample {spoilt} is the first, inside the block" in caught.value.message
 
 
 def test_layers_that_see_nothing_are_named(tmp_path: Path) -> None:

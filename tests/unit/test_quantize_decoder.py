@@ -122,6 +122,26 @@ def noise(block: Block, *, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_step_can_be_made_again(name: str, folders: Folders) -> None:
+    """The same bits a second time, without a trace, and whose tokens they are."""
+    block = Decoder(folders(name)).block(0)
+    x_NLD = noise(block).float()
+    num_tokens = x_NLD.shape[0] * x_NLD.shape[1]
+
+    def repeat(step: Step, x_TI: Tensor) -> None:
+        found = [make() for make in step.again]
+        assert len(found) == len(step.chunks)
+        assert torch.equal(torch.cat([x_TI[:0], *found]), x_TI)
+        if step.token_t is None:
+            assert len(x_TI) == num_tokens
+        else:
+            assert len(step.token_t) == len(x_TI)
+            assert bool((step.token_t.diff() > 0).all())
+
+    assert torch.equal(run(block, x_NLD, visit=repeat), run(block, x_NLD))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_absorbing_scales_changes_nothing(name: str, folders: Folders) -> None:
     """Scales of every step's inputs, taken out where the step says, cancel exactly."""
     decoder = Decoder(folders(name), torch.float64)

@@ -146,6 +146,7 @@ class Block:
             lambda part: self.norm(self.mlp_norm, add_attention(part)),
             parts,
             absorb_in_norm(arch, self.mlp_norm),
+            again=lambda part: self.norm(self.mlp_norm, out.load(part)),
         )
         inner = room(self.num_inputs(arch.down), slot=0)
 
@@ -154,9 +155,8 @@ class Block:
             inner.store(part, y_SLF)
             return y_SLF
 
-        yield self.step(
-            (arch.down,), widen, parts, absorb_in_up(arch, arch.widening, self.weights)
-        )
+        absorb = absorb_in_up(arch, arch.widening, self.weights)
+        yield self.step((arch.down,), widen, parts, absorb, again=inner.load)
         self._add_mlp(out, inner, parts)
 
     def _parallel(
@@ -189,9 +189,8 @@ class Block:
             out.store(part, x_SLD + added)
             return y_SLF
 
-        yield self.step(
-            (arch.down,), widen, parts, absorb_in_up(arch, arch.widening, self.weights)
-        )
+        absorb = absorb_in_up(arch, arch.widening, self.weights)
+        yield self.step((arch.down,), widen, parts, absorb, again=inner.load)
         self._add_mlp(out, inner, parts)
 
     def _output_step(
@@ -204,7 +203,7 @@ class Block:
 
         arch = self.architecture
         absorb = absorb_in_value(arch, self.config)
-        return self.step((arch.output,), mix, parts, absorb)
+        return self.step((arch.output,), mix, parts, absorb, again=mixed.load)
 
     def _add_mlp(
         self, out: Activations, inner: Activations, parts: Sequence[slice]
@@ -250,7 +249,9 @@ class Block:
         absorb: Absorb | None,
         *,
         searched: tuple[str, ...] | None = None,
+        again: Callable[[Part], Tensor] | None = None,
         expert: int | None = None,
+        token_t: Tensor | None = None,
     ) -> Step:
         """A step of this block; what is made may have any leading dimensions."""
         searched = linears if searched is None else searched
@@ -260,7 +261,9 @@ class Block:
             num_inputs=self.num_inputs((linears or searched)[0]),
             chunks=[partial(_make_rows, make, part) for part in parts],
             absorb=absorb,
+            again=[partial(_make_rows, again or make, part) for part in parts],
             expert=expert,
+            token_t=token_t,
         )
 
     def linear(self, name: str, x: Tensor) -> Tensor:

@@ -253,6 +253,7 @@ def _expert_steps(
         absorb,
         searched=(),
         expert=number,
+        token_t=token_t,
     )
     width = block.num_inputs(down)
     inner = room(width, slot=0)
@@ -273,6 +274,7 @@ def _expert_steps(
         pieces,
         absorb_in_up(block.architecture, names[:2], block.weights),
         expert=number,
+        token_t=token_t,
     )
     for part, here in pieces:
         x_tF = inner.load(part).flatten(0, 1)[: here.stop - here.start]

@@ -7,7 +7,7 @@ the first chunk of the next the weights may change, and whatever is computed lat
 them: so one forward pass serves a whole block, whichever method looks at it.
 
 Shape suffixes: N samples, S samples of one chunk, L tokens of a sample, T tokens of a
-chunk, W any width, I input channels, O output channels.
+chunk, t tokens of an expert, W any width, I input channels, O output channels.
 """
 
 from __future__ import annotations
@@ -91,8 +91,11 @@ class Step:
             read only. To be called once each, in any order and by several threads at
             once, all of them before the next step is asked for.
         absorb: Where a scale of the input channels can go, if it can.
+        again: The same chunks once more, after all of `chunks` were made and before
+            the next step is asked for; they change nothing.
         expert: Which expert, if the linears belong to one; its chunks hold the tokens
             that were sent to it, of which there may be none.
+        token_t: Numbers of an expert's tokens, rising; None for all tokens in order.
     """
 
     parts: tuple[str, ...]
@@ -100,7 +103,9 @@ class Step:
     num_inputs: int
     chunks: Sequence[Callable[[], Tensor]]
     absorb: Absorb | None
+    again: Sequence[Callable[[], Tensor]]
     expert: int | None = None
+    token_t: Tensor | None = None
 
     def inputs(self) -> Iterator[Tensor]:
         """The chunks, one after another."""

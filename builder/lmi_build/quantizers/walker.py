@@ -173,13 +173,19 @@ class Walker:
 
         self.lanes.map(look, range(len(step.chunks)))
         if not statistics.is_finite():
-            raise self._not_finite(work.where(step))
+            raise self._not_finite(work.where(step), step)
         return statistics
 
-    def _not_finite(self, where: str) -> StageFailed:
-        """Find the samples that spoilt the input of a layer."""
-        samples = [at for at in self._samples() if not self._is_finite(at)]
-        detail = f"sample {samples[0]} is the first" if samples else "inside the layer"
+    def _not_finite(self, where: str, step: Step) -> StageFailed:
+        """Find the first sample that spoilt the input of a layer."""
+        entered = next((at for at in self._samples() if not self._is_finite(at)), None)
+        inside = None if entered is not None else self._spoilt(step)
+        if entered is not None:
+            detail = f"sample {entered} is the first"
+        elif inside is not None:
+            detail = f"sample {inside} is the first, inside the block"
+        else:
+            detail = "only in the sum over all samples"
         return StageFailed(
             f"the input of `{where}` is NaN or infinite ({detail})",
             code="quantize.not-finite",
@@ -188,6 +194,21 @@ class Walker:
                 "use `model.dtype: float32` if its activations overflow",
             ),
         )
+
+    def _spoilt(self, step: Step) -> int | None:
+        """The first sample whose input is no number, or whose square is none."""
+        first = 0
+        for make in step.again:
+            x_TI = make()
+            wide_TI = x_TI.to(torch.promote_types(x_TI.dtype, torch.float32))
+            bad_t = (~torch.isfinite(wide_TI.square().sum(1))).nonzero()
+            if len(bad_t):
+                token = first + int(bad_t[0])
+                if step.token_t is not None:
+                    token = int(step.token_t[token])
+                return token // self.x.shape[1]
+            first += len(x_TI)
+        return None
 
     def _samples(self) -> Sequence[int]:
         return range(self.x.shape[0])
