@@ -21,7 +21,7 @@ from lmi_build.errors import LmiBuildError
 from lmi_build.events import Event, StageNote, StageProgress, ignore
 from lmi_build.numerics.grids import dequantize
 from lmi_build.numerics.packing import unpack_rows, unpack_zeros
-from lmi_build.quantizers import builtin_worker, calibrated, finite
+from lmi_build.quantizers import builtin_worker, embedding, finite
 from lmi_build.quantizers.builtin import PROVIDER
 from lmi_build.spi import Job
 from lmi_build.values.recipe import CalibrationSpec, QuantSpec
@@ -258,7 +258,7 @@ def test_state_of_other_work_is_not_used(llama: Path, tmp_path: Path) -> None:
 WORKER = """
 import json, sys
 from pathlib import Path
-from lmi_build.quantizers import builtin_worker, calibrated, finite
+from lmi_build.quantizers import builtin_worker, finite
 from lmi_build.spi import Job
 
 document = json.loads(sys.argv[1])
@@ -377,7 +377,7 @@ def test_overflow_inside_a_block_names_the_sample(
 ) -> None:
     """One channel that only one sample of the second chunk has overflows in the MLP."""
     spoilt = 13
-    real = calibrated.embed
+    real = embedding.embed
 
     def embed(*args: Any) -> Callable[[slice], Tensor]:
         enter = real(*args)
@@ -392,7 +392,7 @@ def test_overflow_inside_a_block_names_the_sample(
 
         return one_channel
 
-    monkeypatch.setattr(calibrated, "embed", embed)
+    monkeypatch.setattr("lmi_build.quantizers.calibrated.embed", embed)
     model = make_tiny_model(tmp_path / "model")
     tensors = load_file(model / "model.safetensors")
     tensors["model.layers.0.self_attn.o_proj.weight"][0] = 0

@@ -61,3 +61,21 @@ def test_a_missing_size_is_named_as_it_is_usually_spelt() -> None:
     """The reader looks for one name, so one name is told."""
     with pytest.raises(ValueError, match="`hidden_size` is missing"):
         geometry_from_config({"n_layer": 3, "n_head": 6, "vocab_size": 500})
+
+
+def test_relative_positions_have_no_end() -> None:
+    """As transformers 5 writes T5: no `n_positions`; a stated one still counts."""
+    from transformers import T5Config
+
+    config = T5Config(d_model=96, num_layers=3, num_heads=6, vocab_size=500).to_dict()
+    assert "n_positions" not in config
+
+    found = geometry_from_config(config)
+    assert found.max_position_embeddings == 0
+    assert found.max_tokens > 10**9
+    stated = geometry_from_config({**config, "n_positions": 512})
+    assert stated.max_position_embeddings == stated.max_tokens == 512
+    for buckets in (None, 0):
+        config["relative_attention_num_buckets"] = buckets
+        with pytest.raises(ValueError, match="`max_position_embeddings` is missing"):
+            geometry_from_config(config)

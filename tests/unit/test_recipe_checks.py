@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lmi_build.plan.checks import check_model
 from lmi_build.recipe.load import parse_recipe
 from recipe_texts import TINY
@@ -38,6 +40,17 @@ def test_the_last_position_fits() -> None:
             "lower it to 8160, or lower `bounds.max_output_len` to 31",
         )
     ]
+
+
+def test_relative_positions_take_the_bounds_of_the_recipe() -> None:
+    """A model without a last position has none that a recipe could exceed."""
+    long = ("bounds.max_input_len=100000", "verify.max_seq_len=100000")
+    (recipe,) = parse_recipe(TINY, overrides=long)
+    model = facts()
+    endless = replace(model.geometry, max_position_embeddings=0)
+
+    assert check_model(recipe, model)
+    assert check_model(recipe, replace(model, geometry=endless)) == ()
 
 
 def test_the_message_has_all_numbers() -> None:

@@ -87,6 +87,8 @@ def test_t5_is_for_lmi_dist_in_float(release: str) -> None:
     scheme = scheme_of(vllm_recipe("gptq", **place), model())
 
     assert problems(own, t5) == []
+    endless = replace(t5.geometry, max_position_embeddings=0)
+    assert problems(own, replace(t5, geometry=endless)) == []
     (fault,) = problems(other, t5)
     assert fault.code == "vllm.architecture"
     assert f"`rolling_batch: lmi-dist` and `release: {release}`" in fault.hint

@@ -65,7 +65,7 @@ def _output(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _positions(recipe: Recipe, geometry: ModelGeometry) -> Iterator[Problem]:
-    bounds, positions = recipe.bounds, geometry.max_position_embeddings
+    bounds, positions = recipe.bounds, geometry.max_tokens
     if bounds.max_seq_len <= positions:
         return
     yield Problem(
@@ -91,7 +91,7 @@ def _shorter(num_input: int, num_output: int, positions: int) -> str:
 
 
 def _verify_length(recipe: Recipe, geometry: ModelGeometry) -> Iterator[Problem]:
-    length, positions = recipe.verify.max_seq_len, geometry.max_position_embeddings
+    length, positions = recipe.verify.max_seq_len, geometry.max_tokens
     if length > positions:
         yield Problem(
             code="bounds.verify-length",
@@ -104,7 +104,7 @@ def _verify_length(recipe: Recipe, geometry: ModelGeometry) -> Iterator[Problem]
 
 def _calibration_length(recipe: Recipe, geometry: ModelGeometry) -> Iterator[Problem]:
     calibration = recipe.quantize.calibration
-    positions = geometry.max_position_embeddings
+    positions = geometry.max_tokens
     if calibration and calibration.max_seq_len > positions:
         yield Problem(
             code="bounds.calibration-length",

@@ -76,7 +76,7 @@ def neuron_largest(
         need,
         recipe.bounds,
         place,
-        positions=facts.geometry.max_position_embeddings,
+        positions=facts.geometry.max_tokens,
     )
 
 

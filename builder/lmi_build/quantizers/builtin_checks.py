@@ -197,7 +197,7 @@ def _check_ignore(spec: QuantSpec, model: ModelFacts) -> Iterator[Problem]:
 
 def _check_calibration(spec: QuantSpec, model: ModelFacts) -> Iterator[Problem]:
     calibration = spec.calibration or CalibrationSpec()
-    limit = model.geometry.max_position_embeddings
+    limit = model.geometry.max_tokens
     if calibration.max_seq_len > limit:
         yield Problem(
             code="quantize.calibration-length",

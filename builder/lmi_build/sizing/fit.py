@@ -171,7 +171,7 @@ def largest(question: str, subject: Subject, bounds: Bounds, place: Place) -> La
     def need(changed: Bounds) -> Interval:
         return fit(subject, changed, place).total
 
-    positions = subject.geometry.max_position_embeddings
+    positions = subject.geometry.max_tokens
     return largest_by(question, need, bounds, place, positions=positions)
 
 

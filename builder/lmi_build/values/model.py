@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -84,7 +85,8 @@ class ModelGeometry:
         num_key_value_heads: Key and value heads.
         head_dim: Width of one head.
         vocab_size: Rows of the embedding.
-        max_position_embeddings: Positions the model was made for.
+        max_position_embeddings: Positions the model was made for; 0 where they are
+            relative and `config.json` names none.
         tie_word_embeddings: Whether the head shares the embedding's weights.
     """
 
@@ -100,6 +102,11 @@ class ModelGeometry:
     max_position_embeddings: int
     tie_word_embeddings: bool
 
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest text; without end where positions are relative."""
+        return self.max_position_embeddings or sys.maxsize
+
 
 # Older architectures spell the same sizes otherwise; first match wins.
 _SPELLINGS: Mapping[str, tuple[str, ...]] = {
@@ -113,6 +120,11 @@ _SPELLINGS: Mapping[str, tuple[str, ...]] = {
         "seq_length",
     ),
 }
+
+
+# T5's kind learns a bias by distance, in so many classes, and has no last position;
+# transformers 5 writes no `n_positions` for it.
+_RELATIVE = "relative_attention_num_buckets"
 
 
 def geometry_from_config(config: Mapping[str, Any]) -> ModelGeometry:
@@ -146,6 +158,9 @@ def geometry_from_config(config: Mapping[str, Any]) -> ModelGeometry:
 
     hidden = size("hidden_size")
     heads = size("num_attention_heads")
+    positions = find(*_SPELLINGS["max_position_embeddings"])
+    if positions is None:
+        positions = 0 if config.get(_RELATIVE) else size("max_position_embeddings")
     return ModelGeometry(
         architecture=_architecture(config.get("architectures")),
         model_type=str(config.get("model_type", "unknown")),
@@ -157,7 +172,7 @@ def geometry_from_config(config: Mapping[str, Any]) -> ModelGeometry:
         num_key_value_heads=find("num_key_value_heads") or heads,
         head_dim=find("head_dim") or hidden // heads,
         vocab_size=size("vocab_size"),
-        max_position_embeddings=size("max_position_embeddings"),
+        max_position_embeddings=positions,
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
     )
 

@@ -98,7 +98,7 @@ def _recipe_problems(recipe: Recipe, model: ModelFacts) -> Iterator[Problem]:
 
 def _bound_problems(recipe: Recipe, model: ModelFacts) -> Iterator[Problem]:
     bounds = recipe.bounds
-    positions = model.geometry.max_position_embeddings
+    positions = model.geometry.max_tokens
     usable = usable_positions(model.config, positions)
     if bounds.max_input_len > usable:
         lost = "" if usable == positions else f", {positions - usable} of them unused"
