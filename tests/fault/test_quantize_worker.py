@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from bench.folder_facts import folder_facts
 from calibration_data import bring, pinned
 from lmi_build.checkpoint.ledger import read_ledger
-from lmi_build.errors import LmiBuildError
+from lmi_build.errors import LmiBuildError, is_disk_full
 from lmi_build.events import Event, StageNote, StageProgress, ignore
 from lmi_build.numerics.grids import dequantize
 from lmi_build.numerics.packing import unpack_rows, unpack_zeros
@@ -293,6 +294,35 @@ def test_a_killed_worker_goes_on_to_the_same_bytes(llama: Path, tmp_path: Path) 
     assert process.returncode == -signal.SIGKILL
     builtin_worker.run(job, ignore)
 
+    assert contents(job.out) == whole
+
+
+def test_a_disk_that_fills_up_keeps_the_finished_blocks(
+    llama: Path, tmp_path: Path
+) -> None:
+    """No file may grow after the first block: told as a full disk, then gone on."""
+    whole = contents(quantize(tmp_path / "whole", llama, GPTQ))
+    job = make_job(tmp_path / "cut", llama, GPTQ)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def fill(event: Event) -> None:
+        if isinstance(event, StageProgress) and event.done == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+
+    try:
+        with pytest.raises(OSError, match=r"\[Errno") as caught:
+            builtin_worker.run(job, fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    events: list[Event] = []
+    builtin_worker.run(job, events.append)
+
+    assert is_disk_full(caught.value)
+    done = [event.done for event in events if isinstance(event, StageProgress)]
+    assert done in ([2, 3], [3])
+    assert [e.code for e in events if isinstance(e, StageNote)] == ["quantize.resumed"]
     assert contents(job.out) == whole
 
 
