@@ -11,7 +11,15 @@ from lmi_build.catalog.runtimes import Interval, runtimes
 from lmi_build.sizing.beside import rounding_line
 from lmi_build.sizing.cache import CacheShape
 from lmi_build.sizing.change import changes
-from lmi_build.sizing.fit import CANNOT, FITS, QUESTIONS, Place, fit, largest
+from lmi_build.sizing.fit import (
+    CANNOT,
+    FITS,
+    MOST_TOKENS,
+    QUESTIONS,
+    Place,
+    fit,
+    largest,
+)
 from lmi_build.sizing.lines import Adapters, Subject
 from lmi_build.sizing.memory import memory_lines, total
 from lmi_build.sizing.weights import (
@@ -204,11 +212,18 @@ def test_more_of_a_bound_never_needs_less(
 
 
 @settings(deadline=None)
-@given(subjects(), BOUNDS, PLACES, st.sampled_from(QUESTIONS))
+@given(subjects(), BOUNDS, PLACES, st.sampled_from(QUESTIONS), st.booleans())
 def test_the_largest_bound_is_the_inverse_of_the_fit(
-    subject: Subject, bounds: Bounds, place: Place, question: str
+    subject: Subject,
+    bounds: Bounds,
+    place: Place,
+    question: str,
+    endless: bool,  # noqa: FBT001 - drawn
 ) -> None:
     """The answer fits and one more does not, or is the end of what is looked at."""
+    if endless:
+        geometry = replace(subject.geometry, max_position_embeddings=0)
+        subject = replace(subject, geometry=geometry)
     found = largest(question, subject, bounds, place)
     field = QUESTION_FIELDS[question]
     certain = replace(subject, table=replace(subject.table, unknown=()))
@@ -216,7 +231,7 @@ def test_the_largest_bound_is_the_inverse_of_the_fit(
     def verdict(value: int) -> str:
         return fit(certain, replace(bounds, **{field: value}), place).verdict
 
-    assert 0 <= found.certain <= found.possible <= found.limit
+    assert 0 <= found.certain <= found.possible <= found.limit <= MOST_TOKENS
     if found.certain:
         assert verdict(found.certain) == FITS
     if found.certain < found.limit:

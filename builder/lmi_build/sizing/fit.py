@@ -30,6 +30,8 @@ _FIELDS = {
 }
 # More requests at once than any server schedules.
 MOST_REQUESTS = 1 << 20
+# Where the search for the longest text ends if the model has no last position.
+MOST_TOKENS = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,6 +203,7 @@ def largest_by(
     capacity = place.capacity
     if capacity is None:
         raise ValueError("a place without a capacity has no largest bound")
+    positions = min(positions, MOST_TOKENS)
     limit = {
         "batch": MOST_REQUESTS,
         "input": max(0, positions - bounds.max_output_len),
