@@ -1,4 +1,9 @@
-"""Batching in flight over a real socket; a step takes a few milliseconds."""
+"""
+Batching in flight over a real socket; a step takes a few milliseconds.
+
+The engine refuses to compute in another thread than the one that loaded it: threads of
+OpenMP that two threads own get into each other's way.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +43,7 @@ def started(root: Path) -> tuple[subprocess.Popen[str], Client]:
         handler_name="slots_handler",
         bounds=BOUNDS,
         seconds=SECONDS,
+        one_thread=True,
     )
     process = start(root)
     assert process.stdout is not None

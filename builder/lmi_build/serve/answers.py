@@ -13,6 +13,7 @@ from lmi_build.serve.room import EngineRoom, OpenStream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
+    from concurrent.futures import ThreadPoolExecutor
 
     from lmi_build.package.engine import Engine, Step
 
@@ -55,16 +56,23 @@ class Answers(Protocol):
         """Let the running call end, then stop."""
 
 
-def make_answers(engine: Engine, *, max_waiting: int) -> Answers:
+def make_answers(
+    engine: Engine, *, max_waiting: int, thread: ThreadPoolExecutor | None = None
+) -> Answers:
     """
     The way for an engine.
 
     Handlers of artifacts built before batching in flight, and of other engines, have
     no scheduler: they are asked one request after another.
+
+    Args:
+        engine: The handler's.
+        max_waiting: Prompts that may wait for it.
+        thread: In which it was loaded (`make_thread`); closed with the answers.
     """
     if getattr(engine, "scheduler", None) is not None:
-        return InFlight(engine, max_waiting=max_waiting)
-    return OneByOne(engine, max_waiting=max_waiting)
+        return InFlight(engine, max_waiting=max_waiting, thread=thread)
+    return OneByOne(engine, max_waiting=max_waiting, thread=thread)
 
 
 class OneByOne:
@@ -74,11 +82,18 @@ class OneByOne:
     Args:
         engine: The handler's.
         max_waiting: Requests that may wait for it.
+        thread: In which it computes; closed with the answers.
     """
 
-    def __init__(self, engine: Engine, *, max_waiting: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_waiting: int,
+        thread: ThreadPoolExecutor | None = None,
+    ) -> None:
         self._engine = engine
-        self._room = EngineRoom(max_waiting=max_waiting)
+        self._room = EngineRoom(max_waiting=max_waiting, thread=thread)
 
     async def chat_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Tokens of a conversation's prompt."""

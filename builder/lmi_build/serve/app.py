@@ -29,6 +29,7 @@ from lmi_build.serve.problems import Refused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
+    from concurrent.futures import ThreadPoolExecutor
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
@@ -76,6 +77,7 @@ class Service:
         manifest: The artifact's manifest.
         max_body_bytes: Longest request body that is read.
         max_waiting: Prompts that may wait for the engine.
+        thread: In which it was loaded; closed with the answers.
     """
 
     def __init__(
@@ -85,11 +87,14 @@ class Service:
         *,
         max_body_bytes: int = MAX_BODY_BYTES,
         max_waiting: int = MAX_WAITING,
+        thread: ThreadPoolExecutor | None = None,
     ) -> None:
         self._loaded = loaded
         self._manifest = manifest
         self._max_body_bytes = max_body_bytes
-        self.answers = make_answers(loaded.engine, max_waiting=max_waiting)
+        self.answers = make_answers(
+            loaded.engine, max_waiting=max_waiting, thread=thread
+        )
 
     async def ping(self, request: Request) -> Response:
         """Whether the engine is loaded; it is, or nobody would answer."""

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lmi_build.serve.problems import Refused
+from lmi_build.serve.room import make_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -29,9 +30,16 @@ class InFlight:
     Args:
         engine: The handler's; nobody else may generate with it.
         max_waiting: Texts that may wait for a slot.
+        thread: In which it computes; closed with this.
     """
 
-    def __init__(self, engine: Any, *, max_waiting: int) -> None:
+    def __init__(
+        self,
+        engine: Any,
+        *,
+        max_waiting: int,
+        thread: ThreadPoolExecutor | None = None,
+    ) -> None:
         self._engine = engine
         self._num_slots = int(engine.scheduler.num_slots)
         self._max_waiting = max_waiting
@@ -41,7 +49,7 @@ class InFlight:
         self._leaving: list[Any] = []
         self._num_begun = 0
         self._driver: asyncio.Task[None] | None = None
-        self._turns = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._turns = thread or make_thread()
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
 
     @property

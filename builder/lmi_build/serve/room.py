@@ -25,19 +25,34 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+def make_thread() -> ThreadPoolExecutor:
+    """
+    The one thread that computes.
+
+    An engine is loaded in it too: OpenMP keeps threads for each thread that computed,
+    and where those of two threads together are more than the cores, waiting threads
+    sleep at once instead of spinning, which makes a step of hundreds of parallel
+    regions several times slower.
+    """
+    return ThreadPoolExecutor(1, thread_name_prefix="engine")
+
+
 class EngineRoom:
     """
     Runs engine calls one after another.
 
     Args:
         max_waiting: Requests that may wait for their turn.
+        thread: In which the engine computes; closed with this.
     """
 
-    def __init__(self, *, max_waiting: int) -> None:
+    def __init__(
+        self, *, max_waiting: int, thread: ThreadPoolExecutor | None = None
+    ) -> None:
         self._max_waiting = max_waiting
         self._num_waiting = 0
         self._lock = asyncio.Lock()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._thread = thread or make_thread()
 
     async def enter(self) -> None:
         """

@@ -77,6 +77,7 @@ def serve(
 
         from lmi_build.serve.app import Service, make_app
         from lmi_build.serve.loop import Server
+        from lmi_build.serve.room import make_thread
     except ImportError as error:
         raise ToolMissing(
             f"serving needs `{error.name}`, which is not installed",
@@ -86,8 +87,13 @@ def serve(
     listening = listen(host, port)
     with listening:
         manifest = refuse_if_damaged(root)
-        loaded = load_engine(root, manifest)
-        service = Service(loaded, manifest)
+        thread = make_thread()
+        try:
+            loaded = thread.submit(load_engine, root, manifest).result()
+        except BaseException:
+            thread.shutdown(wait=False)
+            raise
+        service = Service(loaded, manifest, thread=thread)
         config = uvicorn.Config(
             make_app(service, loaded),
             log_config=None,
