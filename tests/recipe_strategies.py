@@ -52,6 +52,7 @@ QUANTIZE = st.one_of(
             "group_size": GROUPS,
             "sym": st.booleans(),
             "desc_act": st.booleans(),
+            "lm_head": st.booleans(),
             "damp_percent": SHARES,
             "calibration": CALIBRATION,
         },

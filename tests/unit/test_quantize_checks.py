@@ -88,14 +88,16 @@ def smollm(**changes: Any) -> ModelFacts:
     return facts({**CONFIG, **changes}, shapes)
 
 
-def problems(spec: QuantSpec, model: ModelFacts) -> list[Problem]:
+def problems(
+    spec: QuantSpec, model: ModelFacts, backend: str = "onnxruntime"
+) -> list[Problem]:
     recipe = Recipe(
         name="x",
         file="x.yaml",
         model=ModelSpec(source="model"),
         quantize=spec,
         bounds=Bounds(max_input_len=8, max_output_len=8),
-        compile=CompileSpec(backend="onnxruntime"),
+        compile=CompileSpec(backend=backend),
         serve=ServeSpec(),
         verify=VerifySpec(),
         package=PackageSpec(),
@@ -114,6 +116,24 @@ def test_the_provider_is_a_quantizer() -> None:
 def test_what_works_has_no_problem(spec: QuantSpec) -> None:
     """A sound recipe passes."""
     assert problems(spec, smollm()) == []
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "aotinductor", "vllm", "neuronx"])
+def test_a_quantized_head_needs_a_backend_that_was_tried(backend: str) -> None:
+    """The plan says so, before the model is fetched."""
+    found = problems(replace(GPTQ, lm_head=True), smollm(), backend)
+    if backend in {"onnxruntime", "aotinductor"}:
+        assert found == []
+        return
+    (problem,) = found
+
+    assert (problem.code, problem.path) == ("quantize.head", "quantize.lm_head")
+    assert f"`compile.backend: {backend}`" in problem.message
+    assert (
+        problem.hint
+        == "use `lm_head: false`, or the backend `onnxruntime` or `aotinductor`"
+    )
+    assert problem.unsupported
 
 
 def test_a_group_must_divide_every_width() -> None:

@@ -233,7 +233,8 @@ class OnnxRuntimeBackend:
     ) -> Estimate:
         """Bytes on disk and in memory."""
         options = read_options(recipe.compile.options)
-        disk = _engine_bytes(model.geometry, scheme, options)
+        coded = recipe.quantize.lm_head
+        disk = _engine_bytes(model.geometry, scheme, options, coded_head=coded)
         geometry = model.geometry
         table = 4 * geometry.vocab_size * geometry.hidden_size
         # A float build holds the 16-bit model beside what it writes tensor by tensor.
@@ -317,7 +318,11 @@ def _scheme_problems(scheme: QuantScheme) -> Iterator[Problem]:
 
 
 def _engine_bytes(
-    geometry: ModelGeometry, scheme: QuantScheme, options: Options
+    geometry: ModelGeometry,
+    scheme: QuantScheme,
+    options: Options,
+    *,
+    coded_head: bool,
 ) -> int:
     """Weights as the engine stores them: embedding in 16 bits, the rest as asked."""
     heads, kv_heads = geometry.num_attention_heads, geometry.num_key_value_heads
@@ -325,13 +330,16 @@ def _engine_bytes(
     layer = attention + 3 * geometry.hidden_size * geometry.intermediate_size
     table = geometry.vocab_size * geometry.hidden_size
     body = geometry.num_layers * layer
+    group = scheme.group_size if scheme.group_size > 0 else 128
+    block = min(group, options.block_size)
+    head_bytes = 4 * table if options.lm_head_dtype == "float32" else table * 9 // 8
+    if coded_head:
+        body += table
+        head_bytes = 0
     if scheme.weight_dtype == "float":
         body_bytes = 4 * body
     else:
-        group = scheme.group_size if scheme.group_size > 0 else 128
-        block = min(group, options.block_size)
         body_bytes = body * scheme.weight_bits // 8 + 4 * body // block
-    head_bytes = 4 * table if options.lm_head_dtype == "float32" else table * 9 // 8
     caches = 4 * geometry.max_position_embeddings * geometry.head_dim
     return body_bytes + head_bytes + 2 * table + caches
 

@@ -15,6 +15,7 @@ from lmi_build.catalog.architectures import find_architecture
 from lmi_build.catalog.devices import devices
 from lmi_build.catalog.runtimes import Interval
 from lmi_build.quantizers.builtin_checks import linears_of
+from lmi_build.quantizers.targets import head_of
 from lmi_build.sizing.cache import cache_shape
 from lmi_build.sizing.change import Change, Option, changes
 from lmi_build.sizing.fit import FITS, FitReport, Largest, Place, fit, largest
@@ -67,6 +68,8 @@ def subject_of(
         quantizer: Finds a quantizer by name.
     """
     scheme = replace(float_scheme(facts), kv_cache_dtype=spec.kv_cache_dtype)
+    if spec.lm_head:
+        facts = _with_own_head(facts)
     linears: dict[str, tuple[int, int]] = {}
     scales = 0
     if spec.method != "none" and spec.provider != COMPILER:
@@ -89,6 +92,23 @@ def subject_of(
         cache=cache,
         geometry=facts.geometry,
         scheme=scheme,
+    )
+
+
+def _with_own_head(facts: ModelFacts) -> ModelFacts:
+    """The same model with its head apart from the embedding, as codes need it."""
+    architecture = find_architecture(facts.config)
+    shapes = {fact.name: (fact.dtype, fact.shape) for fact in facts.tensors}
+    head = head_of(shapes, architecture) if architecture else None
+    if head is None or not head.shared:
+        return facts
+    (shared,) = [fact for fact in facts.tensors if fact.name == head.shared]
+    own = replace(shared, name=f"{head.name}.weight")
+    return replace(
+        facts,
+        config={**facts.config, "tie_word_embeddings": False},
+        geometry=replace(facts.geometry, tie_word_embeddings=False),
+        tensors=tuple(sorted((*facts.tensors, own), key=lambda fact: fact.name)),
     )
 
 

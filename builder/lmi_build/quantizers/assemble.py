@@ -81,6 +81,9 @@ def assemble(
         options=params,
     )
     config = {**config, "quantization_config": entry}
+    if any(linear.shared for linear in linears):
+        # What was one matrix is two now.
+        config["tie_word_embeddings"] = False
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (job.out / "config.json").write_text(text, "utf-8")
 

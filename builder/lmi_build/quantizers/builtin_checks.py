@@ -12,6 +12,7 @@ from lmi_build.quantizers.options import DATA_FREE
 from lmi_build.quantizers.targets import (
     TRANSPOSED_MODEL_TYPES,
     candidates,
+    head_of,
     is_ignored,
     select,
 )
@@ -59,6 +60,7 @@ def check(
             hint="use `method: none`",
             unsupported=True,
         )
+    yield from _check_head(spec, model)
     yield from _check_numbers(spec, scheme)
     yield from _check_widths(spec, model, scheme)
     yield from _check_ignore(spec, model)
@@ -85,6 +87,24 @@ def _check_architecture(spec: QuantSpec, model: ModelFacts) -> Iterator[Problem]
         hint=f"use `method:` {free}, which need no map of the architecture{reason}",
         unsupported=True,
     )
+
+
+def _check_head(spec: QuantSpec, model: ModelFacts) -> Iterator[Problem]:
+    if not spec.lm_head:
+        return
+    architecture = find_architecture(model.config)
+    shapes = {fact.name: (fact.dtype, fact.shape) for fact in model.tensors}
+    if architecture is None or head_of(shapes, architecture) is None:
+        yield Problem(
+            code="quantize.head",
+            message=(
+                f"where the head of `{model.geometry.architecture}` is, or that readers"
+                " take codes there, is not known"
+            ),
+            path="quantize.lm_head",
+            hint="use `lm_head: false`",
+            unsupported=True,
+        )
 
 
 def _check_numbers(spec: QuantSpec, scheme: QuantScheme) -> Iterator[Problem]:
@@ -174,6 +194,7 @@ def linears_of(spec: QuantSpec, model: ModelFacts) -> tuple[Linear, ...]:
         shapes,
         architecture=find_architecture(model.config),
         ignore=spec.ignore,
+        lm_head=spec.lm_head,
     )
 
 

@@ -82,6 +82,7 @@ def run(job: Job, emit: Emit) -> None:
             shapes,
             architecture=find_architecture(config),
             ignore=[str(pattern) for pattern in _list(job.params["ignore"])],
+            lm_head=bool(job.params.get("lm_head")),
         )
         if not linears:
             raise StageFailed(

@@ -93,7 +93,9 @@ class CalibratedWork:
         folder = _spill_folder(job, need)
         _try_largest(need)
         samples, length = tokens_NL.shape
-        self.num_blocks = decoder.num_layers
+        self._num_layers = decoder.num_layers
+        self._head = next((x for x in linears if x.is_head), None)
+        self.num_blocks = self._num_layers + (self._head is not None)
         self.x: Activations
         if folder is None:
             self.x = HeldActivations(
@@ -122,8 +124,15 @@ class CalibratedWork:
     def step(
         self, index: int
     ) -> tuple[dict[str, Tensor], tuple[LedgerRow, ...], Activations | None]:
-        """Quantize one block; the activations are needed unless it is the last."""
-        result = self._walker.quantize_block(index)
+        """
+        Quantize one block, or the head behind them.
+
+        The activations are needed unless it is the last.
+        """
+        if index == self._num_layers and self._head is not None:
+            result = self._walker.quantize_head(self._head)
+        else:
+            result = self._walker.quantize_block(index)
         last = index + 1 == self.num_blocks
         return result.tensors, tuple(result.rows), None if last else self.x
 

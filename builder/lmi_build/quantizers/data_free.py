@@ -9,6 +9,7 @@ import torch
 
 from lmi_build.checkpoint.formats.codec import pack_linear
 from lmi_build.quantizers.finite import read_finite
+from lmi_build.quantizers.head import round_head
 from lmi_build.quantizers.lanes import lanes_for
 from lmi_build.quantizers.methods import round_weights
 
@@ -64,9 +65,17 @@ class DataFreeWork:
         return tensors, tuple(rows), None
 
     def _round(self, linear: Linear) -> tuple[Mapping[str, Tensor], LedgerRow]:
-        name = f"{linear.name}.weight"
         with self._reading:
-            weight = read_finite(self.reader, name).float()
-        w_IO = weight if linear.transposed else weight.T
-        quantized = round_weights(w_IO.contiguous(), None, self.options, self.scheme)
-        return pack_linear(self.reader.entry(name), quantized, slice(None), self.scheme)
+            weight = read_finite(self.reader, linear.source)
+        if linear.is_head:
+            quantized = round_head(weight, None, self.options, self.scheme)
+        else:
+            w_IO = (weight if linear.transposed else weight.T).float().contiguous()
+            quantized = round_weights(w_IO, None, self.options, self.scheme)
+        return pack_linear(
+            self.reader.entry(linear.source),
+            quantized,
+            slice(None),
+            self.scheme,
+            shared_as=linear.name if linear.shared else "",
+        )

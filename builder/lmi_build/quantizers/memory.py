@@ -30,6 +30,10 @@ _EXPERTS = ".experts."
 MAX_LANES = 2
 # Tokens of a chunk, and what attention and norms hold of it, in residual widths.
 CHUNK_TOKENS, CHUNK_WIDTHS = 512, 16
+# Rows of a head that are rounded at once.
+HEAD_OUTPUTS = 16384
+# Bytes for each of its codes while they are joined and packed.
+CODE_COPIES = 4
 # Alive at once while the widest layer is solved: H, which is factored in its own
 # memory, and for AWQ's search one as the scales make it; weights, what is left of them
 # to round and the search for scales. With 67 MB of H and 17 MB of weights, 8 x 512
@@ -86,8 +90,13 @@ def _largest_work(linears: Collection[Linear], options: Options) -> tuple[int, s
         outputs[_place(x)] = outputs.get(_place(x), 0) + x.num_outputs
 
     def size(x: Linear) -> int:
-        weights = W_COPIES * x.num_inputs * outputs[_place(x)]
-        return FLOAT_BYTES * (copies * x.num_inputs**2 + weights)
+        hessians = FLOAT_BYTES * copies * x.num_inputs**2
+        weights = FLOAT_BYTES * W_COPIES * x.num_inputs
+        if x.is_head:
+            # A piece of it at a time, and all of its codes, which are packed at last.
+            pieces = weights * min(x.num_outputs, HEAD_OUTPUTS)
+            return 2 * hessians + pieces + CODE_COPIES * x.num_inputs * x.num_outputs
+        return hessians + weights * outputs[_place(x)]
 
     largest = max(linears, key=size, default=None)
     return (0, "") if largest is None else (size(largest), largest.name)

@@ -150,7 +150,7 @@ def round_weights(
         if lanes is None or not middle or options.group_size != -1:
             return nearest(slice(None))
         halves = lanes.map(nearest, (slice(middle), slice(middle, None)))
-        return _side_by_side(halves)
+        return side_by_side(halves)
     if options.method == "awq" and not options.then_gptq:
         return awq(w_IO, h_II, None, grid=grid, clip=options.clip)
     lanes = lanes or Lanes()
@@ -165,7 +165,7 @@ def round_weights(
     )
 
 
-def _side_by_side(parts: Sequence[Quantized]) -> Quantized:
+def side_by_side(parts: Sequence[Quantized]) -> Quantized:
     """Results of neighbouring outputs as one."""
     names = ("code_IO", "scale_GO", "zero_GO", "error_O", "power_O")
     return Quantized(

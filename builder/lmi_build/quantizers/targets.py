@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from lmi_build.checkpoint.formats.config import LM_HEAD
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
@@ -48,6 +50,8 @@ class Linear:
         num_outputs: Output channels.
         num_inputs: Input channels.
         transposed: Stored as [I, O] instead of [O, I].
+        shared: Tensor that it shares with the embedding, whose values it takes; empty
+            where it has a weight of its own.
     """
 
     name: str
@@ -55,6 +59,17 @@ class Linear:
     num_outputs: int
     num_inputs: int
     transposed: bool = False
+    shared: str = ""
+
+    @property
+    def is_head(self) -> bool:
+        """Whether it stands behind all blocks, by itself."""
+        return self.block == self.name
+
+    @property
+    def source(self) -> str:
+        """The tensor that its weights are in."""
+        return self.shared or f"{self.name}.weight"
 
 
 def is_ignored(name: str, patterns: Iterable[str]) -> bool:
@@ -87,6 +102,30 @@ def candidates(
         if modules[-1] not in _KEPT and _ROUTER not in modules:
             module = name.removesuffix(".weight")
             yield _linear(module, match["block"], shape_OI, transposed=False)
+
+
+def head_of(
+    shapes: Mapping[str, tuple[str, tuple[int, ...]]], architecture: Architecture
+) -> Linear | None:
+    """
+    The head, if there is one by the name that readers of quantized heads know.
+
+    Args:
+        shapes: Tensor name to dtype and shape.
+        architecture: The map.
+    """
+    if architecture.head != LM_HEAD:
+        return None
+    own = f"{LM_HEAD}.weight"
+    shared = "" if own in shapes else f"{architecture.locate(shapes).embedding}.weight"
+    num_outputs, num_inputs = shapes[shared or own][1]
+    return Linear(
+        name=LM_HEAD,
+        block=LM_HEAD,
+        num_outputs=num_outputs,
+        num_inputs=num_inputs,
+        shared=shared,
+    )
 
 
 def _mapped(
@@ -129,11 +168,14 @@ def select(
     *,
     architecture: Architecture | None,
     ignore: Iterable[str],
+    lm_head: bool = False,
 ) -> tuple[Linear, ...]:
-    """`candidates` without those the recipe ignores."""
+    """`candidates` without those the recipe ignores; with the head where it says so."""
     patterns = tuple(ignore)
-    return tuple(
+    chosen = [
         linear
         for linear in candidates(shapes, architecture=architecture)
         if not is_ignored(linear.name, patterns)
-    )
+    ]
+    head = head_of(shapes, architecture) if lm_head and architecture else None
+    return (*chosen, *(() if head is None else (head,)))

@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lmi_build.checkpoint.formats.config import LM_HEAD
 from lmi_build.errors import StageFailed
 from lmi_build.quantizers.block_loading import load_block
 from lmi_build.quantizers.finite import read_finite
+from lmi_build.quantizers.head import head_step, solve_head
 from lmi_build.quantizers.lanes import Turns, lanes_for
 from lmi_build.quantizers.solving import BlockWork
 from lmi_build.quantizers.statistics import Statistics
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from lmi_build.quantizers.options import Options
     from lmi_build.quantizers.solving import BlockResult
     from lmi_build.quantizers.steps import Step
+    from lmi_build.quantizers.targets import Linear
     from lmi_build.values.quant import QuantScheme
 
 # Tokens per chunk: bfloat16 products on CPUs run best with about this many rows.
@@ -59,7 +62,7 @@ class Walker:
         room: Scratch for what is inside a block.
         options: What the recipe decided.
         scheme: What is written.
-        chosen: Full names of the linears to quantize.
+        chosen: Full names of the linears to quantize, the head perhaps among them.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Walker:
         self.options = options
         self.scheme = scheme
         self.chosen = chosen
+        self.has_head = LM_HEAD in chosen
         samples, length, _ = x.shape
         count = max(1, CHUNK_TOKENS // length)
         self.parts = [slice(at, at + count) for at in range(0, samples, count)]
@@ -108,10 +112,10 @@ class Walker:
             self.config,
             self.reader,
             index,
-            self._read,
+            self.read,
         )
         block.lanes = self.lanes
-        block.leaves = index + 1 < self.config.num_layers
+        block.leaves = index + 1 < self.config.num_layers or self.has_head
         self.reader.prefetch(self.architecture.block(index + 1) + ".")
         work = BlockWork(
             block=block,
@@ -144,13 +148,31 @@ class Walker:
             self.lanes.map(lambda make: make(), step.chunks)
         return work.result()
 
-    def _read(self, name: str) -> Tensor:
-        tensor = read_finite(self.reader, name)
-        return tensor.to(device=self.x.device, dtype=self.x.dtype)
+    def quantize_head(self, head: Linear) -> BlockResult:
+        """
+        Quantize the head, once all samples left the last block.
+
+        Raises:
+            SourceInvalid: `quantize.weight-not-finite`.
+            StageFailed: `quantize.not-finite` or `quantize.damp`.
+        """
+        step = head_step(self, head)
+        statistics = self._statistics(step, wanted=True, where=head.name)
+        return solve_head(self, head, statistics)
+
+    def read(self, name: str) -> Tensor:
+        """A tensor, every number looked at, in the type of the computation."""
+        return self.read_exact(name).to(dtype=self.x.dtype)
+
+    def read_exact(self, name: str) -> Tensor:
+        """A tensor, every number looked at, where the computation is."""
+        return read_finite(self.reader, name).to(device=self.x.device)
 
     def _observe(self, work: BlockWork, step: Step) -> Statistics:
         """Make a group's inputs for all samples and take their statistics."""
-        wanted = work.wanted(step)
+        return self._statistics(step, wanted=work.wanted(step), where=work.where(step))
+
+    def _statistics(self, step: Step, *, wanted: bool, where: str) -> Statistics:
         statistics = Statistics(
             step.num_inputs,
             max_tokens=self.chunk_tokens,
@@ -173,7 +195,7 @@ class Walker:
 
         self.lanes.map(look, range(len(step.chunks)))
         if not statistics.is_finite():
-            raise self._not_finite(work.where(step), step)
+            raise self._not_finite(where, step)
         return statistics
 
     def _not_finite(self, where: str, step: Step) -> StageFailed:

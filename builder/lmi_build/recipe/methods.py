@@ -90,6 +90,15 @@ Damp: TypeAlias = Annotated[
     float,
     Field(gt=0, lt=1, description="Dampening, as a share of the mean diagonal."),
 ]
+Head: TypeAlias = Annotated[
+    bool,
+    Field(
+        description="Quantize the head as well, whatever `ignore` says: a small model"
+        " with many words reads a third fewer bytes a token then. A head tied to the"
+        " embedding becomes a matrix of its own. For the provider `builtin` with the"
+        " backends `onnxruntime` and `aotinductor`.",
+    ),
+]
 GroupSizeField: TypeAlias = Annotated[
     GroupSize,
     Field(
@@ -110,6 +119,7 @@ class RtnMethod(Section):
     format: Literal["auto", "gptq", "gptq_v2", "awq", "compressed-tensors"] = Field(
         default="auto", description="How the weights are packed; `auto` is `gptq`."
     )
+    lm_head: Head = False
     ignore: Ignore = Field(default=["lm_head"])
 
 
@@ -177,6 +187,7 @@ class GptqMethod(Section):
     format: Literal["auto", "gptq", "gptq_v2", "awq", "compressed-tensors"] = Field(
         default="auto", description="How the weights are packed; `auto` is `gptq`."
     )
+    lm_head: Head = False
     ignore: Ignore = Field(default=["lm_head"])
     calibration: CalibrationSection = CalibrationSection.model_construct()
 

@@ -91,6 +91,7 @@ class QuantSpec:
         granularity: What shares an FP8 scale, `channel` or `tensor`.
         kv_cache_dtype: `auto`, `int8` or `fp8`.
         format: `auto`, `gptq`, `gptq_v2`, `awq` or `compressed-tensors`.
+        lm_head: The head is quantized too.
         ignore: Module names or `*` patterns that stay as they are.
         calibration: None for methods that never need data.
     """
@@ -110,6 +111,7 @@ class QuantSpec:
     granularity: str = "channel"
     kv_cache_dtype: str = "auto"
     format: str = "auto"
+    lm_head: bool = False
     ignore: tuple[str, ...] = ("lm_head",)
     calibration: CalibrationSpec | None = None
 

@@ -180,7 +180,8 @@ class AotInductorBackend:
     ) -> Estimate:
         """Bytes on disk and in memory."""
         options = read_options(recipe.compile.options)
-        weights = _weight_bytes(model, scheme, options)
+        coded = recipe.quantize.lm_head
+        weights = _weight_bytes(model, scheme, options, coded_head=coded)
         return Estimate(
             disk_bytes=weights + (16 << 20),
             scratch_bytes=64 << 20,
@@ -250,7 +251,9 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in numbers if part.isdigit())
 
 
-def _weight_bytes(model: ModelFacts, scheme: QuantScheme, options: Options) -> int:
+def _weight_bytes(
+    model: ModelFacts, scheme: QuantScheme, options: Options, *, coded_head: bool
+) -> int:
     """Weights as the engine stores them: the checkpoint's, and perhaps a head."""
     geometry: ModelGeometry = model.geometry
     heads, kv_heads = geometry.num_attention_heads, geometry.num_key_value_heads
@@ -258,14 +261,15 @@ def _weight_bytes(model: ModelFacts, scheme: QuantScheme, options: Options) -> i
     layer = attention + 3 * geometry.hidden_size * geometry.intermediate_size
     table = geometry.vocab_size * geometry.hidden_size
     width = 4 if model.dtype == "float32" else 2
-    body = geometry.num_layers * layer
+    body = geometry.num_layers * layer + (table if coded_head else 0)
     if scheme.packing == "none":
         total = width * body
     else:
         group = scheme.group_size if scheme.group_size > 0 else geometry.hidden_size
         total = body * scheme.weight_bits // 8 + 3 * body // group
-    tables = 1 if geometry.tie_word_embeddings else 2
-    head = table + table // 16 if options.lm_head_dtype == "int8" else 0
+    tables = 1 if geometry.tie_word_embeddings or coded_head else 2
+    rounded = options.lm_head_dtype == "int8" and not coded_head
+    head = table + table // 16 if rounded else 0
     return total + width * table * tables + head
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from lmi_build.checkpoint.formats.codes import INT8_MIDDLE, Codes, weight_of
 from lmi_build.checkpoint.formats.decoding import decode
 from lmi_build.checkpoint.formats.layout import AUTOGPTQ
-from lmi_build.checkpoint.ledger import LedgerResult, LedgerRow
+from lmi_build.checkpoint.ledger import LedgerResult, LedgerRow, copied
 from lmi_build.checkpoint.writer import tensor_plan
 from lmi_build.numerics.packing import (
     pack_columns,
@@ -206,6 +206,7 @@ def pack_linear(
     scheme: QuantScheme,
     *,
     input_scale: Tensor | None = None,
+    shared_as: str = "",
 ) -> tuple[dict[str, Tensor], LedgerRow]:
     """
     The tensors of one linear with their ledger row.
@@ -216,20 +217,24 @@ def pack_linear(
         columns: The linear's outputs in it.
         scheme: The format.
         input_scale: Scale of the activations where the scheme says `static`.
+        shared_as: Module name of a linear whose weight is another's as well, which
+            stays as it is; empty where the weight is the linear's own.
 
     Raises:
         NotRepresentable: The format would change a number.
     """
-    name = entry.name.removesuffix(".weight")
+    name = shared_as or entry.name.removesuffix(".weight")
     tensors = encode(name, quantized, columns, scheme, input_scale=input_scale)
     power = float(quantized.power_O[columns].sum())
     error = float(quantized.error_O[columns].sum())
+    kept = copied(entry).results if shared_as else ()
+    made = [_ledger_result(key, value) for key, value in tensors.items()]
     row = LedgerRow(
         source=entry.name,
         dtype=entry.dtype,
         shape=entry.shape,
         action="quantized",
-        results=tuple(_ledger_result(key, value) for key, value in tensors.items()),
+        results=(*kept, *made),
         error=error / power if power > 0 else 0.0,
     )
     return tensors, row

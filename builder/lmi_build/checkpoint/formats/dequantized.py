@@ -15,6 +15,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from lmi_build.catalog.architectures import architectures
+from lmi_build.checkpoint.formats.config import LM_HEAD
 from lmi_build.checkpoint.formats.config_reader import read_scheme
 from lmi_build.checkpoint.formats.headers import linears_in, parts_of
 from lmi_build.checkpoint.formats.layout import KV_CACHE_PARTS
@@ -149,7 +150,11 @@ class DequantizedReader:
         names = [f"{linear.name}.{part}" for part in linear.parts]
         tensors = {full: self._reader.read(full) for full in names}
         weight_OI = weight_of(decode(tensors, linear.name, self._scheme))
-        return weight_OI.T.contiguous() if self._transposed else weight_OI
+        return weight_OI.T.contiguous() if self._turned(linear) else weight_OI
+
+    def _turned(self, linear: QuantizedLinear) -> bool:
+        """A head is never stored as [in, out]."""
+        return self._transposed and linear.name != LM_HEAD
 
     def _entry(self, name: str, linear: QuantizedLinear) -> TensorEntry:
         num_outputs, num_inputs = linear.num_outputs, linear.num_inputs
@@ -161,7 +166,7 @@ class DequantizedReader:
         return TensorEntry(
             name=name,
             dtype="float32",
-            shape=sizes[::-1] if self._transposed else sizes,
+            shape=sizes[::-1] if self._turned(linear) else sizes,
             begin=0,
             end=4 * num_outputs * num_inputs,
         )

@@ -217,7 +217,8 @@ def checkpoint_plans(
 
     Args:
         shapes: Tensor name to dtype and shape, of the source.
-        linears: What is quantized; their `NAME.weight` is in `shapes`.
+        linears: What is quantized. One whose `NAME.weight` is not in `shapes` shares
+            another tensor, which passes through.
         scheme: What they become.
         extra: Tensors without a source, such as `kv_cache_plans`. One that has a
             source's name replaces it: what is written under that name is this.
@@ -229,6 +230,9 @@ def checkpoint_plans(
             plans |= {plan.name: plan for plan in linear_plans(chosen[name], scheme)}
         else:
             plans[name] = TensorPlan(name=name, dtype=dtype, shape=shape)
+    for name, linear in chosen.items():
+        if name not in shapes:
+            plans |= {plan.name: plan for plan in linear_plans(linear, scheme)}
     plans |= {plan.name: plan for plan in extra}
     return tuple(plans.values())
 

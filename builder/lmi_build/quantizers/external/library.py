@@ -78,6 +78,12 @@ class Library:
                 "makes no scales for the key-value cache here",
                 "use `kv_cache_dtype: auto`, or the provider `builtin`",
             )
+        if spec.lm_head:
+            yield self.problem(
+                "lm_head",
+                "was not tried on heads",
+                "use `lm_head: false`, or the provider `builtin`",
+            )
         linears = linears_of(spec, model)
         if any(".experts." in f"{x.name}." for x in linears):
             yield self.problem(
