@@ -15,8 +15,11 @@ pytest.importorskip("transformers")
 from aotinductor_decoders import caches as empty_caches
 from aotinductor_decoders import context, load_decoder, relative
 from bench.folder_facts import folder_facts
+from lmi_build.checkpoint.formats.convert import convert
 from lmi_build.checkpoint.formats.dequantized import DequantizedReader
-from lmi_build.checkpoint.ledger import read_ledger
+from lmi_build.checkpoint.layers import layers_of
+from lmi_build.checkpoint.ledger import check_total, read_ledger
+from lmi_build.checkpoint.reader import CheckpointReader
 from lmi_build.errors import LmiBuildError
 from lmi_build.events import StageProgress
 from lmi_build.quantizers import builtin_checks, builtin_worker, head
@@ -110,8 +113,20 @@ def test_the_head_and_nothing_else_changes(
     assert config(out)["tie_word_embeddings"] is False
     assert config(out)["quantization_config"]["lm_head"] is True
     assert config(plain)["quantization_config"]["lm_head"] is False
-    sources = [row.source for row in read_ledger(out)]
-    assert sorted(map(str, sources)) == sorted(tensors(model))
+    rows = read_ledger(out)
+    assert sorted(str(row.source) for row in rows) == sorted(tensors(model))
+    assert "lm_head" in {row.module for row in rows if row.action == "quantized"}
+    told = layers_of(rows)
+    (layer,) = [layer for layer in told.layers if layer.name == "lm_head"]
+    assert layer.bits == 4
+    assert layer.num_bytes == sum(after[x].nbytes for x in made)
+    assert sum(item.num_bytes for item in told.classes) == sum(
+        value.nbytes for value in after.values()
+    )
+    other = tmp_path / "other"
+    convert(out, other, to="compressed-tensors")
+    with CheckpointReader(model) as source, CheckpointReader(other) as result:
+        check_total(read_ledger(other), source.tensors, result.tensors)
     weights = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     assert PROVIDER.estimate(spec, folder_facts(model)).disk_bytes == weights
 

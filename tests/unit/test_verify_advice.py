@@ -153,6 +153,22 @@ def test_layers_that_stand_out_are_named_with_their_price() -> None:
     assert "ignore" not in _said(GPTQ)
 
 
+def test_a_head_that_stands_out_has_a_key_of_its_own() -> None:
+    """`ignore` does not keep it in float; `lm_head: false` does."""
+    plain = _layers(0.01, 0.01, 0.01, 0.12)
+    (worst,) = [layer for layer in plain.layers if layer.error == 0.12]
+    layers = replace(
+        plain,
+        layers=tuple(
+            replace(x, name="lm_head") if x is worst else x for x in plain.layers
+        ),
+    )
+    said = _said(replace(GPTQ, lm_head=True), layers=layers)
+
+    assert "`quantize.lm_head: false`: its error is among the largest" in said
+    assert "ignore" not in said
+
+
 def test_calibration_is_raised_to_a_number() -> None:
     said = _said(replace(GPTQ, calibration=CalibrationSpec(max_seq_len=256)))
 

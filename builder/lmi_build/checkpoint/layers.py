@@ -20,7 +20,7 @@ from lmi_build.values.model import DTYPE_BITS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from lmi_build.checkpoint.ledger import LedgerRow
+    from lmi_build.checkpoint.ledger import LedgerResult, LedgerRow
     from lmi_build.digest import JSONValue
 
 LAYERS_NAME = "layers.json"
@@ -142,14 +142,16 @@ def layers_of(
     layers: list[Layer] = []
     sums: dict[str, list[int]] = {}
     for row in rows:
-        sizes = {r.name: prod(r.shape) * DTYPE_BITS[r.dtype] for r in row.results}
+        is_quantized = row.action == "quantized"
+        made = row.codes if is_quantized else row.results
+        sizes = {item.name: _num_bits(item) for item in made}
         # What was measured and not made of a tensor has no weights of its own.
         num_weights = prod(row.shape) if row.source else 0
         num_bits = sum(sizes.values())
-        kind = QUANTIZED if row.action == "quantized" else _kind(row)
+        kind = QUANTIZED if is_quantized else _kind(row)
         if kind == QUANTIZED:
             error = None if row.error is None else float(f"{row.error:.{_DIGITS}g}")
-            name = (row.source or "").removesuffix(".weight")
+            name = row.module
             layers.append(
                 Layer(
                     name=name,
@@ -160,9 +162,10 @@ def layers_of(
                     tokens=tokens.get(name) if row.tokens is None else row.tokens,
                 )
             )
-        added = sums.setdefault(kind, [0, 0, 0])
-        for at, value in enumerate((1, num_weights, num_bits // 8)):
-            added[at] += value
+        _count(sums, kind, num_weights, num_bits)
+        for item in set(row.results) - set(made):
+            # The table that a quantized head shares is still there.
+            _count(sums, _kind(row), num_weights, _num_bits(item))
     classes = [
         TensorClass(kind=kind, num_tensors=n, num_weights=weights, num_bytes=size)
         for kind, (n, weights, size) in sums.items()
@@ -172,6 +175,18 @@ def layers_of(
         classes=tuple(sorted(classes, key=lambda item: (-item.num_bytes, item.kind))),
         findings=tuple(str(finding["message"]) for finding in findings),
     )
+
+
+def _num_bits(item: LedgerResult) -> int:
+    return prod(item.shape) * DTYPE_BITS[item.dtype]
+
+
+def _count(
+    sums: dict[str, list[int]], kind: str, num_weights: int, num_bits: int
+) -> None:
+    added = sums.setdefault(kind, [0, 0, 0])
+    for at, value in enumerate((1, num_weights, num_bits // 8)):
+        added[at] += value
 
 
 def _kind(row: LedgerRow) -> str:

@@ -9,7 +9,8 @@ no result is without a row. What a row may say is fixed by its action:
 - `smoothed`: a float tensor that absorbed the scale of a neighbour (a norm before
   scaled linears); its numbers changed, its name, dtype and shape did not.
 - `quantized`: a weight that became codes and scales; an `input_scale` of static
-  activations belongs to this row.
+  activations belongs to this row. A table that a quantized head shares is there as it
+  was, too, before the head's codes.
 - `made`: measured, not made of a tensor; it has no source. Only the scales of the
   key-value cache may be made (`MADE_PARTS`), one float32 number each, beside an
   attention module that the source has. So a row without a source cannot hide anything.
@@ -75,6 +76,23 @@ class LedgerRow:
     results: tuple[LedgerResult, ...]
     error: float | None = None
     tokens: int | None = None
+
+    @property
+    def codes(self) -> tuple[LedgerResult, ...]:
+        """What was made of the tensor, without the tensor itself."""
+        same = LedgerResult(name=self.source or "", dtype=self.dtype, shape=self.shape)
+        return tuple(item for item in self.results if item != same)
+
+    @property
+    def module(self) -> str:
+        """
+        The linear that was quantized, without `.weight`.
+
+        The one of the source's name, or the head that shares the source.
+        """
+        if self.action == "quantized" and len(self.codes) < len(self.results):
+            return self.codes[0].name.rpartition(".")[0]
+        return (self.source or "").removesuffix(".weight")
 
 
 def copied(entry: TensorEntry) -> LedgerRow:

@@ -119,7 +119,7 @@ def _report_coverage(job: Job, emit: Emit, state: BlockState) -> None:
         num_tokens=calibration["num_samples"] * calibration["max_seq_len"]
     )
     for row in seen:
-        coverage.add(str(row.source).removesuffix(".weight"), row.tokens or 0)
+        coverage.add(row.module, row.tokens or 0)
     text = json.dumps(coverage.report(), indent=1, sort_keys=True) + "\n"
     (job.out / COVERAGE_NAME).write_text(text, "utf-8")
     for note in coverage_notes(job.stage, coverage):

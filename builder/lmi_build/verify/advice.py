@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from lmi_build.checkpoint.formats.config import LM_HEAD
 from lmi_build.units import format_bytes
 from lmi_build.values.recipe import CalibrationSpec, QuantSpec
 
@@ -151,9 +152,14 @@ def _outliers(spec: QuantSpec, layers: Layers | None) -> Iterator[str]:
     ]
     if not bad or len(layers.layers) <= len(bad):
         return
-    names = ", ".join([*spec.ignore, *(layer.name for layer in bad)])
     times = (bad[0].error or 0.0) / median if median else 0.0
     how = f"up to {times:.0f} times the median error" if median else "all of the error"
+    if any(layer.name == LM_HEAD for layer in bad):
+        yield "`quantize.lm_head: false`: its error is among the largest"
+        bad = [layer for layer in bad if layer.name != LM_HEAD]
+    if not bad:
+        return
+    names = ", ".join([*spec.ignore, *(layer.name for layer in bad)])
     yield (
         f"`quantize.ignore: [{names}]`: {how}, for {format_bytes(_float_bytes(bad))}"
         " more"

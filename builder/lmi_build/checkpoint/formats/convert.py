@@ -300,14 +300,14 @@ def _write_ledger(
     by_name = {linear.name: linear for linear in linears}
 
     def moved(row: LedgerRow) -> LedgerRow:
-        name = (row.source or "").removesuffix(".weight")
-        if row.action != "quantized" or name not in by_name:
+        if row.action != "quantized" or row.module not in by_name:
             return row
-        results = tuple(
+        kept = (item for item in row.results if item not in row.codes)
+        codes = (
             LedgerResult(name=plan.name, dtype=plan.dtype, shape=plan.shape)
-            for plan in linear_plans(by_name[name], target)
+            for plan in linear_plans(by_name[row.module], target)
         )
-        return replace(row, results=results)
+        return replace(row, results=(*kept, *codes))
 
     write_ledger(out, [moved(row) for row in rows])
 
