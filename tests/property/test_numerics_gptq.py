@@ -191,6 +191,26 @@ def test_channels_never_seen_are_rounded() -> None:
     assert float((back_IO[7] - w_IO[7]).abs().max()) <= float(got.scale_GO[0].max())
 
 
+@given(st.sampled_from([2, 3, 4, 8]), st.booleans(), st.floats(1e25, 3e38))
+def test_weights_beyond_squares_have_no_scale(
+    bits: int,
+    sym: bool,  # noqa: FBT001
+    value: float,
+) -> None:
+    """NaN, whatever lay in memory before; the columns beside keep theirs."""
+    w_IO = torch.randn(64, 4, generator=torch.Generator().manual_seed(bits))
+    wrong_IO = w_IO.clone()
+    wrong_IO[5, 2] = value
+    grid = Grid(bits=bits, group_size=32, sym=sym)
+    plain, _ = search_scales(w_IO, None, grid=grid)
+    scale, zero = search_scales(wrong_IO, None, grid=grid)
+
+    assert torch.isnan(scale[0, 2])
+    plain[0, 2] = scale[0, 2] = 0
+    assert torch.equal(scale, plain)
+    assert bool((zero >= 1).all())
+
+
 def test_zero_weights_stay_zero() -> None:
     """A group of zeros gets a usable scale and comes back as zeros."""
     _, h_II = layer(6)

@@ -151,12 +151,15 @@ def search_group(
         shrinks: Shares of the full range to try.
 
     Returns:
-        Scale [O] and zero point [O].
+        Scale [O] and zero point [O]. The scale is NaN where squared errors of all tries
+        are beyond float32: no format takes it.
     """
     low_O = w_gO.amin(dim=0).clamp_max_(0)
     high_O = w_gO.amax(dim=0).clamp_min_(0)
     best_O = torch.full_like(low_O, torch.inf)
-    scale_O, zero_O = torch.empty_like(low_O), torch.empty_like(low_O)
+    # Where no error is a number, since its square is too large for one, no scale is.
+    scale_O = torch.full_like(low_O, torch.nan)
+    zero_O = torch.full_like(low_O, grid.middle)
     idle = 0
     for shrink in shrinks:
         try_scale_O, try_zero_O = fit_range(low_O * shrink, high_O * shrink, grid)
