@@ -206,6 +206,25 @@ def clean_digest(desk: Desk) -> str:
     return str(json.loads(done.out)["artifacts"][0]["manifest_digest"])
 
 
+def test_a_damaged_store_is_one_document(desk: Desk) -> None:
+    """Programs read the faults and the status; people read the error."""
+    assert desk.run("build", "recipe.yaml", "--until", "fetch").status == 0
+    blob = max(
+        (desk.root / "store" / "blobs").rglob("*"), key=lambda x: x.stat().st_size
+    )
+    blob.chmod(0o600)
+    blob.write_bytes(b"damaged")
+
+    told = desk.run("cache", "verify")
+    found = desk.run("cache", "verify", "--output", "json")
+
+    assert (told.status, found.status) == (1, 1)
+    assert "error[store.corrupt]" in told.err
+    assert [row["path"].endswith(blob.name) for row in found.json] == [True]
+    assert desk.run("cache", "verify", "--repair", "--output", "json").status == 0
+    assert desk.run("cache", "verify", "--output", "json").json == []
+
+
 def test_killed_builds_go_on_to_the_same_artifact(desk: Desk) -> None:
     """After kills at random moments the store is clean and the result the same."""
     moments = random.Random(5)  # noqa: S311 - moments, no secrets

@@ -94,26 +94,28 @@ def _is_there(key: str, there: set[str] | None) -> dict[str, bool]:
 @click.option("--remote", is_flag=True, help="The shared store, not the local one.")
 @with_common_options
 @click.pass_obj
-def verify(state: State, *, repair: bool, remote: bool) -> None:
+def verify(state: State, *, repair: bool, remote: bool) -> int:
     """Read every byte of the store and name everything that is wrong."""
     from lmi_build.store import gc
 
     if remote:
-        _verify_remote(state, repair=repair)
-        return
+        return _verify_remote(state, repair=repair)
     store = api.open_store(state.settings())
     faults = gc.verify_store(store)
     if state.output != "text":
         data([{**asdict(fault), "path": str(fault.path)} for fault in faults])
     if not faults:
         say(state, "every file is what its name says")
-        return
+        return 0
     for fault in faults:
         say(state, f"{fault.code}: {fault.path}: {fault.message}")
     if repair:
         gc.repair(store, faults)
         say(state, f"removed {len(faults)} bad files; the next build makes them again")
-        return
+        return 0
+    if state.output != "text":
+        # The faults are the document; there is no second one.
+        return StoreCorrupt.exit_code
     raise StoreCorrupt(
         f"{len(faults)} files of the store are not what they should be",
         code="store.corrupt",
@@ -121,7 +123,7 @@ def verify(state: State, *, repair: bool, remote: bool) -> None:
     )
 
 
-def _verify_remote(state: State, *, repair: bool) -> None:
+def _verify_remote(state: State, *, repair: bool) -> int:
     from lmi_build.store import far_check
     from lmi_build.store.tiered import TieredStore
 
@@ -140,11 +142,13 @@ def _verify_remote(state: State, *, repair: bool) -> None:
             say(state, f"{fault.code}: {where}: {fault.message}")
         if not faults:
             say(state, "every object is what its name says")
-            return
+            return 0
         if repair:
             far_check.repair_far(store.far, faults)
             say(state, f"removed {len(faults)} faults; builds make the results again")
-            return
+            return 0
+    if state.output != "text":
+        return StoreCorrupt.exit_code
     raise StoreCorrupt(
         f"{len(faults)} objects of the shared store are not what they should be",
         code="store.corrupt",
