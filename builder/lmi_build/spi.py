@@ -42,6 +42,7 @@ class ProviderInfo:
         methods: Quantization methods offered; empty for a backend.
         targets: Devices it builds for; empty for a quantizer.
         packings: Checkpoint packings a backend consumes.
+        quantized_head: Whether a backend reads a head of codes (`quantize.lm_head`).
         modules: Importable names that prove the distributions work (`doctor`).
         toolchain: Name of the private environment it runs in; empty where it runs
             beside lmi-build. `distributions` are then that toolchain's to bring.
@@ -60,6 +61,7 @@ class ProviderInfo:
     methods: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     packings: tuple[str, ...] = ()
+    quantized_head: bool = False
     modules: tuple[str, ...] = ()
     toolchain: str = ""
     further_entries: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from lmi_build.errors import SourceInvalid
 from lmi_build.values.bounds import Bounds
 from lmi_build.values.model import TensorFact
 from lmi_build.values.recipe import Gates, VerifySpec
-from lmi_build.verify.checks import check_vocabulary
+from lmi_build.verify.checks import check_windows
 from lmi_build.verify.stage import verify_estimate, verify_params
 from packed import sample_facts, sample_recipe
 
@@ -96,8 +96,8 @@ def test_memory_of_a_large_engine_decides() -> None:
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     """The last row of the embedding is a token; one more is another model's."""
     (tmp_path / "config.json").write_text('{"text_config": {"vocab_size": 8}}')
-    check_vocabulary([[1, 2], [7]], tmp_path)
+    check_windows([[1, 2], [7]], tmp_path)
 
     with pytest.raises(SourceInvalid, match="token 8, the embedding has 8") as caught:
-        check_vocabulary([[1, 2], [8]], tmp_path)
+        check_windows([[1, 2], [8]], tmp_path)
     assert caught.value.code == "calibration.tokenizer"

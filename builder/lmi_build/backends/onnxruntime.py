@@ -86,6 +86,7 @@ class OnnxRuntimeBackend:
         entry="lmi_build.backends.onnxruntime_worker:run",
         targets=("cpu", "cuda"),
         packings=PACKINGS,
+        quantized_head=True,
         modules=("onnxruntime", "onnxruntime_genai", "onnx_ir", "torch"),
     )
 

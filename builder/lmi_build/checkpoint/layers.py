@@ -142,30 +142,29 @@ def layers_of(
     layers: list[Layer] = []
     sums: dict[str, list[int]] = {}
     for row in rows:
-        is_quantized = row.action == "quantized"
-        made = row.codes if is_quantized else row.results
-        sizes = {item.name: _num_bits(item) for item in made}
         # What was measured and not made of a tensor has no weights of its own.
         num_weights = prod(row.shape) if row.source else 0
-        num_bits = sum(sizes.values())
-        kind = QUANTIZED if is_quantized else _kind(row)
-        if kind == QUANTIZED:
+        is_quantized = row.action == "quantized"
+        if row.kept or not is_quantized:
+            # The table that a quantized head shares is still there, too.
+            kept = row.kept if is_quantized else row.results
+            _count(sums, _kind(row), num_weights, sum(map(_num_bits, kept)))
+        if is_quantized:
+            sizes = [_num_bits(item) for item in row.made]
+            num_bits = sum(sizes)
+            _count(sums, QUANTIZED, num_weights, num_bits)
             error = None if row.error is None else float(f"{row.error:.{_DIGITS}g}")
             name = row.module
             layers.append(
                 Layer(
                     name=name,
                     shape=row.shape,
-                    bits=round(max(sizes.values()) / max(1, num_weights)),
+                    bits=round(max(sizes) / max(1, num_weights)),
                     num_bytes=num_bits // 8,
                     error=error,
                     tokens=tokens.get(name) if row.tokens is None else row.tokens,
                 )
             )
-        _count(sums, kind, num_weights, num_bits)
-        for item in set(row.results) - set(made):
-            # The table that a quantized head shares is still there.
-            _count(sums, _kind(row), num_weights, _num_bits(item))
     classes = [
         TensorClass(kind=kind, num_tensors=n, num_weights=weights, num_bytes=size)
         for kind, (n, weights, size) in sums.items()

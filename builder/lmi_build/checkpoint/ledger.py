@@ -78,10 +78,15 @@ class LedgerRow:
     tokens: int | None = None
 
     @property
-    def codes(self) -> tuple[LedgerResult, ...]:
-        """What was made of the tensor, without the tensor itself."""
+    def kept(self) -> tuple[LedgerResult, ...]:
+        """The tensor itself, if it is still there; else nothing."""
         same = LedgerResult(name=self.source or "", dtype=self.dtype, shape=self.shape)
-        return tuple(item for item in self.results if item != same)
+        return tuple(item for item in self.results if item == same)
+
+    @property
+    def made(self) -> tuple[LedgerResult, ...]:
+        """What else became of it."""
+        return tuple(item for item in self.results if item not in self.kept)
 
     @property
     def module(self) -> str:
@@ -90,8 +95,8 @@ class LedgerRow:
 
         The one of the source's name, or the head that shares the source.
         """
-        if self.action == "quantized" and len(self.codes) < len(self.results):
-            return self.codes[0].name.rpartition(".")[0]
+        if self.action == "quantized" and self.kept:
+            return self.made[0].name.rpartition(".")[0]
         return (self.source or "").removesuffix(".weight")
 
 

@@ -130,9 +130,12 @@ def check_providers(
             if spec.method not in methods:
                 found.append(_no_method(spec.method, spec.provider, methods))
     try:
-        backend(recipe.compile.backend)
+        reads_head = backend(recipe.compile.backend).info.quantized_head
     except Unsupported as error:
         found.append(_missing(error, "compile.backend"))
+    else:
+        if spec.lm_head and not reads_head:
+            found.append(_no_head(recipe.compile.backend))
     return [recipe.locate(problem) for problem in found]
 
 
@@ -149,5 +152,15 @@ def _no_method(method: str, provider: str, methods: Sequence[str]) -> Problem:
         message=f"the provider `{provider}` has no method `{method}`",
         path="quantize.method",
         hint=f"use {join_words(methods)}",
+        unsupported=True,
+    )
+
+
+def _no_head(backend: str) -> Problem:
+    return Problem(
+        code="quantize.head",
+        message=f"`compile.backend: {backend}` was not tried with a quantized head",
+        path="quantize.lm_head",
+        hint="use `lm_head: false`, or another backend",
         unsupported=True,
     )

@@ -61,8 +61,6 @@ _FIXED: dict[str, dict[str, Any]] = {
     "fp8": {"bits": 8, "group_size": -1, "sym": True},
     "smoothquant": {"bits": 8, "group_size": -1, "sym": True},
 }
-# What reads a head of codes, as far as it was tried.
-_HEAD_BACKENDS = ("onnxruntime", "aotinductor")
 _WIDE = frozenset({"float32", "float64"})
 
 
@@ -91,18 +89,6 @@ class BuiltinQuantizer:
                 hint=f"use {join_words(METHODS)}",
             )
             return
-        if spec.lm_head and recipe.compile.backend not in _HEAD_BACKENDS:
-            yield Problem(
-                code="quantize.head",
-                message=(
-                    f"`compile.backend: {recipe.compile.backend}` was not tried with a"
-                    " quantized head"
-                ),
-                path="quantize.lm_head",
-                hint="use `lm_head: false`, or the backend"
-                f" {join_words(_HEAD_BACKENDS)}",
-                unsupported=True,
-            )
         yield from check(
             normal(spec),
             model,

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from lmi_build.catalog.architectures import find_architecture
 from lmi_build.checkpoint.reader import CheckpointReader
 from lmi_build.digest import digest_file, digest_json
-from lmi_build.errors import SourceInvalid, StageFailed
+from lmi_build.errors import StageFailed
 from lmi_build.quantizers.assemble import assemble
+from lmi_build.quantizers.calibration import check_vocabulary
 from lmi_build.quantizers.calibration_windows import read_windows
 from lmi_build.quantizers.coverage import Coverage, coverage_notes
 from lmi_build.quantizers.documents import read_document
@@ -32,8 +33,6 @@ from lmi_build.values.quant import QuantScheme
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-    from torch import Tensor
 
     from lmi_build.events import Emit
     from lmi_build.quantizers.keeping import Step
@@ -201,16 +200,6 @@ def _work(
     architecture = find_architecture(config, reader)
     if architecture is not None:
         table = reader.entry(f"{architecture.embedding}.weight")
-        _check_vocabulary(tokens_NL, table.shape[0])
+        check_vocabulary(int(tokens_NL.max()), table.shape[0])
     work = CalibratedWork(job, reader, config, linears, tokens_NL, state)
     return work.num_blocks, work.step
-
-
-def _check_vocabulary(tokens_NL: Tensor, vocab_size: int) -> None:
-    highest = int(tokens_NL.max())
-    if highest >= vocab_size:
-        raise SourceInvalid(
-            f"the tokenizer makes token {highest}, the embedding has {vocab_size} rows",
-            code="calibration.tokenizer",
-            hints=("use the `tokenizer.json` that belongs to this model",),
-        )

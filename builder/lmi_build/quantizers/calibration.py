@@ -109,6 +109,25 @@ def calibration_distributions(spec: CalibrationSpec) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+def check_vocabulary(highest: int, num_rows: int) -> None:
+    """
+    Refuse the tokens of another model's tokenizer.
+
+    Args:
+        highest: The largest token id.
+        num_rows: Of the embedding.
+
+    Raises:
+        SourceInvalid: `calibration.tokenizer`, with token and rows.
+    """
+    if highest >= num_rows:
+        raise SourceInvalid(
+            f"the tokenizer makes token {highest}, the embedding has {num_rows} rows",
+            code="calibration.tokenizer",
+            hints=("use the `tokenizer.json` that belongs to this model",),
+        )
+
+
 def load_tokenizer(folder: Path) -> Any:
     """
     The model's own tokenizer, without limits on length.

@@ -15,13 +15,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from lmi_build.checkpoint.formats.codec import pack_linear
-from lmi_build.errors import StageFailed
-from lmi_build.numerics.gptq import NotPositiveDefinite
 from lmi_build.quantizers.decoder import Block
 from lmi_build.quantizers.memory import HEAD_OUTPUTS
 from lmi_build.quantizers.methods import round_weights, side_by_side
-from lmi_build.quantizers.solving import BlockResult
+from lmi_build.quantizers.solving import BlockResult, check_used, told
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +52,7 @@ def head_step(walker: Walker, head: Linear) -> Step:
     ]
     weights = {name.removesuffix(".weight"): walker.read(name) for name in names}
     # Only its number of inputs is asked for.
-    weights[head.name] = walker.x.load(slice(0, 1)).new_empty(1, head.num_inputs)
+    weights[head.name] = torch.empty(1, head.num_inputs)
     block = Block(
         architecture=arch,
         config=walker.config,
@@ -78,22 +78,16 @@ def solve_head(walker: Walker, head: Linear, statistics: Statistics) -> BlockRes
 
     Raises:
         SourceInvalid: `quantize.weight-not-finite`.
-        StageFailed: `quantize.damp`.
+        StageFailed: `quantize.unused` or `quantize.damp`.
     """
-    try:
+    h_II = statistics.take_hessian()
+    check_used(head.name, h_II)
+    weight_OI = walker.read_exact(head.source)
+    with told(head.name):
         quantized = round_head(
-            walker.read_exact(head.source),
-            statistics.take_hessian(),
-            walker.options,
-            walker.scheme,
-            lanes=walker.lanes,
+            weight_OI, h_II, walker.options, walker.scheme, lanes=walker.lanes
         )
-    except NotPositiveDefinite as error:
-        raise StageFailed(
-            f"the inputs of `{head.name}` leave no stable Hessian: {error}",
-            code="quantize.damp",
-            hints=("raise `quantize.calibration.num_samples`",),
-        ) from error
+    del weight_OI
     tensors, row = pack_linear(
         walker.reader.entry(head.source),
         quantized,

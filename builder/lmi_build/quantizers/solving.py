@@ -81,6 +81,35 @@ class BlockResult:
     rows: list[LedgerRow] = field(default_factory=list)
 
 
+@contextmanager
+def told(where: str) -> Iterator[None]:
+    """Name the layer whose inputs leave no Hessian that can be factored."""
+    try:
+        yield
+    except NotPositiveDefinite as error:
+        raise StageFailed(
+            f"the inputs of `{where}` leave no stable Hessian: {error}",
+            code="quantize.damp",
+            hints=("raise `quantize.calibration.num_samples`",),
+        ) from error
+
+
+def check_used(where: str, h_II: Tensor) -> None:
+    """
+    Refuse a layer that no token reaches.
+
+    Raises:
+        StageFailed: `quantize.unused`.
+    """
+    if bool((h_II.diagonal() > 0).any()):
+        return
+    raise StageFailed(
+        f"`{where}` never sees a number other than zero during calibration",
+        code="quantize.unused",
+        hints=(f"add `{where}` to `quantize.ignore`",),
+    )
+
+
 class BlockWork:
     """
     A block between its first step and its result.
@@ -140,9 +169,9 @@ class BlockWork:
         h_II = None
         if self.options.needs_hessian:
             h_II = statistics.take_hessian()
-            self._check_used(step, h_II)
+            check_used(self.where(step), h_II)
         parts = [part for part in step.parts if self._is_chosen(part)]
-        with self._told(step):
+        with told(self.where(step)):
             scale_I, w_IO = self._scale(step, statistics, h_II)
         if not parts:
             return
@@ -152,7 +181,7 @@ class BlockWork:
             w_IO.mul_(scale_I[:, None])
             if h_II is not None:
                 h_II.div_(scale_I[:, None]).div_(scale_I)
-        with self._told(step):
+        with told(self.where(step)):
             quantized = methods.round_weights(
                 w_IO, h_II, self.options, self.scheme, lanes=self.block.lanes
             )
@@ -172,28 +201,6 @@ class BlockWork:
                 statistics.channels.stats(), quantized, scale_I, self.scheme
             )
         self._install(parts, quantized, scale_I, input_scale, statistics.num_tokens)
-
-    @contextmanager
-    def _told(self, step: Step) -> Iterator[None]:
-        """Name the layer whose inputs leave no Hessian that can be factored."""
-        try:
-            yield
-        except NotPositiveDefinite as error:
-            raise StageFailed(
-                f"the inputs of `{self.where(step)}` leave no stable Hessian: {error}",
-                code="quantize.damp",
-                hints=("raise `quantize.calibration.num_samples`",),
-            ) from error
-
-    def _check_used(self, step: Step, h_II: Tensor) -> None:
-        if bool((h_II.diagonal() > 0).any()):
-            return
-        where = self.where(step)
-        raise StageFailed(
-            f"`{where}` never sees a number other than zero during calibration",
-            code="quantize.unused",
-            hints=(f"add `{where}` to `quantize.ignore`",),
-        )
 
     def _scale(
         self, step: Step, statistics: Statistics, h_II: Tensor | None

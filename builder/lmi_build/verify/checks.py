@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from lmi_build.errors import SourceInvalid, VerifyFailed
+from lmi_build.errors import VerifyFailed
+from lmi_build.quantizers.calibration import check_vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -59,7 +60,7 @@ def check_tokenizer(loaded: Loaded, model: Path, root: Path) -> dict[str, JSONVa
     return {"num_texts": len(texts), "identical": True}
 
 
-def check_vocabulary(windows: Iterable[Sequence[int]], model: Path) -> None:
+def check_windows(windows: Iterable[Sequence[int]], model: Path) -> None:
     """
     Refuse a tokenizer of another model before an engine runs on its tokens.
 
@@ -72,13 +73,8 @@ def check_vocabulary(windows: Iterable[Sequence[int]], model: Path) -> None:
     """
     config = json.loads((model / "config.json").read_bytes())
     num_rows = (config.get("text_config") or config).get("vocab_size")
-    highest = max(max(ids) for ids in windows)
-    if isinstance(num_rows, int) and highest >= num_rows:
-        raise SourceInvalid(
-            f"the tokenizer makes token {highest}, the embedding has {num_rows} rows",
-            code="calibration.tokenizer",
-            hints=("use the `tokenizer.json` that belongs to this model",),
-        )
+    if isinstance(num_rows, int):
+        check_vocabulary(max(max(ids) for ids in windows), num_rows)
 
 
 def _special_texts(oracle: Tokenizer) -> Iterator[str]:

@@ -77,7 +77,7 @@ def run(job: Job, emit: Emit) -> None:
         num_samples=params["num_samples"],
         max_seq_len=params["max_seq_len"],
     )
-    checks.check_vocabulary(windows, job.inputs["model"])
+    checks.check_windows(windows, job.inputs["model"])
     report: dict[str, JSONValue] = {
         "schema": REPORT_SCHEMA,
         "manifest": manifest.digest,

@@ -56,6 +56,7 @@ class AotInductorBackend:
         entry="lmi_build.backends.aotinductor.worker:run",
         targets=TARGETS,
         packings=READ_PACKINGS,
+        quantized_head=True,
         modules=("torch", "safetensors", "tokenizers"),
     )
 

@@ -302,12 +302,11 @@ def _write_ledger(
     def moved(row: LedgerRow) -> LedgerRow:
         if row.action != "quantized" or row.module not in by_name:
             return row
-        kept = (item for item in row.results if item not in row.codes)
         codes = (
             LedgerResult(name=plan.name, dtype=plan.dtype, shape=plan.shape)
             for plan in linear_plans(by_name[row.module], target)
         )
-        return replace(row, results=(*kept, *codes))
+        return replace(row, results=(*row.kept, *codes))
 
     write_ledger(out, [moved(row) for row in rows])
 
