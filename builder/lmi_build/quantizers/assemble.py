@@ -80,12 +80,17 @@ def assemble(
         method=params["method"],
         options=params,
     )
-    config = {**config, "quantization_config": entry}
+    _write_config(job.out, {**config, "quantization_config": entry}, linears)
+
+
+def _write_config(
+    out: Path, config: dict[str, Any], linears: tuple[Linear, ...]
+) -> None:
     if any(linear.shared for linear in linears):
         # What was one matrix is two now.
         config["tie_word_embeddings"] = False
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    (job.out / "config.json").write_text(text, "utf-8")
+    (out / "config.json").write_text(text, "utf-8")
 
 
 def _read_range(path: Path, begin: int, end: int) -> Iterator[bytes]:

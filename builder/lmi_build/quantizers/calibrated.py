@@ -96,15 +96,8 @@ class CalibratedWork:
         self._num_layers = decoder.num_layers
         self._head = next((x for x in linears if x.is_head), None)
         self.num_blocks = self._num_layers + (self._head is not None)
-        self.x: Activations
-        if folder is None:
-            self.x = HeldActivations(
-                torch.empty(samples, length, width, dtype=dtype, device=device)
-            )
-        else:
-            self.x = SpilledActivations(
-                folder / "residual.bin", (samples, length, width), dtype, device=device
-            )
+        shape = (samples, length, width)
+        self.x = _residual(folder, shape, dtype, device)
         self._walker = Walker(
             reader=reader,
             architecture=architecture,
@@ -135,6 +128,18 @@ class CalibratedWork:
             result = self._walker.quantize_block(index)
         last = index + 1 == self.num_blocks
         return result.tensors, tuple(result.rows), None if last else self.x
+
+
+def _residual(
+    folder: Path | None,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Activations:
+    """Room for the residual stream [N, L, D], in memory or in a file."""
+    if folder is None:
+        return HeldActivations(torch.empty(shape, dtype=dtype, device=device))
+    return SpilledActivations(folder / "residual.bin", shape, dtype, device=device)
 
 
 def _try_largest(need: MemoryNeed) -> None:

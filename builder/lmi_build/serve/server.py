@@ -15,7 +15,11 @@ from lmi_build.verify.integrity import refuse_if_damaged
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import ThreadPoolExecutor
     from pathlib import Path
+
+    from lmi_build.package.engine import Loaded
+    from lmi_build.values.manifest import Manifest
 
 _MAX_PORT = 65535
 # Seconds that running answers get to finish once the server is told to stop.
@@ -77,7 +81,6 @@ def serve(
 
         from lmi_build.serve.app import Service, make_app
         from lmi_build.serve.loop import Server
-        from lmi_build.serve.room import make_thread
     except ImportError as error:
         raise ToolMissing(
             f"serving needs `{error.name}`, which is not installed",
@@ -87,12 +90,7 @@ def serve(
     listening = listen(host, port)
     with listening:
         manifest = refuse_if_damaged(root)
-        thread = make_thread()
-        try:
-            loaded = thread.submit(load_engine, root, manifest).result()
-        except BaseException:
-            thread.shutdown(wait=False)
-            raise
+        loaded, thread = _load(root, manifest)
         service = Service(loaded, manifest, thread=thread)
         config = uvicorn.Config(
             make_app(service, loaded),
@@ -109,6 +107,18 @@ def serve(
             server.run(sockets=[listening])
         finally:
             service.answers.close()
+
+
+def _load(root: Path, manifest: Manifest) -> tuple[Loaded, ThreadPoolExecutor]:
+    """The engine, and the thread that loaded it and is to compute with it."""
+    from lmi_build.serve.room import make_thread
+
+    thread = make_thread()
+    try:
+        return thread.submit(load_engine, root, manifest).result(), thread
+    except BaseException:
+        thread.shutdown(wait=False)
+        raise
 
 
 def listen(host: str, port: int) -> socket.socket:
